@@ -1,0 +1,399 @@
+"""params.yaml as validated models, and the one place that knows where the study's files are."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from study.mappings import STRATEGIES
+
+
+class StudyError(Exception):
+    """A mistake a user can mend; shown as one line, without a traceback."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+TextName = Literal["wikipedia", "boolq", "quac", "xsum", "multilexsum", "sotu"]
+TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic"]
+
+
+class Encoder(Section):
+    """Shape of a Transformer encoder; ``width`` is the hidden size, ``intermediate`` the feed-forward width."""
+
+    layers: Positive
+    width: Positive
+    heads: Positive
+    intermediate: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        if self.width % self.heads:
+            raise ValueError(
+                f"heads = {self.heads} does not divide width = {self.width}; allowed: a divisor of the width"
+            )
+        return self
+
+
+class Teacher(Encoder):
+    name: str
+
+
+class Setting(Section):
+    teacher: Teacher
+    texts: list[TextName] = Field(min_length=1)
+    tasks: list[TaskName] = Field(min_length=1)
+
+
+class Grid(Section):
+    settings: list[str] = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
+    students: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+
+
+class Corpus(Section):
+    sequence_length: Annotated[int, Field(ge=8)]
+    validation_sequences: Positive
+    max_tokens: Positive | None
+    overlap_words: Annotated[int, Field(ge=8)]
+    seed: int
+
+
+class Masking(Section):
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    mask_token: Fraction
+    random_token: Fraction
+
+    @model_validator(mode="after")
+    def _shares_fit(self):
+        if self.mask_token + self.random_token > 1:
+            raise ValueError(f"mask_token + random_token = {self.mask_token + self.random_token}; allowed: at most 1")
+        return self
+
+
+class Adaptation(Section):
+    steps: Positive
+    batch_size: Positive
+    learning_rate: LearningRate
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Weight
+    evaluate_every: Positive
+    patience: Positive
+    min_improvement: Weight
+
+
+class Distillation(Section):
+    steps: Positive
+    batch_size: Positive
+    accumulation_steps: Positive
+    inputs: Literal["masked", "plain"]
+    warmup_fraction: Fraction
+    weight_decay: Weight
+    adam_epsilon: Annotated[float, Field(gt=0)]
+    evaluate_every: Positive
+    validation_sequences: Positive
+    save_every: Positive
+
+    @model_validator(mode="after")
+    def _batch_divides(self):
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps = {self.accumulation_steps} does not divide batch_size = {self.batch_size}"
+            )
+        return self
+
+
+class Tuning(Section):
+    learning_rates: list[LearningRate] = Field(min_length=1)
+    steps: Positive
+    seed: int
+
+
+class Untrained(Section):
+    objective: Literal["none"]
+
+
+class MaskedLanguageModelling(Section):
+    objective: Literal["masked_language_modelling"]
+    learning_rate: LearningRate
+
+
+class OutputDistribution(Section):
+    objective: Literal["output_distribution"]
+    learning_rate: LearningRate
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    positions: Literal["masked", "all"] = "masked"
+    mlm_weight: Weight = 0.0
+
+
+class HiddenState(Section):
+    objective: Literal["hidden_state"]
+    learning_rate: LearningRate
+    mapping: Literal[STRATEGIES]
+
+
+class AttentionRelation(Section):
+    objective: Literal["attention_relation"]
+    learning_rate: LearningRate
+    teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
+    relation_heads: Positive = 12
+
+
+class DirectAttention(Section):
+    objective: Literal["direct_attention"]
+    learning_rate: LearningRate
+    teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
+
+
+Method = Annotated[
+    Untrained | MaskedLanguageModelling | OutputDistribution | HiddenState | AttentionRelation | DirectAttention,
+    Field(discriminator="objective"),
+]
+
+
+class TaskBudget(Section):
+    train: Positive | None
+    development: Positive | None
+    test: Positive | None
+    max_length: Annotated[int, Field(ge=8)]
+
+
+class Finetuning(Section):
+    seeds: list[int] = Field(min_length=1)
+    learning_rates: list[LearningRate] = Field(min_length=1)
+    epochs: Positive
+    batch_size: Positive
+    warmup_fraction: Fraction
+    weight_decay: Weight
+    pad_to_multiple_of: Positive
+    pairs: Literal["separate", "joint"]
+    tasks: dict[TaskName, TaskBudget]
+
+
+class Latency(Section):
+    sequence_length: Annotated[int, Field(ge=2)]
+    batch_sizes: list[Positive] = Field(min_length=1)
+    warmup_runs: Annotated[int, Field(ge=0)]
+    runs: Annotated[int, Field(ge=3)]
+    threads: list[Positive] = Field(min_length=1)
+
+
+class Params(Section):
+    """All of params.yaml. Rules that span sections are checked here."""
+
+    profile: str
+    precision: Literal["auto", "bf16", "fp32"]
+    attention_implementation: Literal["eager", "sdpa"]
+    grid: Grid
+    settings: dict[str, Setting]
+    corpus: Corpus
+    masking: Masking
+    adaptation: Adaptation
+    students: dict[str, Encoder]
+    initialisation: Literal["random", "teacher-embeddings", "teacher-layers"]
+    distillation: Distillation
+    tuning: Tuning
+    methods: dict[str, Method]
+    finetuning: Finetuning
+    latency: Latency
+
+    @model_validator(mode="after")
+    def _sections_agree(self):
+        for key in ("settings", "methods", "students"):
+            known = getattr(self, key)
+            for name in getattr(self.grid, key):
+                if name not in known:
+                    raise ValueError(f"grid.{key}: {name!r} is unknown; allowed: {', '.join(known)}")
+        for name in self.grid.settings:
+            for task in self.settings[name].tasks:
+                if task not in self.finetuning.tasks:
+                    raise ValueError(f"settings.{name}.tasks: {task!r} has no entry under finetuning.tasks")
+            for student in self.grid.students:
+                self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
+                for method in self.grid.methods:
+                    self._method_fits(method, student, self.settings[name].teacher)
+        return self
+
+    def _student_fits(self, name: str, teacher: Teacher, where: str) -> None:
+        student = self.students[name]
+        for size in ("layers", "width", "intermediate"):
+            own, limit = getattr(student, size), getattr(teacher, size)
+            if own > limit:
+                raise ValueError(f"students.{name}.{size} = {own} exceeds {where}.{size}; allowed: at most {limit}")
+        if self.initialisation == "teacher-layers" and student.heads != teacher.heads:
+            raise ValueError(
+                f"students.{name}.heads = {student.heads}: initialisation 'teacher-layers' needs {teacher.heads} heads,"
+                " as the teacher has"
+            )
+
+    def _method_fits(self, name: str, student_name: str, teacher: Teacher) -> None:
+        method, student = self.methods[name], self.students[student_name]
+        if isinstance(method, (AttentionRelation, DirectAttention)) and method.teacher_layer_from_top >= teacher.layers:
+            raise ValueError(
+                f"methods.{name}.teacher_layer_from_top = {method.teacher_layer_from_top} leaves no teacher layer;"
+                f" allowed: 0 to {teacher.layers - 1}"
+            )
+        if isinstance(method, AttentionRelation):
+            for width in (teacher.width, student.width):
+                if width % method.relation_heads:
+                    raise ValueError(
+                        f"methods.{name}.relation_heads = {method.relation_heads} does not divide width {width}"
+                        f" (teacher {teacher.width}, students.{student_name} {student.width});"
+                        " allowed: a divisor of both"
+                    )
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The study's folder: the nearest one upward from ``start`` (default: here) that holds params.yaml and dvc.yaml."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise StudyError(f"no params.yaml beside a dvc.yaml in {start} or above; run this inside the study's folder")
+
+
+def load_params(path: str | os.PathLike | None = None, profile: str | None = None) -> Params:
+    """Read and validate params.yaml.
+
+    Args:
+        path: the file; by default the params.yaml of the study's folder (see :func:`find_root`).
+        profile: when given and not the file's own, the values of ``profiles/<profile>.yaml`` beside the file are
+            laid over it, as `make profile` would write them.
+
+    Raises:
+        StudyError: the file cannot be read, or a key is unknown, missing, of a wrong type or impossible; one line that
+            names the key, the value and what is allowed.
+    """
+    path = Path(path) if path is not None else find_root() / "params.yaml"
+    values = _read_yaml(path)
+    if profile is not None and profile != values.get("profile"):
+        values = _merge(values, _read_profile(path.parent, profile))
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise StudyError(_one_line(path, error)) from None
+
+
+def use_profile(name: str, path: Path | None = None) -> None:
+    """Write the values of ``profiles/<name>.yaml`` into params.yaml, keeping its comments and every other key.
+
+    Raises:
+        StudyError: no such profile, or the outcome would be invalid; params.yaml is then left as it was.
+    """
+    path = path or find_root() / "params.yaml"
+    load_params(path, profile=name)
+    yaml = YAML()
+    yaml.representer.add_representer(
+        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    yaml.width = 200
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(path)
+    _merge(document, _read_profile(path.parent, name), in_place=True)
+    draft = path.with_suffix(".yaml.new")
+    with draft.open("w") as stream:
+        yaml.dump(document, stream)
+    load_params(draft)
+    draft.replace(path)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        values = YAML(typ="safe").load(path)
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}") from None
+    except YAMLError as error:
+        raise StudyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}: holds {type(values).__name__}; allowed: a mapping of keys to values")
+    return values
+
+
+def _read_profile(folder: Path, name: str) -> dict:
+    file = folder / "profiles" / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(p.stem for p in file.parent.glob("*.yaml")))
+        raise StudyError(f"profile {name!r} is unknown; allowed: {known}")
+    return {"profile": name, **_read_yaml(file)}
+
+
+def _merge(base, overrides, in_place: bool = False):
+    base = base if in_place else dict(base)
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            base[key] = _merge(base[key], value, in_place)
+        elif isinstance(value, list) and in_place and isinstance(base.get(key), list):
+            base[key][:] = value
+        else:
+            base[key] = value
+    return base
+
+
+def _one_line(path: Path, error: ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    tags = (
+        "none",
+        "masked_language_modelling",
+        "output_distribution",
+        "hidden_state",
+        "attention_relation",
+        "direct_attention",
+    )
+    parts = [str(part) for part in first["loc"] if part not in tags]
+    key = ".".join(part for part in parts if part != "[key]")
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif first["type"] == "missing":
+        message, value = "key is missing", ""
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{path.name}: {key}{value}: {message}{more}" if key else f"{path.name}: {message}{more}"
+
+
+class Layout:
+    """Where the files of one profile and setting are, relative to the study's folder.
+
+    ``runs/`` holds what DVC caches (models, data), ``reports/`` what git keeps (small results, figures, pages),
+    ``scratch/`` what nobody keeps.
+    """
+
+    def __init__(self, params: Params, setting: str, root: Path | None = None):
+        if setting not in params.settings:
+            raise StudyError(f"setting {setting!r} is unknown; allowed: {', '.join(params.settings)}")
+        self.root = root or find_root()
+        self.runs = self.root / "runs" / params.profile / setting
+        self.reports = self.root / "reports" / params.profile
+        self.results = self.reports / "results" / setting
+        self.tasks = self.runs / "tasks"
+        self.corpus = self.runs / "corpus"
+        self.teacher = self.runs / "teacher"
+        self.checkpoints = self.root / "scratch" / "checkpoints"
+
+    def student(self, method: str, student: str, seed: int) -> Path:
+        return self.runs / "students" / f"{method}_{student}_{seed}"
+
+    def result(self, method: str, student: str, seed: int) -> Path:
+        return self.results / f"{method}_{student}_{seed}.json"
+
+
+def cell_title(params: Params, setting: str, method: str, student: str, seed: int) -> str:
+    """How a run announces itself: its place in the grid where it has one, and its name."""
+    grid = params.grid
+    cells = list(itertools.product(grid.settings, grid.methods, grid.students, grid.seeds))
+    cell = (setting, method, student, seed)
+    place = f"[{cells.index(cell) + 1}/{len(cells)}] " if cell in cells else ""
+    return f"{place}{setting} {method}" + (f" {student} seed {seed}" if method != "teacher" else "")

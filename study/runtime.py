@@ -1,0 +1,44 @@
+"""What the machine offers and what a run leaves on record about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether to run under bf16 autocast: ``auto`` means where the processor has bf16 instructions of its own."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def environment() -> dict:
+    """Versions, processor, threads and date, as kept in every result file."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "datasets")},
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "date": date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

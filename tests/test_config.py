@@ -1,0 +1,342 @@
+"""params.yaml: every mistake one line naming key, value and what is allowed; profiles that switch back and forth."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from study.config import Layout, StudyError, cell_title, find_root, load_params, use_profile
+
+ROOT = Path(__file__).parents[1]
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    use_profile("laptop", tmp_path / "params.yaml")
+    return tmp_path
+
+
+def edit(folder: Path, change) -> Path:
+    yaml, path = YAML(), folder / "params.yaml"
+    document = yaml.load(path)
+    change(document)
+    with path.open("w") as stream:
+        yaml.dump(document, stream)
+    return path
+
+
+def put(value, *keys):
+    def change(document):
+        for key in keys[:-1]:
+            document = document[key]
+        document[keys[-1]] = value
+
+    return change
+
+
+def both(*changes):
+    def change(document):
+        for each in changes:
+            each(document)
+
+    return change
+
+
+METHOD = ("methods", "mha-minilmv2")
+MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
+    "unknown key": (put(1, "distillation", "step"), ["distillation.step", "unknown key"]),
+    "unknown key at the top": (put(1, "grids"), ["grids", "unknown key"]),
+    "unknown key of a method": (put(1, *METHOD, "temperature"), ["methods.mha-minilmv2.temperature", "unknown key"]),
+    "unknown key of the method none": (put(1, "methods", "none", "steps"), ["methods.none.steps", "unknown key"]),
+    "missing key": (lambda document: document["corpus"].pop("seed"), ["corpus.seed", "missing"]),
+    "unknown method in the grid": (
+        lambda document: document["grid"]["methods"].append("mha-minilm"),
+        ["grid.methods", "'mha-minilm'", "allowed", "mha-minilmv2", "none", "od"],
+    ),
+    "unknown student in the grid": (put(["L2-H128"], "grid", "students"), ["grid.students", "'L2-H128'", "L3-H192"]),
+    "unknown setting in the grid": (put(["german"], "grid", "settings"), ["grid.settings", "'german'", "english"]),
+    "empty grid": (put([], "grid", "seeds"), ["grid.seeds", "[]", "at least 1"]),
+    "student without layers": (
+        put(0, "students", "L3-H192", "layers"),
+        ["students.L3-H192.layers", "= 0", "greater than 0"],
+    ),
+    "width not divisible by heads": (
+        put(190, "students", "L3-H192", "width"),
+        ["students.L3-H192", "heads = 12", "width = 190", "allowed"],
+    ),
+    "relation heads do not divide": (
+        put(128, *METHOD, "relation_heads"),
+        ["methods.mha-minilmv2.relation_heads", "= 128", "192", "allowed"],
+    ),
+    "no relation heads": (
+        put(0, *METHOD, "relation_heads"),
+        ["methods.mha-minilmv2.relation_heads", "= 0", "greater than 0"],
+    ),
+    "negative learning rate": (
+        put(-1e-4, *METHOD, "learning_rate"),
+        ["methods.mha-minilmv2.learning_rate", "-0.0001", "greater than 0"],
+    ),
+    "not a number": (
+        put(float("nan"), *METHOD, "learning_rate"),
+        ["methods.mha-minilmv2.learning_rate", "nan"],
+    ),
+    "negative fine-tuning rate": (
+        put([3e-4, -1.0], "finetuning", "learning_rates"),
+        ["finetuning.learning_rates", "-1.0"],
+    ),
+    "student deeper than its teacher": (
+        put(7, "students", "L3-H192", "layers"),
+        ["students.L3-H192.layers", "= 7", "teacher.layers", "at most 6"],
+    ),
+    "student wider than its teacher": (
+        both(put(768, "students", "L3-H192", "width")),
+        ["students.L3-H192.width", "= 768", "at most 384"],
+    ),
+    "teacher layer below the first": (
+        put(6, *METHOD, "teacher_layer_from_top"),
+        ["methods.mha-minilmv2.teacher_layer_from_top", "= 6", "0 to 5"],
+    ),
+    "unknown mapping": (
+        put("bottom", "methods", "hs-top", "mapping"),
+        ["methods.hs-top.mapping", "'bottom'", "uniform-consecutive", "uniform+last"],
+    ),
+    "unknown task of a setting": (
+        put(["sst-2"], "settings", "english", "tasks"),
+        ["settings.english.tasks", "'sst-2'", "sentiment", "boolq"],
+    ),
+    "unknown task of the budget": (
+        lambda document: document["finetuning"]["tasks"].update({"mnli": document["finetuning"]["tasks"]["topic"]}),
+        ["finetuning.tasks", "mnli", "sentiment", "boolq"],
+    ),
+    "task without a budget": (
+        lambda document: document["finetuning"]["tasks"].pop("topic"),
+        ["settings.english.tasks", "'topic'", "finetuning.tasks"],
+    ),
+    "unknown text": (put(["wiki"], "settings", "english", "texts"), ["settings.english.texts", "'wiki'", "wikipedia"]),
+    "string for an integer": (
+        put("200", "distillation", "steps"),
+        ["distillation.steps", "'200'", "integer"],
+    ),
+    "fraction for an integer": (put(1.5, "distillation", "steps"), ["distillation.steps", "1.5", "integer"]),
+    "boolean for an integer": (put(True, "distillation", "steps"), ["distillation.steps", "True", "integer"]),
+    "number for a list": (put(1, "grid", "seeds"), ["grid.seeds", "= 1", "list"]),
+    "null for a number": (put(None, "distillation", "steps"), ["distillation.steps", "None", "integer"]),
+    "unknown objective": (
+        put("attention", *METHOD, "objective"),
+        ["methods.mha-minilmv2", "'attention'", "attention_relation", "hidden_state"],
+    ),
+    "method without objective": (
+        lambda document: document["methods"]["od"].pop("objective"),
+        ["methods.od", "objective"],
+    ),
+    "unknown initialisation": (
+        put("teacher", "initialisation"),
+        ["initialisation", "'teacher'", "teacher-layers", "random"],
+    ),
+    "heads that projection cannot keep": (
+        put(6, "students", "L3-H192", "heads"),
+        ["students.L3-H192.heads", "= 6", "teacher-layers", "12"],
+    ),
+    "shares above one": (
+        put(0.95, "masking", "mask_token"),
+        ["masking", "mask_token + random_token", "= 1.05", "at most 1"],
+    ),
+    "accumulation does not divide": (
+        put(3, "distillation", "accumulation_steps"),
+        ["distillation", "accumulation_steps = 3", "batch_size = 16"],
+    ),
+    "misspelt precision": (put("fp16", "precision"), ["precision", "'fp16'", "auto", "bf16", "fp32"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_naming_key_value_and_allowed(folder, name):
+    change, named = MISTAKES[name]
+    path = edit(folder, change)
+    with pytest.raises(StudyError) as error:
+        load_params(path)
+    line = str(error.value)
+    assert "\n" not in line and line.startswith("params.yaml: ")
+    assert [part for part in named if part not in line] == [], line
+
+
+def test_the_mistakes_start_from_a_valid_file(folder):
+    assert load_params(folder / "params.yaml").profile == "laptop"
+
+
+BROKEN = {
+    "invalid YAML": ("profile: [smoke", ["not valid YAML"]),
+    "duplicate key": ("profile: smoke\nprofile: laptop\n", ["not valid YAML", "duplicate", "profile"]),
+    "tab": ("grid:\n\tseeds: [1]\n", ["not valid YAML"]),
+    "list": ("- profile\n", ["list", "mapping"]),
+    "empty": ("", ["NoneType", "mapping"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_mapping_is_one_line_naming_the_file(tmp_path, name):
+    text, named = BROKEN[name]
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(StudyError) as error:
+        load_params(tmp_path / "params.yaml")
+    line = str(error.value)
+    assert "\n" not in line and "params.yaml" in line and [part for part in named if part not in line] == []
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(StudyError, match="No such file"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(StudyError, match="no params.yaml beside a dvc.yaml"):
+        find_root(tmp_path)
+
+
+def leaves(values: dict, prefix: str = "") -> set[str]:
+    keys = set()
+    for key, value in values.items():
+        keys |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys
+
+
+def test_the_three_profiles_exist():
+    assert PROFILES == ["laptop", "overnight", "smoke"]
+
+
+def test_profiles_override_the_same_keys_so_that_switching_back_restores_everything():
+    keys = {name: leaves(YAML(typ="safe").load(ROOT / "profiles" / f"{name}.yaml")) for name in PROFILES}
+    for name in PROFILES:
+        assert keys[name] == keys["laptop"], (name, keys[name] ^ keys["laptop"])
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_overlaid_and_written_profile_are_the_same(folder, name):
+    overlaid = load_params(folder / "params.yaml", profile=name)
+    use_profile(name, folder / "params.yaml")
+    assert load_params(folder / "params.yaml") == overlaid
+    assert overlaid.profile == name
+    assert load_params(folder / "params.yaml", profile=name) == overlaid
+
+
+def test_there_and_back_again_is_the_same_file_byte_for_byte(folder):
+    path = folder / "params.yaml"
+    first = path.read_bytes()
+    for name in ("smoke", "overnight", "smoke", "laptop"):
+        use_profile(name, path)
+    assert path.read_bytes() == first
+
+
+def test_writing_the_active_profile_again_changes_nothing(tmp_path):
+    """Line breaks, the style of lists and all: what is in git is what switching writes."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    use_profile(load_params(tmp_path / "params.yaml").profile, tmp_path / "params.yaml")
+    assert (tmp_path / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_switching_keeps_every_comment_and_what_profiles_do_not_set(folder):
+    path = edit(folder, put(2.0, "methods", "od", "temperature"))
+    comments = re.findall(r"#.*", (ROOT / "params.yaml").read_text())
+    assert len(comments) > 50
+    use_profile("overnight", path)
+    assert re.findall(r"#.*", path.read_text()) == comments
+    assert load_params(path).methods["od"].temperature == 2.0
+
+
+def test_switching_leaves_no_draft_behind(folder):
+    before = sorted(path.name for path in folder.iterdir())
+    use_profile("smoke", folder / "params.yaml")
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_failing_switch_leaves_the_file_as_it_was(folder):
+    path = folder / "params.yaml"
+    before, files = path.read_bytes(), sorted(path.name for path in folder.iterdir())
+    with pytest.raises(StudyError) as error:
+        use_profile("weekend", path)
+    assert "'weekend'" in str(error.value) and all(name in str(error.value) for name in PROFILES)
+    (folder / "profiles" / "smoke.yaml").write_text("grid: {methods: [magic]}\n")
+    with pytest.raises(StudyError, match="'magic'"):
+        use_profile("smoke", path)
+    (folder / "profiles" / "smoke.yaml").write_text("grid: [\n")
+    with pytest.raises(StudyError, match="smoke.yaml: not valid YAML"):
+        use_profile("smoke", path)
+    assert path.read_bytes() == before and sorted(path.name for path in folder.iterdir()) == files
+
+
+def test_every_key_has_a_comment():
+    """On its own line, or on the line of the mapping whose uniform entries it explains."""
+    explained_by_their_mapping = ("methods", "finetuning.tasks", "students")
+    stack, missing = [], []
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        entry = re.match(r"( *)([\w+-]+):(.*)", line)
+        if not entry:
+            continue
+        depth, key, rest = len(entry[1]) // 2, entry[2], entry[3]
+        stack = [*stack[:depth], key]
+        name = ".".join(stack)
+        in_explained = name.rpartition(".")[0] in explained_by_their_mapping or key in (
+            "objective",
+            "learning_rate",
+            "mapping",
+        )
+        block = not rest.strip()  # its keys explain themselves
+        if "#" not in rest and not block and not (in_explained and name.startswith(explained_by_their_mapping)):
+            missing.append(name)
+    assert missing == []
+    assert all(
+        re.search(rf"^ *{name.rpartition('.')[2]}:.*#", (ROOT / "params.yaml").read_text(), re.M)
+        for name in explained_by_their_mapping
+    )
+
+
+def study_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "study", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_check_on_the_command_line(folder):
+    outcome = study_command(folder, "check")
+    assert (outcome.returncode, outcome.stderr) == (0, "") and "laptop" in outcome.stdout
+    edit(folder, put(["magic"], "grid", "methods"))
+    outcome = study_command(folder, "check")
+    assert outcome.returncode == 1 and outcome.stdout == ""
+    assert len(outcome.stderr.splitlines()) == 1 and "'magic'" in outcome.stderr
+
+
+def test_use_on_the_command_line(folder):
+    before = (folder / "params.yaml").read_bytes()
+    outcome = study_command(folder, "use", "weekend")
+    assert outcome.returncode == 1 and len(outcome.stderr.splitlines()) == 1 and "'weekend'" in outcome.stderr
+    assert (folder / "params.yaml").read_bytes() == before
+    assert study_command(folder, "use", "smoke").returncode == 0
+    assert load_params(folder / "params.yaml").profile == "smoke"
+
+
+def test_layout_keeps_profiles_apart_and_names_an_unknown_setting(folder):
+    params = {name: load_params(folder / "params.yaml", profile=name) for name in ("smoke", "laptop")}
+    places = [Layout(params[name], "english", folder) for name in params]
+    for attribute in ("runs", "reports", "results", "tasks", "corpus", "teacher"):
+        assert getattr(places[0], attribute) != getattr(places[1], attribute)
+    assert places[0].student("od", "L3-H192", 1) != places[1].student("od", "L3-H192", 1)
+    with pytest.raises(StudyError, match="'german'.*english"):
+        Layout(params["smoke"], "german", folder)
+
+
+def test_title_counts_the_cells_of_the_grid(folder):
+    params = load_params(folder / "params.yaml", profile="smoke")
+    methods = len(params.grid.methods)
+    assert cell_title(params, "english", params.grid.methods[-1], "L3-H192", 1).startswith(f"[{methods}/{methods}] ")
+    assert cell_title(params, "english", "hs-last", "L6-H192", 5) == "english hs-last L6-H192 seed 5"
+    assert cell_title(params, "english", "teacher", "teacher", 0) == "english teacher"
