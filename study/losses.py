@@ -1,0 +1,141 @@
+"""The distillation objectives: pure functions of tensors. B = batch, T = tokens, H = width, A = relation heads."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def output_distribution(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Output-distribution (OD) transfer: divergence of the two distributions over the vocabulary.
+
+    .. math:: \frac{\tau^2}{N} \sum_{n=1}^{N} KL(softmax(z^T_n / \tau) \,\|\, softmax(z^S_n / \tau))
+
+    N runs over all positions given; choose them (e.g. the masked ones) before the call. The paper's cross-entropy
+    differs by the teacher's entropy, a constant: gradients at temperature 1 are the same.
+
+    Args:
+        student_logits, teacher_logits: (..., vocabulary), same shape; computed in float32.
+        temperature: tau > 0; the factor tau^2 keeps gradients comparable across temperatures.
+
+    Raises:
+        ValueError: different shapes, or a temperature that is not positive.
+
+    Source: Udagawa et al. (2310.08797), section 2.1; tau and tau^2 after DistilBERT (1910.01108).
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"logits differ in shape: student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature = {temperature}; allowed: above 0")
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    positions = max(student[..., 0].numel(), 1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True) / positions
+
+
+def hidden_state(projected_student: Tensor, teacher: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    r"""Hidden-state (HS) transfer for one mapped pair of layers: mean squared error over non-padding tokens.
+
+    .. math:: \frac{1}{N H} \sum_{n=1}^{N} \| W h^S_n - h^T_n \|^2
+
+    N counts the non-padding tokens of the whole batch, H is the teacher's width.
+
+    Args:
+        projected_student: (B, T, H), the student's states already mapped by W to the teacher's width.
+        teacher: (B, T, H).
+        attention_mask: (B, T), nonzero at real tokens; None means no padding.
+
+    Raises:
+        ValueError: shapes that do not agree.
+
+    Source: Udagawa et al. (2310.08797), section 2.2; the mean over non-padding tokens is this study's choice.
+    """
+    return _masked_mean_squared_error(projected_student, teacher, attention_mask)
+
+
+def direct_attention(projected_student: Tensor, teacher: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    r"""DirectMiniLM for one of Q, K or V: mean squared error between projected student and teacher vectors.
+
+    .. math:: \frac{1}{N H} \sum_{n=1}^{N} \| W_X x^S_n - x^T_n \|^2, \quad X \in \{Q, K, V\}
+
+    The same form as :func:`hidden_state` on purpose: it is the paper's control for what is transferred, not how.
+
+    Args, Raises: as :func:`hidden_state`, with queries, keys or values (all heads side by side) for hidden states.
+
+    Source: Udagawa et al. (2310.08797), section 2.3 (full vectors; maps per head are an open point).
+    """
+    return _masked_mean_squared_error(projected_student, teacher, attention_mask)
+
+
+def attention_relation(
+    student: Tensor, teacher: Tensor, relation_heads: int, attention_mask: Tensor | None = None
+) -> Tensor:
+    r"""MiniLMv2 for one of Q, K or V: divergence of the self-attention relations.
+
+    .. math:: R_a = softmax(X_a X_a^\top / \sqrt{d}), \quad
+              \frac{1}{B} \sum_b \frac{1}{A\,|x_b|} \sum_{a=1}^{A} \sum_{t \in x_b} KL(R^T_{a,t} \,\|\, R^S_{a,t})
+
+    X_a is the a-th of A equal slices of the width, d that slice's width in the model at hand (H / A, so student and
+    teacher differ), and |x_b| the number of non-padding tokens. Padding is left out as query and as key; a sequence of
+    nothing but padding does not count in the mean. Scores and softmax are float32 whatever the input and autocast.
+
+    Args:
+        student: (B, T, H_S). teacher: (B, T, H_T). All attention heads side by side; widths and head counts may differ.
+        relation_heads: A, a divisor of both widths.
+        attention_mask: (B, T), nonzero at real tokens; None means no padding.
+
+    Raises:
+        ValueError: shapes that do not agree, or a width that ``relation_heads`` does not divide.
+
+    Source: MiniLMv2 (2012.15828), section 3.2, with the reduction of its published code.
+    """
+    _check_states(student, teacher, attention_mask, same_width=False)
+    for name, states in (("student", student), ("teacher", teacher)):
+        if relation_heads < 1 or states.shape[-1] % relation_heads:
+            raise ValueError(f"relation heads {relation_heads} do not divide the {name}'s width {states.shape[-1]}")
+    valid = None if attention_mask is None else attention_mask.bool()
+    with torch.autocast(student.device.type, enabled=False):
+        student_relation = _relation_log_probabilities(student, relation_heads, valid)  # (B, A, T, T)
+        teacher_relation = _relation_log_probabilities(teacher, relation_heads, valid)
+        if valid is None:
+            total = F.kl_div(student_relation, teacher_relation, reduction="sum", log_target=True)
+            return total / (relation_heads * student.shape[1] * student.shape[0])
+        divergence = teacher_relation.exp() * (teacher_relation - student_relation)
+        pairs = valid[:, None, :, None] & valid[:, None, None, :]  # query and key are both real tokens
+        per_sequence = divergence.masked_fill(~pairs, 0.0).sum(dim=(1, 2, 3))
+        lengths = valid.sum(dim=1)
+        return (per_sequence / (relation_heads * lengths.clamp(min=1))).sum() / (lengths > 0).sum().clamp(min=1)
+
+
+def _relation_log_probabilities(states: Tensor, relation_heads: int, valid: Tensor | None) -> Tensor:
+    """(B, T, H) to log softmax of the scaled dot products, (B, A, T, T)."""
+    batch, tokens, width = states.shape
+    heads = states.float().view(batch, tokens, relation_heads, width // relation_heads).transpose(1, 2)
+    scores = (heads / math.sqrt(width // relation_heads)) @ heads.transpose(-1, -2)
+    if valid is not None:
+        scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
+    return F.log_softmax(scores, dim=-1)
+
+
+def _masked_mean_squared_error(student: Tensor, teacher: Tensor, attention_mask: Tensor | None) -> Tensor:
+    _check_states(student, teacher, attention_mask, same_width=True)
+    if attention_mask is None:
+        return F.mse_loss(student.float(), teacher.float())
+    valid = attention_mask.bool()
+    squared = (student.float() - teacher.float()).pow(2).masked_fill(~valid[..., None], 0.0)
+    return squared.sum() / (valid.sum().clamp(min=1) * teacher.shape[-1])
+
+
+def _check_states(student: Tensor, teacher: Tensor, attention_mask: Tensor | None, same_width: bool) -> None:
+    shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+    if student.dim() != 3 or teacher.dim() != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(f"expected (batch, tokens, width) with equal batch and tokens, got {shapes}")
+    if same_width and student.shape[-1] != teacher.shape[-1]:
+        raise ValueError(f"expected the student projected to the teacher's width, got {shapes}")
+    if attention_mask is not None and attention_mask.shape != student.shape[:2]:
+        raise ValueError(f"attention mask {tuple(attention_mask.shape)} does not fit {shapes}")
