@@ -1,0 +1,1 @@
+"""Sources, tasks and corpus: text and labels; nothing here knows about models."""

