@@ -1,0 +1,1 @@
+"""What is trained and where it is read: teachers, students and the taps on both."""

@@ -1,0 +1,136 @@
+"""Small real models, tokenizer, corpus and parameters: every loading path of the study, on files of a few kilobytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
+
+from study import Params, load_params
+from study.data import tasks
+
+ROOT = Path(__file__).parents[1]
+FAMILIES = {
+    "bert": (BertConfig, BertForMaskedLM),
+    "roberta": (RobertaConfig, RobertaForMaskedLM),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForMaskedLM),
+}
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = 60
+LENGTH = 16
+TEACHER = {"layers": 4, "width": 24, "heads": 4, "intermediate": 48}
+
+
+def masked_language_model(family="bert", attention="eager", seed=0, layers=4, width=24, heads=4, intermediate=48):
+    """A model whose every parameter is random, biases and layer norms too, so that no term can be forgotten unseen."""
+    configuration, architecture = FAMILIES[family]
+    pad = 0 if family == "bert" else 1
+    config = configuration(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=40,
+        pad_token_id=pad,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(seed)
+    model = architecture._from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def tokenizer(folder: Path) -> BertTokenizerFast:
+    """WordPiece over five special tokens and 55 words of one or two letters."""
+    words = [a + b for a in "abcdefghijk" for b in ("", "x", "y", "z", "q")]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(SPECIAL + words) + "\n")
+    return BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+
+
+def sequences(count: int, seed: int) -> np.ndarray:
+    """[CLS] w, w+1 or w+2, ... [SEP]: text in which neighbours tell much about a word."""
+    generator = np.random.default_rng(seed)
+    steps = generator.integers(1, 3, (count, LENGTH - 2)).cumsum(axis=1)
+    words = len(SPECIAL) + (generator.integers(0, 55, (count, 1)) + steps) % 55
+    return np.pad(words, ((0, 0), (1, 1)), constant_values=((0, 0), (2, 3))).astype(np.uint16)
+
+
+def save_corpus(folder: Path, train: int = 64, validation: int = 16) -> None:
+    features = Features({"input_ids": List(Value("uint16"), length=LENGTH)})
+    splits = {"train": sequences(train, 1), "validation": sequences(validation, 2)}
+    rows = {name: Dataset.from_dict({"input_ids": ids}, features=features) for name, ids in splits.items()}
+    tasks.save(DatasetDict(rows), folder)
+
+
+def parameters(folder: Path, **changes: dict) -> Params:
+    """The study's own parameters with tiny sizes; ``changes`` are laid over their sections."""
+    values = load_params(ROOT / "params.yaml").model_dump()
+    values |= {"profile": "test", "precision": "fp32", "initialisation": "teacher-layers"}
+    values["grid"] = {"settings": ["english"], "methods": ["none", "mlm"], "students": ["L2-H24"], "seeds": [1]}
+    teacher = {"name": str(folder / "pretrained"), **TEACHER}
+    values["settings"] = {"english": {"teacher": teacher, "texts": ["wikipedia"], "tasks": ["topic"]}}
+    values["students"] = {
+        "L2-H24": {"layers": 2, "width": 24, "heads": 4, "intermediate": 48},
+        "L2-H12": {"layers": 2, "width": 12, "heads": 4, "intermediate": 24},
+    }
+    values["methods"] |= {"none": {"objective": "none"}}
+    values["methods"]["mha-minilmv2"] |= {"relation_heads": 4}
+    values["corpus"] |= {"sequence_length": LENGTH, "validation_sequences": 16}
+    values["adaptation"] |= {"steps": 8, "batch_size": 8, "evaluate_every": 2, "warmup_steps": 1}
+    values["distillation"] |= {
+        "steps": 6,
+        "batch_size": 8,
+        "accumulation_steps": 1,
+        "evaluate_every": 3,
+        "validation_sequences": 16,
+        "save_every": 2,
+    }
+    values["tuning"] |= {"student": "L2-H12", "steps": 4}
+    for section, entries in changes.items():
+        values[section] = values[section] | entries if isinstance(entries, dict) else entries
+    return Params.model_validate(values)
+
+
+def workspace(folder: Path, train: int = 64) -> Path:
+    """A study's folder with a pre-trained encoder, an adapted teacher and a corpus, to run in."""
+    (folder / "params.yaml").touch()
+    (folder / "dvc.yaml").touch()
+    runs = folder / "runs" / "test" / "english"
+    model = masked_language_model(**TEACHER)
+    words = tokenizer(folder / "pretrained")
+    for place in (folder / "pretrained", runs / "teacher"):
+        model.save_pretrained(place)
+        words.save_pretrained(place)
+    save_corpus(runs / "corpus", train)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def identical(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
