@@ -1,0 +1,1 @@
+"""Trainer subclasses: distillation and fine-tuning."""

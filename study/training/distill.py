@@ -1,0 +1,409 @@
+"""Training of teachers (MLM adaptation) and students (distillation) by transformers' Trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+
+import study
+from study.config import Layout, Masking, Params, StudyError, Untrained, cell_title
+from study.data.corpus import load_corpus
+from study.models.students import create_student
+from study.models.teachers import load_encoder, load_model, load_tokenizer, with_language_modelling_head
+from study.runtime import environment, use_bf16
+from study.training.objectives import OBJECTIVES, MaskedLanguageModelling, Objective
+
+START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
+
+
+class MaskedSequences(torch.utils.data.Dataset):
+    """A stream of packed sequences with masks, a pure function of (seed, position in the stream).
+
+    Every method of one seed therefore sees the same sequences under the same masks in the same order, whatever it does
+    to random number generators, and a resumed run sees what an uninterrupted one would have seen. Each pass over the
+    sequences has an order and masks of its own. The number of masked tokens M = round(fraction x T) is the same for
+    every sequence, so shapes stay static; special tokens are never masked.
+
+    Args:
+        sequences: rows of ``input_ids``, all of T tokens.
+        length: items of the stream; None means one pass in the given order (for evaluation).
+    """
+
+    def __init__(
+        self,
+        sequences: Dataset,
+        masking: Masking,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        length: int | None = None,
+    ):
+        self.sequences = sequences.with_format("numpy")
+        self.masking, self.seed = masking, seed
+        self.length = len(sequences) if length is None else length
+        self.shuffled = length is not None
+        self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
+        self.special = np.array(tokenizer.all_special_ids)
+        self._order = (-1, np.empty(0, dtype=int))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> dict[str, np.ndarray]:
+        epoch, index = divmod(item, len(self.sequences))
+        if self.shuffled:
+            if self._order[0] != epoch:
+                self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.sequences)))
+            index = int(self._order[1][index])
+        tokens = self.sequences[index]["input_ids"].astype(np.int64)
+        generator = np.random.default_rng([self.seed, 1, item])
+        count = max(1, round(self.masking.fraction * len(tokens)))
+        positions = np.sort(generator.permutation(np.flatnonzero(~np.isin(tokens, self.special)))[:count])
+        draw = generator.random(count)
+        replaced = np.where(
+            draw < self.masking.mask_token,
+            self.mask_id,
+            np.where(
+                draw < self.masking.mask_token + self.masking.random_token,
+                generator.integers(self.vocabulary, size=count),
+                tokens[positions],
+            ),
+        )
+        masked = tokens.copy()
+        masked[positions] = replaced
+        return {"input_ids": tokens, "masked_input_ids": masked, "positions": positions, "labels": tokens[positions]}
+
+
+class Progress(TrainerCallback):
+    """One flushed line per logging step: what runs, step, loss, tokens per second, time left."""
+
+    def __init__(self, title: str, tokens_per_step: int):
+        self.title, self.tokens_per_step = title, tokens_per_step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = {"loss": "loss", "eval_loss": "held-out loss"}
+        shown = [f"{text} {logs[key]:.4g}" for key, text in loss.items() if key in logs]
+        done, elapsed = state.global_step - self.first, time.monotonic() - self.began
+        if not shown:
+            return
+        if done > 0:
+            left = elapsed / done * (state.max_steps - state.global_step)
+            speed = self.tokens_per_step * done / elapsed
+            shown += [f"{speed:,.0f} tokens/s", f"{int(left) // 60}:{int(left) % 60:02d} left"]
+        print(f"{self.title} | step {state.global_step}/{state.max_steps} | {' | '.join(shown)}", flush=True)
+
+
+class DistillationTrainer(Trainer):
+    """The Trainer, with elapsed time in its log and an error as soon as a logged loss is not finite."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for key in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(key, 0.0)):
+                raise StudyError(
+                    f"{key} = {logs[key]} at step {self.state.global_step}: training stopped, no result written"
+                )
+        now = time.monotonic()
+        earlier = next((entry["seconds"] for entry in reversed(self.state.log_history) if "seconds" in entry), 0.0)
+        logs["seconds"] = earlier + now - getattr(self, "_last_log", now)
+        self._last_log = now
+        super().log(logs, start_time)
+
+
+def train(
+    objective: Objective,
+    training: MaskedSequences,
+    validation: MaskedSequences,
+    arguments: TrainingArguments,
+    title: str,
+    callbacks: list[TrainerCallback] | None = None,
+) -> dict:
+    """Train ``objective`` from the last complete checkpoint in ``arguments.output_dir``, or from the start.
+
+    Returns:
+        the curve of held-out losses, the training losses, steps, tokens and seconds.
+
+    Raises:
+        StudyError: a loss that is not finite.
+    """
+    objective.accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
+    trainer = DistillationTrainer(
+        model=objective,
+        args=arguments,
+        train_dataset=training,
+        eval_dataset=validation,
+        data_collator=default_data_collator,
+        callbacks=callbacks,
+    )
+    if objective.teacher is not None:
+        objective.teacher.to(arguments.device)
+    sequence_length = len(training[0]["input_ids"])
+    batch_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(title, batch_size * sequence_length))
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(Path(arguments.output_dir)))
+    history = trainer.state.log_history
+    if not any("eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in history):
+        trainer.evaluate()
+    tokens = batch_size * sequence_length
+
+    def curve(key: str) -> list[dict]:
+        return [
+            {"step": e["step"], "tokens": e["step"] * tokens, "seconds": round(e["seconds"], 1), "loss": e[key]}
+            for e in history
+            if key in e
+        ]
+
+    seconds = history[-1]["seconds"]
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.global_step * tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(trainer.state.global_step * tokens / max(seconds, 1e-9), 1),
+        "precision": "bf16" if arguments.bf16 else "fp32",
+        "threads": torch.get_num_threads(),
+        "curve": curve("eval_loss"),
+        "training_curve": curve("loss"),
+    }
+
+
+def distil(params: Params, setting: str, method: str, student: str, seed: int, output: Path) -> dict:
+    """Distil one student and save it to ``output`` (loadable by ``from_pretrained``) with its ``record.json``.
+
+    A run that was killed continues from its last checkpoint when called again with the same parameters, code, corpus
+    and teacher.
+
+    Raises:
+        StudyError: an unknown name, a missing input, a corpus shorter than one batch, or a loss that is not finite.
+    """
+    layout = Layout(params, setting)
+    for key, name, known in (("method", method, params.methods), ("student", student, params.students)):
+        if name not in known:
+            raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known)}")
+    chosen, budget = params.methods[method], params.distillation
+    tokenizer = load_tokenizer(params.settings[setting].teacher)
+    teacher = load_model(layout.teacher, params.attention_implementation)
+    corpus = load_corpus(layout.corpus)
+    if len(corpus["train"]) < budget.batch_size:
+        raise StudyError(
+            f"{layout.corpus}: {len(corpus['train'])} training sequences; distillation.batch_size = {budget.batch_size}"
+            " needs at least one batch"
+        )
+    stream = MaskedSequences(corpus["train"], params.masking, tokenizer, seed, budget.steps * budget.batch_size)
+    start = default_data_collator([stream[i] for i in range(START_SEQUENCES)])
+    model = create_student(teacher, params.students[student], params.initialisation, start["input_ids"], seed)
+    record = {
+        "objective": chosen.objective,
+        "learning_rate": getattr(chosen, "learning_rate", None),
+        "initialisation": params.initialisation,
+        "inputs": budget.inputs,
+        "method": chosen.model_dump(),
+    }
+    if isinstance(chosen, Untrained):
+        record.update(steps=0, tokens=0, seconds=0.0)
+        _save(model, tokenizer, record, output)
+        return record
+
+    switch_off_dropout(model)
+    objective = OBJECTIVES[chosen.objective](model, teacher, chosen, budget)
+    objective.start(start)
+    freeze_untrained(objective, {key: value[:1] for key, value in start.items()})
+    validation_sequences = corpus["validation"].select(
+        range(min(budget.validation_sequences, len(corpus["validation"])))
+    )
+    identity = {
+        "params": params.model_dump(include={"masking", "distillation", "initialisation", "precision"}),
+        "method": chosen.model_dump(),
+        "student": params.students[student].model_dump(),
+        "seed": seed,
+        "inputs": [fingerprint(layout.teacher), fingerprint(layout.corpus)],
+    }
+    with Checkpoints(layout.checkpoints, identity) as folder:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=budget.steps,
+            per_device_train_batch_size=budget.batch_size // budget.accumulation_steps,
+            gradient_accumulation_steps=budget.accumulation_steps,
+            learning_rate=chosen.learning_rate,
+            warmup_steps=round(budget.warmup_fraction * budget.steps),
+            weight_decay=budget.weight_decay,
+            adam_epsilon=budget.adam_epsilon,
+            eval_steps=budget.evaluate_every,
+            save_steps=budget.save_every,
+            seed=seed,
+            **common_arguments(params, budget.batch_size),
+        )
+        validation = MaskedSequences(validation_sequences, params.masking, tokenizer, seed=0)
+        record |= train(objective, stream, validation, arguments, cell_title(params, setting, method, student, seed))
+        _save(objective.student, tokenizer, record, output)
+    return record
+
+
+def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
+    """Continue MLM training of the setting's teacher on the corpus, so that it has an output distribution to transfer.
+
+    It stops at ``adaptation.steps``, or earlier once the held-out MLM loss has improved by less than
+    ``adaptation.min_improvement`` nats in ``adaptation.patience`` evaluations in a row.
+
+    Raises:
+        StudyError: as :func:`distil`.
+    """
+    layout, budget = Layout(params, setting), params.adaptation
+    tokenizer = load_tokenizer(params.settings[setting].teacher)
+    corpus = load_corpus(layout.corpus)
+    encoder = load_encoder(params.settings[setting].teacher, params.attention_implementation)
+    tokens = torch.from_numpy(
+        np.concatenate([batch["input_ids"].ravel() for batch in corpus["train"].with_format("numpy").iter(1024)])
+    )
+    model = with_language_modelling_head(encoder, torch.bincount(tokens.long(), minlength=encoder.config.vocab_size))
+    switch_off_dropout(model)
+    identity = {
+        "params": params.model_dump(include={"masking", "adaptation", "precision"}),
+        "teacher": params.settings[setting].teacher.model_dump(),
+        "inputs": [fingerprint(layout.corpus)],
+    }
+    objective = MaskedLanguageModelling(model, None, params.methods.get("mlm"), params.distillation)
+    with Checkpoints(layout.checkpoints, identity) as folder:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=budget.steps,
+            per_device_train_batch_size=budget.batch_size,
+            learning_rate=budget.learning_rate,
+            warmup_steps=budget.warmup_steps,
+            weight_decay=budget.weight_decay,
+            eval_steps=budget.evaluate_every,
+            save_steps=budget.evaluate_every,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            seed=0,
+            **common_arguments(params, budget.batch_size),
+        )
+        record = {"objective": "masked_language_modelling", "learning_rate": budget.learning_rate} | train(
+            objective,
+            MaskedSequences(corpus["train"], params.masking, tokenizer, 0, budget.steps * budget.batch_size),
+            MaskedSequences(corpus["validation"], params.masking, tokenizer, seed=0),
+            arguments,
+            f"{setting} teacher",
+            [EarlyStoppingCallback(budget.patience, budget.min_improvement)],
+        )
+        record["stopped"] = "step limit" if record["steps"] == budget.steps else "held-out loss no longer improves"
+        _save(model, tokenizer, record, output)
+    return record
+
+
+def common_arguments(params: Params, batch_size: int) -> dict:
+    """What every training run of the study has in common, as arguments of TrainingArguments."""
+    return {
+        "per_device_eval_batch_size": batch_size,
+        "bf16": use_bf16(params.precision),
+        "use_cpu": not torch.cuda.is_available(),
+        "optim": "adamw_torch_fused",
+        "lr_scheduler_type": "linear",
+        "train_sampling_strategy": "sequential",  # the stream is shuffled already
+        "eval_strategy": "steps",
+        "eval_on_start": True,
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,
+        "label_names": ["labels"],
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+class Checkpoints:
+    """A folder of checkpoints that only a run of the same identity finds again; removed when the block succeeds.
+
+    The identity covers parameters, inputs and the code of the study, by hash.
+    """
+
+    def __init__(self, parent: Path, identity: dict):
+        package = Path(study.__file__).parent
+        code = [fingerprint(package / part) for part in ("losses.py", "mappings.py", "models", "training")]
+        text = json.dumps([identity, code], sort_keys=True)
+        self.folder = parent / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def __enter__(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None or issubclass(kind, StudyError):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 over the relative names and contents of a file or of all files below a folder (compiled code left out)."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Train without dropout (this study's choice: budgets are far from overfitting); the saved config keeps it."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def freeze_untrained(objective: Objective, batch: dict[str, Tensor]) -> list[str]:
+    """Freeze every parameter that the loss does not reach, found by one backward pass; return their names.
+
+    With MHA transfer these are what lies above the last layer's query, key and value projections. Data-parallel
+    training would otherwise wait for gradients that never come, and weight decay must not touch what is not trained.
+    """
+    objective(**batch)["loss"].backward()
+    unreached = [name for name, parameter in objective.named_parameters() if parameter.grad is None]
+    objective.zero_grad(set_to_none=True)
+    for name in unreached:
+        objective.get_parameter(name).requires_grad_(False)
+    return unreached
+
+
+def _last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose last-written file is whole; half-written ones are removed."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in checkpoints:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            return str(checkpoint)
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def _save(model, tokenizer: PreTrainedTokenizerBase, record: dict, output: Path) -> None:
+    """Write the model, its tokenizer and ``record.json`` last, so that a record means a whole model."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        record["environment"] = environment()
+        (output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise StudyError(f"{output}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,255 @@
+"""Fine-tuning one encoder on one task, with selection on development data and a single look at the test data."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from study.config import Params, TaskBudget
+from study.data.tasks import Task, subsample
+from study.evaluation.metrics import task_metrics
+from study.models.teachers import load_model
+from study.runtime import use_bf16
+
+
+class MeanPoolingClassifier(nn.Module):
+    """An encoder, mean pooling over real tokens, dropout and one linear layer.
+
+    One text (or a pair encoded jointly) is represented by its pooled states u; a pair encoded separately by
+    [u, v, |u - v|, u * v]. Mean pooling instead of [CLS] because no training of teacher or students ever gave [CLS] a
+    sentence-level task (the embedded teachers were trained with mean pooling). Source: InferSent (1705.02364), section
+    3.2, for the features of a pair; mean pooling after Sentence-BERT (1908.10084).
+
+    Args:
+        labels: number of classes; 1 means regression with a mean-squared-error loss.
+        pairs: whether two texts come separately.
+    """
+
+    accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
+
+    def __init__(self, encoder: PreTrainedModel, labels: int, pairs: bool):
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
+        self.output = nn.Linear(encoder.config.hidden_size * (4 if pairs else 1), labels)
+
+    def features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pair_input_ids: Tensor | None = None,
+        pair_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T) token ids to (B, H) or, for separate pairs, (B, 4 H), in float32."""
+        first = self._pooled(input_ids, attention_mask, token_type_ids)
+        if pair_input_ids is None:
+            return first
+        second = self._pooled(pair_input_ids, pair_attention_mask)
+        return torch.cat([first, second, (first - second).abs(), first * second], dim=1)
+
+    def forward(self, labels: Tensor | None = None, **texts: Tensor) -> dict[str, Tensor]:
+        logits = self.output(self.dropout(self.features(**texts))).float()  # (B, labels)
+        if labels is None:
+            return {"logits": logits}
+        if self.output.out_features == 1:
+            return {"loss": F.mse_loss(logits[:, 0], labels.float()), "logits": logits}
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+    def _pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state.float()
+        weights = attention_mask[..., None].float()  # (B, T, 1)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class FinetunedRun:
+    """One fine-tuning: the epoch kept, its development scores, and the test scores."""
+
+    seed: int
+    learning_rate: float
+    epoch: int
+    development: dict[str, float]
+    test: dict[str, float] | None
+
+
+def encode(
+    dataset: DatasetDict, task: Task, budget: TaskBudget, tokenizer: PreTrainedTokenizerBase, pairs: str, seed: int
+) -> dict[str, Dataset]:
+    """The splits cut to the budget and tokenised.
+
+    Regression labels are standardised by mean and deviation of the training examples; correlations do not change by
+    that. Source: this study's choice.
+
+    Args:
+        pairs: ``separate`` encodes the two texts of a pair on their own (input_ids and pair_input_ids), ``joint``
+            as one sequence with a separator.
+        seed: which training examples are drawn; development and test examples are always the same.
+    """
+    sizes = {"train": budget.train, "development": budget.development, "test": budget.test}
+    splits = {name: subsample(dataset[name], size, seed if name == "train" else 0) for name, size in sizes.items()}
+    centre, spread = 0, 1
+    if task.labels is None:
+        centre, spread = np.mean(splits["train"]["label"]), np.std(splits["train"]["label"])
+
+    def tokenise(rows: dict) -> dict:
+        options = {"truncation": True, "max_length": budget.max_length, "return_attention_mask": False}
+        if task.pair and pairs == "separate":
+            columns = dict(tokenizer(rows["text"], return_token_type_ids=False, **options))
+            columns["pair_input_ids"] = tokenizer(rows["text_pair"], **options)["input_ids"]
+            columns["length"] = [len(a) + len(b) for a, b in zip(*columns.values(), strict=True)]
+        else:
+            columns = dict(tokenizer(rows["text"], rows["text_pair"] if task.pair else None, **options))
+        labels = rows["label"] if task.labels else [(label - centre) / spread for label in rows["label"]]
+        return columns | {"labels": labels}
+
+    return {
+        name: split.map(tokenise, batched=True, remove_columns=split.column_names, keep_in_memory=True)
+        for name, split in splits.items()
+    }
+
+
+class Collator:
+    """Pads each side of a batch to a multiple of ``pad_to_multiple_of`` tokens, so that shapes are few."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int):
+        self.tokenizer, self.pad_to_multiple_of = tokenizer, pad_to_multiple_of
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        batch = self._padded([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
+        if "pair_input_ids" in rows[0]:
+            pair = self._padded([{"input_ids": row["pair_input_ids"]} for row in rows])
+            batch |= {f"pair_{key}": value for key, value in pair.items()}
+        return batch | {"labels": torch.tensor([row["labels"] for row in rows])}
+
+    def _padded(self, rows: list[dict]) -> dict[str, Tensor]:
+        return dict(self.tokenizer.pad(rows, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt"))
+
+
+@torch.no_grad()
+def start_from_probe(
+    model: MeanPoolingClassifier, train: Dataset, collate: Collator, batch_size: int, bf16: bool
+) -> None:
+    """Set the linear layer to a linear probe on the frozen encoder's features: linear probing, then fine-tuning.
+
+    Ridge regression or multinomial logistic regression (scikit-learn) on standardised features, with the scaling folded
+    into the weights. A few hundred steps then refine features instead of being spent on finding a readout.
+
+    Source: Kumar et al. (2202.10054), LP-FT.
+    """
+    model.eval()
+    features, labels = [], []
+    order = sorted(range(len(train)), key=lambda i: len(train[i]["input_ids"]))
+    for first in range(0, len(order), batch_size):
+        batch = collate([train[i] for i in order[first : first + batch_size]])
+        labels.append(batch.pop("labels"))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            features.append(model.features(**batch))
+    features, labels = torch.cat(features).numpy(), torch.cat(labels).numpy()
+    scaler = StandardScaler().fit(features)
+    probe = (
+        RidgeCV(np.logspace(1, 4, 7)) if model.output.out_features == 1 else LogisticRegression(C=0.01, max_iter=500)
+    )
+    probe.fit(scaler.transform(features), labels)
+    weight, bias = np.atleast_2d(probe.coef_), np.atleast_1d(probe.intercept_)
+    if len(weight) == 1 and model.output.out_features == 2:  # scikit-learn keeps one row for two classes
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scaler.scale_
+    classes = getattr(probe, "classes_", np.arange(model.output.out_features)).astype(int)
+    classes = classes if len(weight) > 1 else [0]
+    model.output.weight.zero_()
+    model.output.bias.fill_(-10.0 if len(weight) > 1 else 0.0)  # a class without training examples
+    model.output.weight[classes] = torch.from_numpy(weight).float()
+    model.output.bias[classes] = torch.from_numpy(bias - weight @ scaler.mean_).float()
+
+
+def finetune(
+    params: Params,
+    encoder_folder: Path,
+    task: Task,
+    splits: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    learning_rate: float,
+    look_at_test: bool,
+) -> FinetunedRun:
+    """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
+
+    Args:
+        look_at_test: score the test split with the model kept; False while candidates are still being compared.
+    """
+    budget = params.finetuning
+    set_seed(seed)
+    encoder = load_model(encoder_folder, params.attention_implementation, head=False)
+    model = MeanPoolingClassifier(
+        encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names
+    )
+    collate = Collator(tokenizer, budget.pad_to_multiple_of)
+    bf16 = use_bf16(params.precision)
+    start_from_probe(model, splits["train"], collate, 2 * budget.batch_size, bf16)
+    steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=budget.epochs,
+            per_device_train_batch_size=budget.batch_size,
+            per_device_eval_batch_size=2 * budget.batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=round(budget.warmup_fraction * steps),
+            weight_decay=budget.weight_decay,
+            lr_scheduler_type="linear",
+            optim="adamw_torch_fused",
+            bf16=bf16,
+            use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy="group_by_length",
+            eval_strategy="epoch",
+            save_strategy="epoch" if budget.epochs > 1 else "no",
+            save_only_model=True,
+            save_total_limit=1,
+            load_best_model_at_end=budget.epochs > 1,
+            metric_for_best_model=task.metric,
+            greater_is_better=True,
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=splits["train"],
+            eval_dataset=splits["development"],
+            data_collator=collate,
+            compute_metrics=lambda prediction: task_metrics(task, prediction.predictions, prediction.label_ids),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        epochs = [entry for entry in trainer.state.log_history if f"eval_{task.metric}" in entry]
+        best = max(epochs, key=lambda entry: entry[f"eval_{task.metric}"])
+        development = {name: best[f"eval_{name}"] for name in task.metrics}
+        test = None
+        if look_at_test:
+            scores = trainer.predict(splits["test"]).metrics
+            test = {name: scores[f"test_{name}"] for name in task.metrics}
+    return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test)
