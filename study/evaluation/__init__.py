@@ -1,0 +1,1 @@
+"""Numbers per run: downstream scores, masked-language-modelling loss, size and latency."""

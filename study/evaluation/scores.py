@@ -1,0 +1,133 @@
+"""One model's result file: downstream scores, MLM loss, size, and what its training left on record."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel, default_data_collator
+
+from study.config import Layout, Params, cell_title
+from study.data.corpus import load_corpus
+from study.data.tasks import TASKS, load_task
+from study.files import write_json
+from study.models.taps import read
+from study.models.teachers import has_language_modelling_head, load_model, load_tokenizer
+from study.runtime import environment, use_bf16
+from study.training.distill import MaskedSequences
+from study.training.finetune import encode, finetune
+from study.training.objectives import masked_cross_entropy, masked_logits
+
+
+def evaluate(params: Params, setting: str, method: str, student: str, seed: int, output: Path) -> dict:
+    """Measure one model and write its result file.
+
+    Per task: for each candidate learning rate one fine-tuning per seed on the same subsample; the rate with the best
+    mean development score is kept; only its runs look at the test data. A seed draws training examples, their order and
+    dropout, the same for every model.
+
+    Args:
+        method: an entry of ``params.methods``, or ``teacher`` (then ``student`` is ``teacher`` and ``seed`` 0).
+        output: the JSON file to write, whole or not at all.
+
+    Raises:
+        StudyError: the model, tasks or corpus are missing, or the file cannot be written.
+    """
+    layout = Layout(params, setting)
+    folder = layout.teacher if method == "teacher" else layout.student(method, student, seed)
+    tokenizer = load_tokenizer(params.settings[setting].teacher)
+    title = cell_title(params, setting, method, student, seed)
+    began = time.monotonic()
+    result = {
+        "profile": params.profile,
+        "setting": setting,
+        "method": method,
+        "student": student,
+        "seed": seed,
+        "tasks": {},
+    }
+    for name in params.settings[setting].tasks:
+        result["tasks"][name] = evaluate_task(params, folder, name, layout.tasks, tokenizer, title)
+    result["masked_language_modelling"] = None
+    if has_language_modelling_head(folder):
+        model = load_model(folder, params.attention_implementation)
+        validation = load_corpus(layout.corpus)["validation"]
+        sequences = MaskedSequences(validation, params.masking, tokenizer, seed=0)
+        result["masked_language_modelling"] = masked_language_modelling(model, sequences, use_bf16(params.precision))
+    encoder = load_model(folder, params.attention_implementation, head=False)
+    result["size"] = size(encoder, params.latency.sequence_length)
+    record = json.loads((folder / "record.json").read_text())
+    result["distillation"] = record if record["steps"] else None
+    result["evaluation_seconds"] = round(time.monotonic() - began, 1)
+    result["environment"] = environment()
+    write_json(output, result)
+    return result
+
+
+def evaluate_task(params: Params, folder: Path, name: str, tasks: Path, tokenizer, title: str) -> dict:
+    """The entry of one task in a result file: metric, budget, and per fine-tuning seed its scores."""
+    task, budget = TASKS[name], params.finetuning
+    dataset = load_task(tasks, name)
+    splits = {s: encode(dataset, task, budget.tasks[name], tokenizer, budget.pairs, s) for s in budget.seeds}
+    rates = budget.learning_rates
+    if len(rates) > 1:
+        tried = {
+            rate: [
+                finetune(params, folder, task, splits[s], tokenizer, s, rate, look_at_test=False) for s in budget.seeds
+            ]
+            for rate in rates
+        }
+        mean = {rate: float(np.mean([run.development[task.metric] for run in runs])) for rate, runs in tried.items()}
+        rates = [max(mean, key=mean.get)]
+    runs = []
+    for seed in budget.seeds:
+        began = time.monotonic()
+        run = finetune(params, folder, task, splits[seed], tokenizer, seed, rates[0], look_at_test=True)
+        runs.append({"seed": seed, "epoch": run.epoch, "development": run.development, "test": run.test})
+        print(
+            f"{title} | {name} seed {seed} | development {task.metric} {run.development[task.metric]:.3f}"
+            f" | {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
+    return {
+        "metric": task.metric,
+        "learning_rate": rates[0],
+        **{f"{split}_examples": len(splits[budget.seeds[0]][split]) for split in ("train", "development", "test")},
+        "runs": runs,
+    }
+
+
+@torch.inference_mode()
+def masked_language_modelling(
+    model: PreTrainedModel, sequences: MaskedSequences, bf16: bool, batch_size: int = 16
+) -> dict:
+    """Mean cross-entropy in nats and accuracy over the masked tokens of held-out text."""
+    model.eval()
+    losses, hits = [], []
+    for first in range(0, len(sequences), batch_size):
+        batch = default_data_collator([sequences[i] for i in range(first, min(first + batch_size, len(sequences)))])
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+            readings = read(model, batch["masked_input_ids"], hidden_layers=[model.config.num_hidden_layers])
+            logits = masked_logits(model, readings, batch["positions"])
+        losses.append(masked_cross_entropy(logits, batch["labels"]).item() * len(batch["labels"]))
+        hits.append((logits.argmax(dim=-1) == batch["labels"]).float().mean(dim=1).sum().item())
+    return {"loss": sum(losses) / len(sequences), "accuracy": sum(hits) / len(sequences)}
+
+
+def size(encoder: PreTrainedModel, sequence_length: int) -> dict:
+    """Parameters of the encoder, and the floating-point operations of one sequence's forward pass."""
+    embedding = sum(p.numel() for p in encoder.embeddings.parameters())
+    total = sum(p.numel() for p in encoder.parameters())
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        encoder.eval()(input_ids=torch.zeros(1, sequence_length, dtype=torch.long))
+    return {
+        "parameters": total,
+        "embedding_parameters": embedding,
+        "encoder_parameters": total - embedding,
+        "flops_per_sequence": counter.get_total_flops(),
+        "sequence_length": sequence_length,
+    }
