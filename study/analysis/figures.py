@@ -1,0 +1,310 @@
+"""The figures of the comparison: each takes the results and returns a matplotlib figure; :func:`save` writes it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from study.analysis.results import FLOOR, TEACHER, Results, macro, summary
+from study.files import write_file
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method looks in every figure."""
+
+    label: str
+    color: str
+    marker: str
+    hatch: str = ""
+
+
+# One hue per family, told apart from the others by colour-blind readers; lightness, marker and hatch within a family.
+STYLES = {
+    "none": Style("none: as initialised", "#a6a6a6", "o"),
+    "mlm": Style("MLM: no teacher", "#4d4d4d", "s", "xx"),
+    "od": Style("OD: output distribution", "#e6b800", "D", ".."),
+    "hs-last": Style("HS: last", "#a9cfe8", "v", ""),
+    "hs-top": Style("HS: top", "#6faed6", "^", "//"),
+    "hs-uniform": Style("HS: uniform", "#3a87c0", "<", "\\\\"),
+    "hs-uniform-consecutive": Style("HS: uniform-consecutive", "#1a5c9e", ">", "--"),
+    "hs-uniform+last": Style("HS: uniform+last", "#08306b", "p", ""),
+    "mha-minilmv2": Style("MHA: MiniLMv2", "#d55e00", "*", ""),
+    "mha-direct": Style("MHA: DirectMiniLM", "#7f2704", "X", "//"),
+}
+SPARE = [("#009e73", "P"), ("#cc79a7", "h"), ("#66c2a4", "d"), ("#8c6bb1", "8"), ("#00441b", "H")]
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman's ρ"}
+STUDENT_STYLES = [("#0072b2", "o"), ("#e69f00", "s"), ("#005c44", "^"), ("#cc79a7", "D"), ("#4d4d4d", "v")]
+
+LOOK = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "hatch.linewidth": 0.6,
+    "hatch.color": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e5e5",
+    "svg.hashsalt": "study",
+    "svg.fonttype": "path",
+}
+
+CAPTIONS = {
+    "quality_heatmap": "Share of the teacher's macro test score that each method's student retains, in percent, with"
+    " its 95 % interval below. A frame marks each student's best method on development data.",
+    "quality_latency": "Macro test score against the median latency of one sequence. Methods of one student have the"
+    " same latency: they are set side by side, the one chosen on development data at the true place. Bars are 95 %"
+    " intervals, dots single distillation seeds where there are several. The line is the Pareto front of the chosen"
+    " methods and the teacher.",
+    "per_task": "Test score of every method in every task. Open marks are single fine-tuning runs, filled ones their"
+    " mean; the dashed line is the teacher, the dotted ones are the untrained students.",
+    "learning_curves": "Held-out value of each method's own loss, relative to its value before training. Only shapes"
+    " can be compared: the losses measure different things.",
+    "distillation_cost": "Training speed of every method: tokens of text per second, the teacher's part included.",
+}
+
+
+def styles(results: Results) -> dict[str, Style]:
+    """The style of every method of the grid, in its order; methods unknown to this module get spare ones."""
+    methods = [method for method in results.runs["method"].unique() if method != TEACHER]
+    unknown = [method for method in methods if method not in STYLES]
+    spare = {method: Style(method, *SPARE[place % len(SPARE)]) for place, method in enumerate(unknown)}
+    return {method: STYLES.get(method) or spare[method] for method in methods}
+
+
+def _students(results: Results) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every student of the grid, in its order."""
+    students = [student for student in results.runs["student"].unique() if student != TEACHER]
+    return dict(zip(students, itertools.cycle(STUDENT_STYLES), strict=False))
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@matplotlib.rc_context(LOOK)
+def quality_heatmap(results: Results) -> Figure:
+    """Method x student: percent of the teacher's macro test score retained, with its interval; the teacher is 100."""
+    look, students = styles(results), list(_students(results))
+    table = summary(results)
+    cells = table[table["method"] != TEACHER].set_index(["method", "student"])
+    values = 100 * cells["retained"].unstack("student").loc[list(look), students]
+    low, high = (100 * cells[column] for column in ("retained_low", "retained_high"))
+    notes = values.copy().astype(object)
+    for method, student in cells.index:
+        bounds = low[method, student], high[method, student]
+        interval = "" if np.isnan(bounds).any() else f"\n{bounds[0]:.1f} – {bounds[1]:.1f}"
+        notes.loc[method, student] = f"{values.loc[method, student]:.1f}{interval}"
+    values.loc[TEACHER], notes.loc[TEACHER] = 100.0, "100"
+    values, notes = (frame.loc[[TEACHER, *look]] for frame in (values, notes))
+
+    figure = _figure(2.6 + 1.2 * len(students), 0.8 + 0.42 * len(values))
+    axes = figure.subplots()
+    seaborn.heatmap(
+        values,
+        ax=axes,
+        annot=notes,
+        fmt="",
+        annot_kws={"size": 8},
+        cmap="cividis",
+        linewidths=1,
+        cbar_kws={"label": "macro test score, % of teacher"},
+    )
+    axes.set_yticklabels(["teacher", *(style.label for style in look.values())], rotation=0)
+    axes.set(xlabel="student", ylabel="")
+    axes.tick_params(length=0)
+    for best in table[table["selected"]].itertuples():
+        place = students.index(best.student), 1 + list(look).index(best.method)
+        axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d62728", linewidth=2, clip_on=False, zorder=3))
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def quality_latency(results: Results) -> Figure:
+    """Macro test score against latency (ms, smallest batch and number of threads) with the Pareto front."""
+    look, students = styles(results), _students(results)
+    table, runs = summary(results), macro(results)
+    measured = results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
+    latency = 1000 * measured["median_seconds"]
+    places = latency[[*students, TEACHER]].sort_values()
+    span = places.iloc[-1] - places.iloc[0]
+    width = np.clip(0.75 * places.diff().min(), 0.12 * span, 0.2 * span)
+
+    figure = _figure(7, 4.6)
+    axes = figure.subplots()
+    chosen = table[table["selected"] | (table["method"] == TEACHER)].assign(latency=lambda t: t["student"].map(latency))
+    front = chosen.sort_values(["latency", "test"], ascending=[True, False])
+    front = front[front["test"] > front["test"].cummax().shift(fill_value=-np.inf)]
+    axes.plot(front["latency"], 100 * front["test"], color="#b0b0b0", linewidth=1.5, zorder=1)
+    for student in students:
+        best = chosen.loc[chosen["student"] == student, "method"]
+        others = [method for method in look if method not in set(best)]
+        order = [*others[: len(others) // 2], *best, *others[len(others) // 2 :]]
+        center = order.index(best.item()) if len(best) else (len(order) - 1) / 2
+        for place, method in enumerate(order):
+            x = latency[student] + width * (place - center) / len(order)
+            _score_point(axes, table, runs, method, student, x, look[method].color, look[method].marker)
+    _score_point(axes, table, runs, TEACHER, TEACHER, latency[TEACHER], "black", "o")
+    tops = table.assign(top=table[["test", "test_high"]].max(axis=1)).groupby("student")["top"].max()
+    for model, x in latency[[*students, TEACHER]].items():
+        axes.annotate(
+            f"{model}\n{x:.3g} ms",
+            (x, 100 * tops[model]),
+            (4, 5),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
+    batch, threads = measured.loc[TEACHER, ["batch_size", "threads"]].astype(int)
+    tokens = int(results.latency["sequence_length"].iloc[0])
+    words = f"batch of {batch}, {tokens} tokens, {threads} {'thread' if threads == 1 else 'threads'}"
+    axes.set(xlabel=f"median latency (ms; {words})", ylabel="macro test score (0–100)")
+    axes.margins(x=0.15, y=0.12)
+    axes.grid()
+    handles = [_handle(style.label, style.color, style.marker) for style in look.values()]
+    handles += [_handle("teacher", "black", "o"), Line2D([], [], color="#b0b0b0", label="Pareto front")]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _score_point(
+    axes, table: pd.DataFrame, runs: pd.DataFrame, method: str, student: str, x: float, color: str, marker: str
+) -> None:
+    single = runs[(runs["method"] == method) & (runs["student"] == student)]["test"]
+    mean = table[(table["method"] == method) & (table["student"] == student)].iloc[0]
+    axes.vlines(x, 100 * mean["test_low"], 100 * mean["test_high"], color=color, linewidth=1, zorder=2)
+    if len(single) > 1:
+        axes.plot([x] * len(single), 100 * single, linestyle="", marker=".", markersize=3, color=color, zorder=2)
+    axes.plot(x, 100 * mean["test"], linestyle="", marker=marker, markersize=7, color=color, markeredgecolor="white",
+              markeredgewidth=0.6, zorder=3)  # fmt: skip
+
+
+def _handle(label: str, color: str, marker: str, linestyle: str = "") -> Line2D:
+    return Line2D([], [], linestyle=linestyle, marker=marker, markersize=6, color=color, label=label)
+
+
+@matplotlib.rc_context(LOOK)
+def per_task(results: Results) -> Figure:
+    """One panel per task: test score of every method (vertical axis) and student (colour), every fine-tuning run."""
+    look, students = styles(results), _students(results)
+    main = results.scores[results.scores["main"]]
+    tasks = list(main["task"].unique())
+    trained = [method for method in look if method != FLOOR] or list(look)
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = _figure(7, 0.8 + rows * (0.75 + 0.21 * len(trained)))
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    dodge = {student: 0.5 * (place - (len(students) - 1) / 2) / len(students) for place, student in enumerate(students)}
+    for axes, task in zip(panels, tasks, strict=False):
+        scores = main[main["task"] == task]
+        metric = scores["metric"].iloc[0]
+        ceiling = 100 * scores.loc[scores["method"] == TEACHER, "test"].mean()
+        axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
+        for student, (color, marker) in students.items():
+            own = scores[scores["student"] == student]
+            floor = own.loc[own["method"] == FLOOR, "test"]
+            if len(floor):
+                axes.axvline(100 * floor.mean(), color=color, linestyle=":", linewidth=1.5)
+            for place, method in enumerate(trained):
+                values = 100 * own.loc[own["method"] == method, "test"]
+                height = place + dodge[student]
+                axes.plot(values, [height] * len(values), linestyle="", marker=marker, markersize=3.5, color=color,
+                          markerfacecolor="none", markeredgewidth=0.6)  # fmt: skip
+                axes.plot(values.mean(), height, linestyle="", marker=marker, markersize=5, color=color)
+        axes.set(title=task, xlabel=f"{METRICS.get(metric, metric)} × 100")
+        axes.set_yticks(range(len(trained)), [look[method].label for method in trained])
+        axes.set_ylim(len(trained) - 0.5, -0.5)
+        axes.grid(axis="y")
+        axes.tick_params(axis="y", length=0)
+    for axes in list(figure.axes)[len(tasks) :]:
+        axes.set_axis_off()
+    handles = []
+    for student, (color, marker) in students.items():
+        handles.append(_handle(student, color, marker))
+        if FLOOR in look:
+            handles.append(Line2D([], [], color=color, linestyle=":", linewidth=1.5, label=f"{student}, untrained"))
+    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="teacher"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(students) + 1, frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def learning_curves(results: Results) -> Figure:
+    """Held-out loss(step) / loss(0) of each method's own loss against millions of tokens, one panel per student."""
+    look, students = styles(results), _students(results)
+    figure = _figure(7, 3.4)
+    panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]
+    for axes, student in zip(panels, students, strict=True):
+        own = results.curves[results.curves["student"] == student]
+        for (method, _), curve in own.groupby(["method", "distillation_seed"], sort=False):
+            style = look[method]
+            axes.plot(curve["tokens"] / 1e6, curve["loss"] / curve["loss"].iloc[0], color=style.color,
+                      marker=style.marker, markersize=4, linewidth=1.2)  # fmt: skip
+        axes.axhline(1, color="#a6a6a6", linewidth=0.8, zorder=0)
+        axes.set_title(student)
+        axes.set_ylim(bottom=0)
+        axes.grid()
+    figure.supxlabel("training tokens (millions)", fontsize=9)
+    panels[0].set_ylabel("held-out loss / loss before training")
+    trained = [look[method] for method in look if method in set(results.curves["method"])]
+    handles = [_handle(style.label, style.color, style.marker, linestyle="-") for style in trained]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def distillation_cost(results: Results) -> Figure:
+    """Training tokens per second of every method that trains, mean over distillation seeds, one panel per student."""
+    look, students = styles(results), _students(results)
+    runs = results.runs.dropna(subset="tokens_per_second")
+    speeds = runs.groupby(["student", "method"], sort=False)["tokens_per_second"].mean()
+    trained = [method for method in look if method in set(runs["method"])]
+    figure = _figure(7, 0.9 + 0.26 * len(trained))
+    panels = figure.subplots(1, len(students), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, student in zip(panels, students, strict=True):
+        for place, method in enumerate(trained):
+            style, speed = look[method], speeds[student, method]
+            axes.barh(place, speed, color=style.color, hatch=style.hatch, edgecolor="white", linewidth=0)
+            axes.annotate(f"{speed:,.0f}", (speed, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.set_title(student)
+        axes.set_yticks(range(len(trained)), [look[method].label for method in trained])
+        axes.set_ylim(len(trained) - 0.4, -0.6)
+        axes.margins(x=0.25)
+        axes.tick_params(axis="y", length=0)
+    figure.supxlabel("training speed (tokens per second)", fontsize=9)
+    return figure
+
+
+def save(figure: Figure, folder: str | os.PathLike, name: str) -> Path:
+    """Write ``name``.png (200 dots per inch) and ``name``.svg into ``folder``; the same figure gives the same bytes.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    paths = [Path(folder) / f"{name}.{kind}" for kind in ("svg", "png")]
+    for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
+        content = io.BytesIO()
+        with matplotlib.rc_context(LOOK):
+            figure.savefig(content, format=path.suffix[1:], dpi=200, metadata=metadata)
+        write_file(path, content.getvalue())
+    return paths[-1]

@@ -1,0 +1,347 @@
+"""The HTML report: an index page and the executed analysis notebooks, readable offline and byte-stable."""
+
+from __future__ import annotations
+
+import base64
+import math
+from pathlib import Path
+
+import jinja2
+import nbformat
+from markupsafe import Markup
+from nbconvert import HTMLExporter
+
+from study.analysis import figures
+from study.analysis.results import (
+    TEACHER,
+    Results,
+    costs,
+    headline,
+    load_results,
+    per_task,
+    sampling_error,
+)
+from study.config import Layout, Params, StudyError, find_root
+from study.files import write_file
+
+NOTEBOOKS = ["50_compare"]
+MAIN_FIGURE = "quality_heatmap"
+TABLES = {
+    "per_task.csv": "test scores per task",
+    "costs.csv": "size and speed",
+    "distillation.csv": "what training took",
+}
+
+STYLE = """
+:root { --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --link: #0b5cad; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; color: var(--ink); background: #fff;
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0; }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 0.6rem; }
+a { color: var(--link); }
+code { font-size: 0.92em; overflow-wrap: anywhere; }
+.soft, figcaption { color: var(--soft); font-size: 0.9rem; }
+figure { margin: 1rem 0; }
+img { max-width: 100%; height: auto; display: block; }
+.wide, .output_html { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table, thead, tbody, tr { border: 0; }
+th, td { padding: 0.25rem 0.5rem; border: 0; border-bottom: 1px solid var(--line); text-align: right; }
+td, tbody th, .interval { white-space: nowrap; }
+th.name, td.name { text-align: left; }
+thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
+tr.group td { border-top: 2px solid var(--soft); }
+tr.chosen td { font-weight: 600; background: #eef5fc; }
+ul.plain { padding-left: 1.2rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
+.card { border: 1px solid var(--line); border-radius: 0.5rem; padding: 0.9rem 1rem; }
+.card h3 { margin: 0; font-size: 1rem; color: var(--soft); font-weight: 600; }
+.card .value { font-size: 2rem; font-weight: 650; line-height: 1.2; }
+.card dl { display: grid; grid-template-columns: auto 1fr; gap: 0.15rem 0.8rem; margin: 0.6rem 0 0; font-size: 0.9rem; }
+.card dt { color: var(--soft); } .card dd { margin: 0; text-align: right; }
+pre { overflow-x: auto; font-size: 0.85rem; }
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+{% block body %}
+<p><a href="index.html">← Report</a></p>
+<main>{{ content }}</main>
+{% endblock %}
+</body>
+</html>
+"""
+
+INDEX = """{% extends "page" %}
+{% macro between(low, high) %}
+{% if low is not none %} <span class="interval">({{ low }} to {{ high }})</span>{% endif %}
+{% endmacro %}
+{% block body %}
+<header>
+<h1>{{ title }}</h1>
+<p class="soft">Setting <b>{{ setting }}</b>, teacher <b>{{ teacher }}</b>, profile <b>{{ profile }}</b>,
+{{ seeds }} distillation seed{{ "s" if seeds != 1 }}; measured {{ dates }} on {{ processor }}, {{ cores }} cores.</p>
+</header>
+<main>
+<h2>Which method makes the best student?</h2>
+<div class="cards">
+{% for student, best in headline.students.items() %}
+<section class="card">
+<h3>{{ student }}</h3>
+<div class="value">{{ best.retained_percent }} %</div>
+<div>of the teacher's macro test score{{ between(best.retained_percent_low, best.retained_percent_high) }}</div>
+<dl>
+<dt>best method</dt><dd>{{ labels[best.method] }}</dd>
+<dt>speed-up</dt><dd>{{ "%.2f"|format(best.speed_up) }} ×</dd>
+{% for baseline, name in (("none", "over no training"), ("mlm", "over MLM alone")) %}
+{% if best["margin_over_" ~ baseline] is defined %}
+<dt>{{ name }}</dt><dd>{{ "%+.2f"|format(best["margin_over_" ~ baseline]) }} points{{
+between(best["margin_over_" ~ baseline ~ "_low"], best["margin_over_" ~ baseline ~ "_high"]) }}</dd>
+{% endif %}
+{% endfor %}
+</dl>
+</section>
+{% endfor %}
+</div>
+<p class="soft">Methods were chosen on development data; every number is from test data. The macro score is the mean of
+the tasks' main metrics; the teacher's is {{ (100 * headline.teacher.test)|round(1) }}. Speed-up at batch size
+{{ latency.batch_size }} with {{ latency.threads }} thread{{ "s" if latency.threads != 1 }}. In brackets: 95 % bootstrap
+intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-tuning seeds only" }}.</p>
+
+<figure>
+{{ picture }}
+<figcaption>{{ captions[main_figure] }}</figcaption>
+</figure>
+
+<h2>Scores per task</h2>
+<div class="wide"><table>
+<thead><tr><th class="name">student</th><th class="name">method</th>
+{% for task in tasks %}<th class="interval">{{ task.task }}</th>{% endfor %}
+<th>macro</th><th class="interval">retained % (interval)</th></tr></thead>
+<tbody>
+{% for row in scores %}
+<tr class="{{ "group" if row.first }}{{ " chosen" if row.selected }}"><td class="name">{{ row.student }}</td>
+<td class="name">{{ row.label }}</td>{% for value in row.tasks %}<td>{{ value }}</td>{% endfor %}
+<td>{{ row.macro }}</td><td>{{ row.retained }}{% if row.interval %} ({{ row.interval }}){% endif %}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<p class="soft">Test scores × 100, mean over seeds; shaded: each student's best method on development data.
+Retained: macro in percent of the teacher's.
+{% for task in tasks %}{{ task.task }}: {{ task.label }}, {{ task.test_examples }} test examples{%
+if task.standard_error %}, standard error about {{ task.standard_error }}{% endif %}{{ ";" if not loop.last else "." }}
+{% endfor %}The standard errors (binomial, at the teacher's accuracy) are a rough yardstick for the choice of test
+examples, which the intervals leave out.</p>
+
+<h2>What each model costs to run</h2>
+<div class="wide"><table>
+<thead><tr><th class="name">model</th><th>threads</th><th>parameters (M)</th>
+<th>without embeddings (M)</th><th>GFLOPs</th>
+<th>latency (ms), batch of {{ sizes[0] }}</th><th>speed-up</th>
+<th>sequences / s, batch of {{ sizes[-1] }}</th><th>speed-up</th></tr></thead>
+<tbody>
+{% for row in costs %}
+<tr><td class="name">{{ row.student }}</td><td>{{ row.threads }}</td><td>{{ row.parameters }}</td>
+<td>{{ row.encoder }}</td>
+<td>{{ row.flops }}</td><td>{{ row.latency }}</td><td>{{ row.latency_speed_up }} ×</td>
+<td>{{ row.throughput }}</td><td>{{ row.throughput_speed_up }} ×</td></tr>
+{% endfor %}
+</tbody></table></div>
+<p class="soft">Forward pass of the encoder on {{ latency.sequence_length }} tokens without padding,
+{{ latency.precision }}; medians of {{ latency.runs }} runs after {{ latency.warmup_runs }} uncounted ones, quartiles in
+brackets; the teacher is timed in turn with each student. FLOPs: floating-point operations of one sequence.</p>
+
+<h2>What these numbers do not say</h2>
+<ul class="plain">
+<li>The embedded teachers are contrastively tuned sentence encoders, not freshly pre-trained language models. Their
+masked-language-modelling head, which output-distribution transfer needs, was fitted by this study.</li>
+<li>The results are about these teachers and these budgets, not about RoBERTa or XLM-R, nor about training runs hundreds
+of times longer.</li>
+{% if seeds == 1 %}<li>One distillation seed per method: the intervals hold the chance of fine-tuning, not that of
+initialisation and data order in distillation. Small differences between methods may be chance.</li>{% endif %}
+<li>The best of several methods looks better than it is, even when it is chosen on development data.</li>
+<li>The macro score averages unlike metrics: it ranks models and has no meaning beyond that.</li>
+</ul>
+
+<h2>More</h2>
+<ul class="plain">
+{% for page, name in pages %}<li><a href="{{ page }}">{{ name }}</a>: all figures, with what to look at</li>
+{% endfor %}
+<li>Figures: {% for name in captions %}{{ name|replace("_", " ") }} (<a href="../figures/{{ name }}.png">PNG</a>,
+<a href="../figures/{{ name }}.svg">SVG</a>){{ ", " if not loop.last }}{% endfor %}</li>
+<li>Tables: {% for file, name in tables.items() %}<a href="../tables/{{ file }}">{{ name }}</a> (CSV), {% endfor
+%}<a href="../headline.json">headline</a> (JSON)</li>
+<li><details><summary>Result files of every run (JSON)</summary>
+<ul class="plain">{% for file in files %}<li><a href="{{ file|urlencode }}">{{ file.rpartition("/")[2] }}</a></li>
+{% endfor %}</ul></details></li>
+</ul>
+<p class="soft">Versions: {{ versions }}.</p>
+</main>
+{% endblock %}
+"""
+
+
+def write_report(params: Params, root: Path | None = None, setting: str = "english") -> Path:
+    """Write ``reports/<profile>/html``: index.html and one page per executed analysis notebook; return the index.
+
+    The pages hold no picture of their own: they show the files in ``../figures``. Nothing in them comes from the clock
+    or from the network, so the same results, figures and notebooks give the same bytes.
+
+    Args:
+        params: the study's parameters; their profile names the folder.
+        root: the study's folder; by default found from the working folder.
+        setting: one of ``params.settings``.
+
+    Raises:
+        StudyError: a result, figure, table or executed notebook is missing, or the folder cannot be written.
+    """
+    root = root or find_root()
+    layout = Layout(params, setting, root)
+    results = load_results(params, setting, root)
+    notebooks = [root / "runs" / params.profile / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+    needed = [layout.reports / "figures" / f"{name}.{kind}" for name in figures.CAPTIONS for kind in ("png", "svg")]
+    needed += [layout.reports / "tables" / name for name in TABLES] + [layout.reports / "headline.json"]
+    missing = [str(path.relative_to(root)) for path in (*notebooks, *needed) if not path.is_file()]
+    if missing:
+        raise StudyError(f"the report lacks {', '.join(missing)}; executing notebooks/50_compare.ipynb makes them")
+
+    templates = jinja2.DictLoader({"page": PAGE, "index": INDEX})
+    environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True)
+    pages = []
+    for path in notebooks:
+        title, content = notebook_page(path, layout.reports / "figures")
+        page = environment.get_template("page").render(title=title, style=Markup(STYLE), content=Markup(content))
+        write_file(layout.reports / "html" / f"{path.stem}.html", page + "\n")
+        pages.append((f"{path.stem}.html", title))
+    index = environment.get_template("index").render(
+        title="Task-agnostic distillation: methods compared",
+        style=Markup(STYLE),
+        teacher=params.settings[setting].teacher.name,
+        seeds=len(params.grid.seeds),
+        pages=pages,
+        picture=picture(layout.reports / "figures" / f"{MAIN_FIGURE}.png"),
+        files=[f"../results/{setting}/{path.name}" for path in result_files(params, layout)],
+        **index_values(results),
+    )
+    write_file(layout.reports / "html" / "index.html", index + "\n")
+    return layout.reports / "html" / "index.html"
+
+
+def result_files(params: Params, layout: Layout) -> list[Path]:
+    """The result files behind the report, in the order of the grid."""
+    grid = params.grid
+    cells = [(method, student, seed) for student in grid.students for method in grid.methods for seed in grid.seeds]
+    return [layout.result(*cell) for cell in [(TEACHER, TEACHER, 0), *cells]] + [layout.results / "latency.json"]
+
+
+def notebook_page(path: Path, figure_folder: Path) -> tuple[str, str]:
+    """Title (its first heading) and HTML of an executed notebook, without code.
+
+    A picture that is byte for byte one of ``figure_folder`` becomes a reference to ``../figures``; others stay inside.
+
+    Raises:
+        StudyError: the file is no notebook.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
+        raise StudyError(f"{path.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
+    names = {picture.read_bytes(): picture.stem for picture in sorted(figure_folder.glob("*.png"))}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            encoded = output.get("data", {}).get("image/png")
+            name = names.get(base64.b64decode(encoded)) if encoded else None
+            if name:
+                output["data"] = {"text/html": str(picture(figure_folder / f"{name}.png"))}
+    exporter = HTMLExporter(
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    content, _ = exporter.from_notebook_node(notebook)
+    lines = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    title = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), path.stem)
+    return title, content
+
+
+def picture(path: Path) -> Markup:
+    """HTML that shows a PNG of ``../figures`` at its printed size or narrower and leads to its SVG."""
+    width = int.from_bytes(path.read_bytes()[16:20], "big") * 96 // 200  # in the PNG header; CSS has 96 pixels an inch
+    tag = '<a href="../figures/{0}.svg"><img src="../figures/{0}.png" width="{1}" alt="{2}"></a>'
+    return Markup(tag).format(path.stem, width, figures.CAPTIONS.get(path.stem, path.stem))
+
+
+def index_values(results: Results) -> dict:
+    """What the index page shows of the results, as text and plain values."""
+    labels = {method: style.label for method, style in figures.styles(results).items()} | {TEACHER: TEACHER}
+    table, tasks, runs = per_task(results), sampling_error(results), results.runs
+    latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").iloc[0]
+    scores = [
+        {
+            "student": row["student"] if row["method"] != TEACHER else TEACHER,
+            "label": labels[row["method"]] if row["method"] != TEACHER else "the ceiling",
+            "first": row["student"] != previous,
+            "selected": row["selected"],
+            "tasks": [_text(100 * row[task], 1) for task in tasks["task"]],
+            "macro": _text(100 * row["macro"], 1),
+            "retained": _text(100 * row["retained"], 1),
+            "interval": _range(100 * row["retained_low"], 100 * row["retained_high"], 1),
+        }
+        for previous, (_, row) in zip([None, *table["student"]], table.iterrows(), strict=False)
+    ]
+    sizes = sorted(results.latency["batch_size"].unique())
+    rows = [
+        {
+            "student": row["student"],
+            "threads": row["threads"],
+            "parameters": _text(row["parameters"] / 1e6, 1),
+            "encoder": _text(row["encoder_parameters"] / 1e6, 1),
+            "flops": _text(row["flops_per_sequence"] / 1e9, 2),
+            "latency": _text(row[f"latency_ms_batch_{sizes[0]}"], 1)
+            + f" ({_range(*(row[f'latency_ms_{end}_quartile_batch_{sizes[0]}'] for end in ('lower', 'upper')), 1)})",
+            "latency_speed_up": _text(row[f"speed_up_batch_{sizes[0]}"], 2),
+            "throughput": _text(row[f"sequences_per_second_batch_{sizes[-1]}"], 0),
+            "throughput_speed_up": _text(row[f"speed_up_batch_{sizes[-1]}"], 2),
+        }
+        for _, row in costs(results).iterrows()
+    ]
+    packages = ["python", "torch", "transformers", "datasets"]
+    return {
+        "profile": runs["profile"].iloc[0],
+        "setting": runs["setting"].iloc[0],
+        "headline": headline(results),
+        "labels": labels,
+        "captions": figures.CAPTIONS,
+        "main_figure": MAIN_FIGURE,
+        "tables": TABLES,
+        "scores": scores,
+        "tasks": [
+            {"task": row.task, "label": figures.METRICS.get(row.metric, row.metric), "test_examples": row.test_examples}
+            | {"standard_error": None if math.isnan(row.standard_error) else _text(100 * row.standard_error, 1)}
+            for row in tasks.itertuples()
+        ],
+        "costs": rows,
+        "sizes": sizes,
+        "latency": latency.to_dict(),
+        "dates": " to ".join(sorted({runs["date"].min(), runs["date"].max()})),
+        "processor": " and ".join(runs["processor"].unique()),
+        "cores": " or ".join(str(cores) for cores in sorted(runs["cores"].unique())),
+        "versions": ", ".join(f"{package} {' and '.join(runs[package].unique())}" for package in packages),
+    }
+
+
+def _text(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _range(low: float, high: float, digits: int) -> str:
+    return "" if math.isnan(low) else f"{low:,.{digits}f} – {high:,.{digits}f}"

@@ -1,0 +1,164 @@
+"""Result files with known numbers, for the tests of the analysis; the study itself never makes any up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from study import load_params
+from study.config import Layout, Params
+
+REPOSITORY = Path(__file__).parent.parent
+METRICS = {"sentiment": "accuracy", "sts-b": "spearman", "boolq": "accuracy"}
+METRICS |= {"privacy-qa": "accuracy", "topic": "macro_f1"}
+ENVIRONMENT = {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "datasets": "5.2.0"}
+ENVIRONMENT |= {"processor": "AMD EPYC", "cores": 2, "threads": 1, "date": "2026-11-22"}
+
+
+def make_study(root: Path, methods=None, students=("L3-H384", "L3-H192"), seeds=(1,)) -> Params:
+    """A folder with the repository's params.yaml and the given grid; returns its parameters."""
+    yaml = YAML(typ="safe")
+    values = yaml.load(REPOSITORY / "params.yaml")
+    values["profile"] = "laptop"
+    values["finetuning"]["seeds"] = [1, 2]
+    values["latency"] |= {"batch_sizes": [1, 32], "threads": [1]}
+    values["grid"] = {
+        "settings": ["english"],
+        "methods": list(methods or values["methods"]),
+        "students": list(students),
+        "seeds": list(seeds),
+    }
+    yaml.dump(values, root / "params.yaml")
+    (root / "dvc.yaml").touch()
+    return load_params(root / "params.yaml")
+
+
+def change_params(root: Path, **grid) -> Params:
+    yaml = YAML(typ="safe")
+    values = yaml.load(root / "params.yaml")
+    values["grid"] |= grid
+    yaml.dump(values, root / "params.yaml")
+    return load_params(root / "params.yaml")
+
+
+def run_result(method: str, student: str, seed: int, test: float, development: float | None = None) -> dict:
+    """A run whose macro over tasks is ``test``: tasks lie at -0.02 .. +0.02 around it, fine-tuning seeds at -+0.01."""
+    development = test if development is None else development
+    tasks = {}
+    for place, (task, metric) in enumerate(METRICS.items()):
+        shift = 0.01 * (place - 2)
+        tasks[task] = {
+            "metric": metric,
+            "learning_rate": 3e-4,
+            "train_examples": 1500,
+            "development_examples": 500,
+            "test_examples": 1000,
+            "runs": [
+                {
+                    "seed": finetuning_seed,
+                    "epoch": 2,
+                    "development": {metric: development + shift + noise, "extra": 0.5},
+                    "test": {metric: test + shift + noise, "extra": 0.5},
+                }
+                for finetuning_seed, noise in ((1, -0.01), (2, 0.01))
+            ],
+        }
+    trained = method != "none"
+    start = 1.0 + len(method)
+    curve = [
+        {"step": step, "tokens": 2048 * step, "seconds": 0.9 * step, "loss": start * 0.99 ** (step * start / 20)}
+        for step in (0, 50, 100, 200)
+    ]
+    return {
+        "profile": "laptop",
+        "setting": "english",
+        "method": method,
+        "student": student,
+        "seed": seed,
+        "tasks": tasks,
+        "masked_language_modelling": {"loss": 3.6, "accuracy": 0.41} if method in ("teacher", "mlm", "od") else None,
+        "size": {
+            "parameters": 17_000_000,
+            "embedding_parameters": 11_700_000,
+            "encoder_parameters": 5_300_000,
+            "flops_per_sequence": 1.4e9,
+            "sequence_length": 128,
+        },
+        "distillation": {
+            "objective": "some_objective",
+            "learning_rate": 6e-4,
+            "steps": 200,
+            "tokens": 409_600,
+            "seconds": 190.2,
+            "tokens_per_second": 2153.0 + 100 * len(method),
+            "initialisation": "teacher-layers",
+            "inputs": "masked",
+            "precision": "bf16",
+            "threads": 1,
+            "curve": curve,
+            "training_curve": [{"step": 10, "loss": 4.0}],
+        }
+        if trained
+        else None,
+        "evaluation_seconds": 140.0,
+        "environment": ENVIRONMENT,
+    }
+
+
+def latency_result(students) -> dict:
+    seconds = {"teacher": 0.020, "L3-H384": 0.010, "L3-H192": 0.005, "L6-H192": 0.009}
+    return {
+        "profile": "laptop",
+        "setting": "english",
+        "environment": ENVIRONMENT,
+        "sequence_length": 128,
+        "precision": "bf16",
+        "runs": 30,
+        "warmup_runs": 5,
+        "measurements": [
+            {
+                "student": model,
+                "batch_size": size,
+                "threads": 1,
+                "median_seconds": seconds[model] * size,
+                "lower_quartile_seconds": 0.95 * seconds[model] * size,
+                "upper_quartile_seconds": 1.05 * seconds[model] * size,
+                "sequences_per_second": 1 / seconds[model],
+                "teacher_median_seconds": seconds["teacher"] * size,
+                "speed_up": seconds["teacher"] / seconds[model],
+            }
+            for model in ("teacher", *students)
+            for size in (1, 32)
+        ],
+    }
+
+
+def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
+    """Write every cell's file; ``scores`` maps (method, student) to test, or to (test, development). Teacher: 0.80.
+
+    Other cells score 0.60 + 0.01 x the method's place in the grid, 0.05 less for every student after the first.
+    Returns the folder.
+    """
+    layout = Layout(params, "english", root)
+    layout.results.mkdir(parents=True)
+    _write(layout.result("teacher", "teacher", 0), run_result("teacher", "teacher", 0, 0.80))
+    for row, student in enumerate(params.grid.students):
+        for place, method in enumerate(params.grid.methods):
+            value = (scores or {}).get((method, student), 0.60 + 0.01 * place - 0.05 * row)
+            test, development = value if isinstance(value, tuple) else (value, value)
+            for seed in params.grid.seeds:
+                shift = 0.004 * (seed - 1)
+                run = run_result(method, student, seed, test + shift, development + shift)
+                _write(layout.result(method, student, seed), run)
+    _write(layout.results / "latency.json", latency_result(params.grid.students))
+    return layout.results
+
+
+def change(path: Path, **values) -> None:
+    _write(path, json.loads(path.read_text()) | values)
+
+
+def _write(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values))

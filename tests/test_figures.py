@@ -1,0 +1,86 @@
+"""Figures show every method of the grid and are the same bytes every time."""
+
+from __future__ import annotations
+
+import pytest
+from constructed_results import make_study, write_grid
+
+from study import StudyError
+from study.analysis import figures
+from study.analysis.results import load_results
+
+NAMES = list(figures.CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    params = make_study(root)
+    write_grid(root, params)
+    return load_results(params, "english", root)
+
+
+def texts(figure) -> set[str]:
+    figure.canvas.draw()
+    labels = {text.get_text() for axes in figure.axes for text in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+    legends = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    return labels | legends | {axes.get_title() for axes in figure.axes}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_and_student_is_named(results, name):
+    shown = texts(getattr(figures, name)(results))
+    untrained_apart = {"per_task", "learning_curves", "distillation_cost"}  # `none` is a line or has not trained
+    for method, style in figures.styles(results).items():
+        if method != "none" or name not in untrained_apart:
+            assert style.label in shown
+    if name != "quality_latency":  # it names students beside their points
+        assert {"L3-H384", "L3-H192"} <= shown
+
+
+def test_every_student_is_named_beside_its_points(results):
+    (axes,) = figures.quality_latency(results).axes
+    assert {text.get_text() for text in axes.texts} == {"L3-H384\n10 ms", "L3-H192\n5 ms", "teacher\n20 ms"}
+
+
+def test_the_heatmap_shows_percent_of_the_teacher(results):
+    cells = [text.get_text() for text in figures.quality_heatmap(results).axes[0].texts]
+    assert cells[:2] == ["100", "100"]
+    assert cells[2].startswith("75.0\n")  # none, L3-H384: 0.60 / 0.80
+
+
+def test_a_model_slower_and_worse_than_another_is_not_on_the_front(tmp_path):
+    params = make_study(tmp_path, ["none", "od"])
+    write_grid(tmp_path, params, {("od", "L3-H384"): 0.55, ("od", "L3-H192"): 0.70})  # 10 ms and 5 ms
+    (axes,) = figures.quality_latency(load_results(params, "english", tmp_path)).axes
+    front = axes.lines[0]
+    assert list(front.get_xdata()) == pytest.approx([5, 20])
+    assert list(front.get_ydata()) == pytest.approx([70, 80])
+
+
+@pytest.mark.parametrize("name", ["quality_heatmap", "learning_curves"])
+def test_saving_twice_gives_the_same_bytes(results, tmp_path, name):
+    for folder in ("first", "second"):
+        assert figures.save(getattr(figures, name)(results), tmp_path / folder, name).is_file()
+    for kind in ("png", "svg"):
+        content = (tmp_path / "first" / f"{name}.{kind}").read_bytes()
+        assert content and content == (tmp_path / "second" / f"{name}.{kind}").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [f"{name}.png", f"{name}.svg"]
+
+
+def test_methods_look_different_in_marker_and_colour(results):
+    look = figures.styles(results).values()
+    assert len({style.marker for style in look}) == len({style.color for style in look}) == len(look)
+
+
+def test_a_method_without_a_style_of_its_own_is_shown_by_name(results):
+    runs = results.runs.assign(method=results.runs["method"].replace("od", "new-method"))
+    look = figures.styles(type(results)(results.scores, runs, results.curves, results.latency))
+    assert look["new-method"].label == "new-method"
+    assert look["mlm"] == figures.STYLES["mlm"]
+
+
+def test_an_unwritable_folder_is_one_line(results, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be written"):
+        figures.save(figures.distillation_cost(results), tmp_path / "file", "distillation_cost")

@@ -1,0 +1,164 @@
+"""The comparison notebook, executed once as the pipeline does (some seconds), and the report made from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+import papermill
+import pytest
+from constructed_results import ENVIRONMENT, REPOSITORY, change, make_study, write_grid
+
+from study import StudyError
+from study.analysis import figures
+from study.analysis.report import write_report
+
+NOTEBOOK = REPOSITORY / "notebooks" / "50_compare.ipynb"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between them."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def named(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    params = make_study(root, ["none", "mlm", "hs-uniform+last"])
+    for path in write_grid(root, params).glob("*_1.json"):
+        change(path, environment=ENVIRONMENT | {"processor": "<b>quick & new</b>"})
+    executed = root / "runs" / "laptop" / "notebooks" / NOTEBOOK.name
+    (root / "notebooks").mkdir()
+    executed.parent.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
+        papermill.execute_notebook(
+            str(NOTEBOOK),
+            str(executed),
+            parameters={"profile": "laptop", "output": "../reports/laptop"},
+            kernel_name="python3",
+            language="python",
+            cwd=str(root / "notebooks"),
+            progress_bar=False,
+        )
+    return root, params, executed
+
+
+@pytest.fixture(scope="module")
+def pages(study):
+    root, params, _ = study
+    index = write_report(params, root)
+    return {path.name: Page(path) for path in index.parent.glob("*.html")}
+
+
+def test_the_notebook_writes_every_figure_table_and_the_headline(study):
+    reports = study[0] / "reports" / "laptop"
+    names = {path.relative_to(reports).as_posix() for path in reports.rglob("*.*") if "results" not in path.parts}
+    names = {name for name in names if not name.startswith("html/")}
+    expected = {f"figures/{name}.{kind}" for name in figures.CAPTIONS for kind in ("png", "svg")}
+    expected |= {"tables/per_task.csv", "tables/costs.csv", "tables/distillation.csv", "headline.json"}
+    assert names == expected
+
+
+def test_the_report_has_an_index_and_the_notebook(pages):
+    assert set(pages) == {"index.html", "50_compare.html"}
+    shown = {attributes["src"] for attributes in pages["50_compare.html"].named("img")}
+    assert shown == {f"../figures/{name}.png" for name in figures.CAPTIONS}
+
+
+def test_pages_load_nothing_from_elsewhere_and_run_nothing(pages):
+    for page in pages.values():
+        assert not page.named("script")
+        assert not page.named("link")
+        for _, attributes in page.tags:
+            for key in ("src", "href"):
+                assert not re.match(r"(\w+:)?//|data:", attributes.get(key) or "")
+
+
+def test_every_link_leads_to_a_file(study, pages):
+    folder = study[0] / "reports" / "laptop" / "html"
+    links = [a[key] for page in pages.values() for _, a in page.tags for key in ("src", "href") if key in a]
+    files = [folder / unquote(link) for link in links if not link.startswith("#")]
+    assert [str(file) for file in files if not file.is_file()] == []
+    linked = {file.resolve() for file in files}
+    for kind in ("results/english/*.json", "figures/*", "tables/*.csv", "headline.json"):
+        assert {path.resolve() for path in folder.parent.glob(kind)} <= linked
+
+
+def test_the_index_tells_the_headline(study, pages):
+    text = " ".join(pages["index.html"].text.split())
+    best = json.loads((study[0] / "reports/laptop/headline.json").read_text())["students"]["L3-H384"]
+    assert best["method"] == "hs-uniform+last" and best["retained_percent"] == 77.5  # 0.62 / 0.80
+    for words in ("HS: uniform+last", "77.5 %", "+2.00 points", "2.00 ×", "laptop", "2026-11-22", "torch 2.13.0"):
+        assert words in text
+    for words in ("contrastively tuned sentence encoders", "not about RoBERTa or XLM-R", "One distillation seed"):
+        assert words in text
+
+
+def test_values_from_files_are_escaped(study, pages):
+    assert "<b>quick & new</b>" in pages["index.html"].text  # as text, not as a tag
+    assert "&lt;b&gt;quick &amp; new" in (study[0] / "reports/laptop/html/index.html").read_text()
+
+
+def test_pages_have_titles_languages_and_alternative_texts(pages):
+    for page in pages.values():
+        assert page.named("title") and page.named("html") == [{"lang": "en"}]
+        assert any(meta.get("name") == "viewport" for meta in page.named("meta"))
+        assert page.named("img") and all(len(image["alt"]) > 20 for image in page.named("img"))
+
+
+def test_the_report_is_byte_stable_and_small(study, pages):
+    root, params, _ = study
+    folder = root / "reports" / "laptop" / "html"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_report(params, root)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert all(len(content) < 1_000_000 for content in before.values())
+
+
+def test_what_is_missing_is_named(study, tmp_path):
+    params = make_study(tmp_path, ["none", "mlm"])
+    write_grid(tmp_path, params)
+    with pytest.raises(StudyError) as error:
+        write_report(params, tmp_path)
+    for name in ("runs/laptop/notebooks/50_compare.ipynb", "figures/per_task.svg", "tables/costs.csv", "headline.json"):
+        assert name in str(error.value)
+
+
+def test_a_damaged_notebook_is_named(study):
+    root, params, executed = study
+    whole = executed.read_text()
+    try:
+        executed.write_text(whole[:300])
+        with pytest.raises(StudyError, match=r"50_compare\.ipynb: not a notebook"):
+            write_report(params, root)
+    finally:
+        executed.write_text(whole)
+
+
+def test_the_notebook_is_thin_and_stripped():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not re.search(r"^\s*(def|class) ", "\n".join(cell.source for cell in code), flags=re.MULTILINE)
+    (parameters,) = (cell.source for cell in code if "parameters" in cell.metadata.get("tags", []))
+    assert re.findall(r"^(\w+) = ", parameters, flags=re.MULTILINE) == ["profile", "setting", "output"]

@@ -1,0 +1,189 @@
+"""Result files become tables: complete, checked, and aggregated as computed by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from constructed_results import change, change_params, make_study, write_grid
+
+from study import StudyError
+from study.analysis import results as analysis
+
+METHODS = ["none", "mlm", "od", "mha-minilmv2"]
+SCORES = {
+    ("none", "L3-H384"): 0.60,
+    ("mlm", "L3-H384"): 0.62,
+    ("od", "L3-H384"): (0.72, 0.65),  # test, development: best on test data
+    ("mha-minilmv2", "L3-H384"): (0.70, 0.68),  # best on development data
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    params = make_study(tmp_path, METHODS)
+    return tmp_path, params, write_grid(tmp_path, params, SCORES)
+
+
+def load(study):
+    root, params, _ = study
+    return analysis.load_results(params, "english", root)
+
+
+def test_every_missing_file_is_named_in_one_line(study):
+    root, params, folder = study
+    gone = ["teacher_teacher_0.json", "od_L3-H192_1.json", "latency.json"]
+    for name in gone:
+        (folder / name).unlink()
+    with pytest.raises(StudyError) as error:
+        load(study)
+    assert all(f"reports/laptop/results/english/{name}" in str(error.value) for name in gone)
+    assert "mlm" not in str(error.value) and str(root) not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_truncated_file_is_named(study):
+    path = study[2] / "od_L3-H384_1.json"
+    path.write_text(path.read_text()[:500])
+    with pytest.raises(StudyError, match=r"^reports/laptop/results/english/od_L3-H384_1\.json: .*JSON") as error:
+        load(study)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"profile": "smoke"}, {"setting": "multilingual"}, {"method": "mlm"}, {"student": "L3-H192"}, {"seed": 2}],
+)
+def test_a_file_in_another_files_place_is_refused(study, values):
+    change(study[2] / "od_L3-H384_1.json", **values)
+    (key, value), *_ = values.items()
+    with pytest.raises(StudyError, match=rf"od_L3-H384_1\.json: {key} = {value!r}; at this place allowed"):
+        load(study)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tasks: tasks.pop("boolq"), "'boolq' is missing"),
+        (lambda tasks: tasks["boolq"]["runs"].pop(), r"tasks.boolq: fine-tuning seeds \[1\]; allowed: \[1, 2\]"),
+        (lambda tasks: tasks["boolq"].update(test_examples=10), "tasks.boolq.test_examples = 10; allowed: 1000"),
+        (lambda tasks: tasks["boolq"].update(metric="f1"), "lack 'f1'"),
+        (lambda tasks: tasks["boolq"]["runs"][0]["test"].update(accuracy=float("nan")), "boolq.runs.0.test.accuracy"),
+    ],
+)
+def test_an_incomplete_run_is_refused(study, damage, message):
+    path = study[2] / "od_L3-H384_1.json"
+    tasks = json.loads(path.read_text())["tasks"]
+    damage(tasks)
+    change(path, tasks=tasks)
+    with pytest.raises(StudyError, match=message):
+        load(study)
+
+
+def test_a_missing_latency_measurement_is_named(study):
+    path = study[2] / "latency.json"
+    measurements = json.loads(path.read_text())["measurements"]
+    change(path, measurements=measurements[:-1])
+    with pytest.raises(StudyError, match="L3-H192 at batch size 32 with 1 threads"):
+        load(study)
+
+
+def test_a_method_removed_from_the_grid_is_ignored(study):
+    root, _, folder = study
+    (folder / "od_L3-H192_1.json").write_text("cut off {")
+    params = change_params(root, methods=["none", "mlm", "mha-minilmv2"])
+    results = analysis.load_results(params, "english", root)
+    for table in (results.scores, results.runs, results.curves):
+        assert "od" not in set(table["method"])
+        assert set(table["setting"]) == {"english"}
+
+
+def test_macro_and_retained_are_those_computed_by_hand(study):
+    table = analysis.macro(load(study)).set_index(["method", "student"])
+    assert table.loc[("teacher", "teacher"), "test"].item() == pytest.approx(0.80)
+    assert table.loc[("mha-minilmv2", "L3-H384"), "test"].item() == pytest.approx(0.70)
+    assert table.loc[("mha-minilmv2", "L3-H384"), "development"].item() == pytest.approx(0.68)
+    assert table.loc[("mha-minilmv2", "L3-H384"), "retained"].item() == pytest.approx(0.70 / 0.80)
+    seeds = analysis.macro(load(study), per_seed=True).query("method == 'none' and student == 'L3-H384'")
+    assert seeds.set_index("finetuning_seed")["test"].to_dict() == pytest.approx({1: 0.59, 2: 0.61})
+
+
+def test_interval_of_one_distillation_seed_is_that_of_the_binomial_sum(study):
+    """Five tasks, two seeds at -+0.01, widened to -+d, d = 0.01 sqrt 2: a resampled task mean is -d, 0 or d.
+
+    The chances are 1/4, 1/2, 1/4. Their sum over tasks is d times (Binomial(10, 1/2) - 5), whose 2.5 % quantile is -3:
+    the half-width of their mean's interval is 3 d / 5.
+    """
+    row = analysis.summary(load(study)).query("method == 'od' and student == 'L3-H384'").iloc[0]
+    half = 3 * 0.01 * 2**0.5 / 5
+    assert (row["test_low"], row["test_high"]) == pytest.approx((0.72 - half, 0.72 + half), abs=1e-9)
+    assert row["retained_high"] - row["retained_low"] > 1.2 * 2 * half / 0.80  # the teacher's chance counts too
+
+
+def test_interval_of_several_distillation_seeds_counts_their_spread(tmp_path):
+    params = make_study(tmp_path, METHODS, seeds=(1, 2, 3))
+    write_grid(tmp_path, params, SCORES)
+    row = analysis.summary(analysis.load_results(params, "english", tmp_path)).query("method == 'none'").iloc[0]
+    assert row["test"] == pytest.approx(0.604)  # 0.600, 0.604, 0.608
+    half = 0.004 * 1.5**0.5
+    assert (row["test_low"], row["test_high"]) == pytest.approx((0.604 - half, 0.604 + half), abs=1e-9)
+
+
+def test_one_value_has_no_interval(study):
+    root, params, _ = study
+    results = load(study)
+    single = analysis.Results(
+        results.scores.query("finetuning_seed == 1"), results.runs, results.curves, results.latency
+    )
+    table = analysis.summary(single)
+    assert table[["test_low", "test_high", "retained_low", "retained_high"]].isna().all(axis=None)
+    best = analysis.headline(single)["students"]["L3-H384"]
+    assert best["retained_percent_low"] is None and best["retained_percent"] is not None
+
+
+def test_the_best_method_is_chosen_on_development_and_reported_on_test_data(study):
+    best = analysis.headline(load(study))["students"]["L3-H384"]
+    assert best["method"] == "mha-minilmv2"
+    assert best["test"] == 0.70 and best["development"] == 0.68
+    assert best["retained_percent"] == 87.5
+    assert best["speed_up"] == 2.0
+    assert best["margin_over_none"] == 10.0 and best["margin_over_mlm"] == 8.0
+    assert best["margin_over_none_low"] < 10.0 < best["margin_over_none_high"]
+
+
+def test_the_floor_is_never_the_best_method(tmp_path):
+    params = make_study(tmp_path, ["none", "od"], students=["L3-H384"])
+    write_grid(tmp_path, params, {("none", "L3-H384"): 0.7, ("od", "L3-H384"): 0.6})
+    best = analysis.headline(analysis.load_results(params, "english", tmp_path))["students"]["L3-H384"]
+    assert best["method"] == "od" and best["margin_over_none"] == -10.0
+    assert "margin_over_mlm" not in best
+
+
+def test_sampling_error_is_binomial_and_for_accuracy_alone(study):
+    table = analysis.sampling_error(load(study)).set_index("task")
+    assert table.loc["boolq", "standard_error"] == pytest.approx((0.8 * 0.2 / 1000) ** 0.5)
+    assert table.loc[["sts-b", "topic"], "standard_error"].isna().all()
+
+
+def test_tables_hold_every_cell(study, tmp_path):
+    paths = analysis.write_tables(load(study), tmp_path / "tables")
+    per_task, costs, distillation = (pd.read_csv(path) for path in paths)
+    assert len(per_task) == 1 + len(METHODS) * 2
+    row = per_task.set_index(["method", "student"]).loc[("none", "L3-H384")]
+    assert row[["sentiment", "topic", "macro", "retained_percent"]].tolist() == [0.58, 0.62, 0.60, 75.0]
+    assert costs["student"].tolist() == ["teacher", "L3-H384", "L3-H192"]
+    assert costs["latency_ms_batch_1"].tolist() == [20.0, 10.0, 5.0]
+    assert costs["speed_up_batch_32"].tolist() == [1.0, 2.0, 4.0]
+    assert set(distillation["method"]) == {"teacher", "mlm", "od", "mha-minilmv2"}  # `none` does not train
+
+
+def test_headline_file_is_valid_json(study, tmp_path):
+    values = analysis.write_headline(load(study), tmp_path / "new" / "headline.json")
+    assert json.loads((tmp_path / "new" / "headline.json").read_text()) == values
+
+
+def test_an_unwritable_folder_is_one_line(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be written") as error:
+        analysis.write_tables(load(study), tmp_path / "file" / "tables")
+    assert "\n" not in str(error.value)
