@@ -1,0 +1,63 @@
+# Everything runs in .venv, which is made on first use. `make help` lists the targets.
+PYTHON ?= python3
+JOBS ?= 2
+PROFILE ?=
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export TOKENIZERS_PARALLELISM := false
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+THREADS_PER_JOB := $(shell n=$$(( $(CORES) / $(JOBS) )); [ $$n -gt 0 ] && echo $$n || echo 1)
+STAGES = dvc stage list --name-only | grep -E
+ACTIVE = $$(sed -n 's/^profile: *\([a-z]*\).*/\1/p' params.yaml)
+CELLS = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc repro --single-item
+
+.PHONY: help environment check profile repro report tune test lint lab clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+environment: $(VENV)/ready  ## the virtual environment with everything pinned
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed (make PYTHON=python3.12 ...)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+check: environment  ## validate params.yaml
+	@python -m study check
+
+profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
+	@test -n "$(PROFILE)" || { echo "error: which profile? make profile PROFILE=smoke|laptop|overnight" >&2; exit 1; }
+	@python -m study use $(PROFILE)
+
+repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
+	$(STAGES) '^teacher@' | xargs dvc repro
+	$(STAGES) '^distill@' | $(CELLS)
+	$(STAGES) '^(ceiling|evaluate)@' | $(CELLS)
+	dvc repro
+
+report: environment check  ## figures and pages again, from the committed results alone
+	dvc repro notebook params
+	$(STAGES) '^report@' | xargs dvc repro --single-item
+
+tune: environment check  ## choose learning rates on development data (writes reports/tuning)
+	$(STAGES) '^teacher@' | xargs dvc repro
+	python -m study cells | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \
+	  -p profile $(ACTIVE) -p method $$0 -p student $$1 -p output ../reports/tuning/english/$$0_$$1.json'
+	python -m study tuned
+
+test: environment  ## the tests, the smoke profile end to end among them
+	python -m pytest
+
+lint: environment  ## style
+	ruff check . && ruff format --check .
+
+lab: environment  ## open the notebooks
+	jupyter lab notebooks
+
+clean:  ## remove scratch files and interrupted runs (never results, caches or sources)
+	rm -rf scratch

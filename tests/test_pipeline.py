@@ -1,0 +1,348 @@
+"""dvc.yaml against notebooks, library and parameters; and the smoke profile from sources to report."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+import pytest
+from papermill.translators import PythonTranslator
+from ruamel.yaml import YAML
+
+from study import load_params
+
+ROOT = Path(__file__).parents[1]
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOK_STAGES = [name for name, stage in STAGES.items() if "python -m study run" in str(stage["cmd"])]
+#: What dvc.yaml says is left out on purpose.
+NOT_TRACKED = {"study/__init__.py", "study/config.py", "study/__main__.py"}
+
+
+def commands(stage: dict) -> list[str]:
+    return stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
+
+
+def notebook_of(stage: dict) -> str:
+    (name,) = re.findall(r"study run \S*?([\w-]+)\.ipynb", " ".join(commands(stage)))
+    return name
+
+
+def code_of(name: str) -> str:
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+
+
+def imported_files(source: str) -> set[str]:
+    """Files of the study that Python source imports by itself."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = set()
+    for name in names:
+        if name.partition(".")[0] == "study":
+            path = Path(*name.split("."))
+            files |= {str(p) for p in (path.with_suffix(".py"), path / "__init__.py") if (ROOT / p).is_file()}
+    return files
+
+
+def closure(source: str) -> set[str]:
+    """All files of the study that running the source loads, packages' own __init__ and the untracked three left out."""
+    found, waiting = set(), imported_files(source)
+    while waiting:
+        file = waiting.pop()
+        if file not in found | NOT_TRACKED and not file.endswith("__init__.py"):
+            found.add(file)
+            waiting |= imported_files((ROOT / file).read_text())
+    return found
+
+
+def test_imports_are_followed_through_packages_and_from_imports():
+    files = closure("import study\nfrom study.training.objectives import OBJECTIVES")
+    assert {"study/losses.py", "study/mappings.py", "study/models/taps.py", "study/training/objectives.py"} <= files
+    assert closure("from study.data import sources") == {"study/data/sources.py"}
+
+
+def test_every_notebook_has_its_canonical_copy():
+    assert STAGES["notebook"]["matrix"]["name"] == NOTEBOOKS
+
+
+def test_every_notebook_is_run_by_a_stage_or_by_make():
+    by_make = set(re.findall(r"study run notebooks/([\w-]+)\.ipynb", (ROOT / "Makefile").read_text()))
+    assert {notebook_of(STAGES[name]) for name in NOTEBOOK_STAGES} | by_make == set(NOTEBOOKS)
+
+
+def test_parameters_given_by_make_exist_in_its_notebooks():
+    """A recipe is everything up to the next target."""
+    for recipe in re.split(r"\n(?=[a-z]+:)", (ROOT / "Makefile").read_text()):
+        for notebook in re.findall(r"study run notebooks/([\w-]+)\.ipynb", recipe):
+            assert set(re.findall(r"-p (\S+)", recipe)) <= set(parameters_of(notebook))
+
+
+def parameters_of(notebook: str) -> list[str]:
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    return [parameter.name for parameter in PythonTranslator.inspect(cell)]
+
+
+@pytest.mark.parametrize("name", NOTEBOOK_STAGES)
+def test_parameters_given_by_a_stage_exist_in_its_notebook(name):
+    known = parameters_of(notebook_of(STAGES[name]))
+    given = re.findall(r"-p (\S+)", " ".join(commands(STAGES[name])))
+    assert "output" in given and "profile" in given
+    assert set(given) == set(known)  # one that is not given would silently keep its default
+
+
+@pytest.mark.parametrize("name", NOTEBOOK_STAGES)
+def test_a_stage_depends_on_the_notebook_it_runs_in_its_canonical_copy(name):
+    copy = f"scratch/notebooks/canonical/{notebook_of(STAGES[name])}.ipynb"
+    assert copy in STAGES[name]["deps"] and copy in " ".join(commands(STAGES[name]))
+
+
+@pytest.mark.parametrize("name", NOTEBOOK_STAGES)
+def test_modules_that_a_stage_loads_are_its_dependencies(name):
+    stage = STAGES[name]
+    source = code_of(notebook_of(stage))
+    if any("study report" in command for command in commands(stage)):
+        source += "\nimport study.analysis.report"
+    dependencies = [path for path in stage["deps"] if path.startswith("study")]
+    assert all((ROOT / path).exists() for path in dependencies)
+    missing = {
+        file
+        for file in closure(source)
+        if not any(file == path or file.startswith(f"{path}/") for path in dependencies)
+    }
+    assert missing == set(), f"stage {name} loads files that it does not depend on"
+
+
+#: Sections of params.yaml whose values change what a stage writes.
+READ = {
+    "tasks": {"settings.${item.setting}.tasks"},
+    "corpus": {"corpus", "settings.${item.setting}.texts", "settings.${item.setting}.teacher"},
+    "teacher": {"adaptation", "attention_implementation", "masking", "precision", "settings.${item.setting}.teacher"},
+    "distill": {
+        "attention_implementation",
+        "distillation",
+        "initialisation",
+        "masking",
+        "methods.${item.method}",
+        "precision",
+        "students.${item.student}",
+    },
+    "evaluate": {
+        "attention_implementation",
+        "finetuning",
+        "latency.sequence_length",  # of the operations counted
+        "masking",
+        "precision",
+        "settings.${item.setting}.tasks",
+    },
+    "ceiling": {
+        "attention_implementation",
+        "finetuning",
+        "latency.sequence_length",
+        "masking",
+        "precision",
+        "settings.${item.setting}.tasks",
+    },
+    "latency": {"attention_implementation", "grid.students", "latency", "precision", "students"},
+    "report": {"grid"},
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_parameters_that_a_stage_reads_are_tracked(name):
+    tracked = set(STAGES[name]["params"])
+    missing = {key for key in READ[name] if not any(key == given or key.startswith(f"{given}.") for given in tracked)}
+    assert missing == set()
+
+
+def test_every_tracked_parameter_exists():
+    params = YAML(typ="safe").load(ROOT / "params.yaml")
+    examples = {"setting": "english", "method": "od", "student": "L3-H192"}
+    for name, stage in STAGES.items():
+        for key in (part for part in stage.get("params", []) if isinstance(part, str)):
+            value = params
+            for part in re.sub(r"\$\{item\.(\w+)\}", lambda match: examples[match[1]], key).split("."):
+                assert part in value, f"{name}: {key}"
+                value = value[part]
+
+
+def test_small_results_are_in_git_and_runs_are_not():
+    for name, stage in STAGES.items():
+        for out in stage["outs"]:
+            path, options = next(iter(out.items())) if isinstance(out, dict) else (out, {})
+            if path.startswith("reports/"):
+                assert options.get("cache") is False, f"{name}: {path} would not be in git"
+            elif path.startswith("runs/"):
+                assert options.get("cache", True), f"{name}: {path} would be neither cached nor in git"
+
+
+def test_profiles_never_share_a_file():
+    for name, stage in STAGES.items():
+        for out in stage["outs"]:
+            path = next(iter(out)) if isinstance(out, dict) else out
+            assert "${item.profile}" in path or path.startswith("scratch/"), f"{name}: {path}"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_thin_clean_and_begin_with_prose(name):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert not {"kernelspec", "language_info"} & set(notebook.metadata)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == code[:1]
+    for cell in code:
+        tree = ast.parse(cell.source)
+        assert not any(isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) for n in ast.walk(tree))
+    assert "study.load_params(profile=profile)" in code[1].source
+    defaults = {target.id: node.value.value for node in ast.parse(code[0].source).body for target in node.targets}
+    assert defaults["profile"] == "smoke"
+    assert defaults["output"].startswith("../scratch/")  # by hand, nothing of a run is overwritten
+
+
+def command(folder: Path, *arguments: str, seconds: int = 60, **environment: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = os.environ | {"PATH": path, "PYTHONPATH": str(folder), **environment}
+    return subprocess.run(arguments, cwd=folder, env=variables, capture_output=True, text=True, timeout=seconds)
+
+
+def test_a_misspelt_parameter_on_the_command_line(tmp_path):
+    executed = tmp_path / "executed.ipynb"
+    arguments = ["-m", "study", "run", "notebooks/30_distill.ipynb", "--executed", str(executed), "-p", "sead", "1"]
+    outcome = command(ROOT, sys.executable, *arguments)
+    assert outcome.returncode == 1 and outcome.stdout == "" and not executed.exists()
+    assert len(outcome.stderr.splitlines()) == 1
+    assert all(name in outcome.stderr for name in ("'sead'", "30_distill", "seed", "method", "student", "output"))
+
+
+def test_a_notebook_that_does_not_exist():
+    outcome = command(ROOT, sys.executable, "-m", "study", "run", "notebooks/31_distil.ipynb")
+    assert outcome.returncode == 1 and len(outcome.stderr.splitlines()) == 1 and "31_distil" in outcome.stderr
+
+
+def test_a_users_mistake_inside_a_notebook_is_its_own_one_line(tmp_path):
+    arguments = ["-m", "study", "run", "notebooks/30_distill.ipynb", "--executed", str(tmp_path / "executed.ipynb")]
+    outcome = command(ROOT, sys.executable, *arguments, "-p", "profile", "weekend", seconds=120)
+    assert outcome.returncode == 1
+    assert outcome.stderr.strip().splitlines()[-1].startswith("error: profile 'weekend' is unknown; allowed: laptop")
+    assert "Traceback" not in outcome.stderr
+
+
+def clone(folder: Path) -> None:
+    """The files of a fresh clone if everything here were committed now, without results of other profiles."""
+    listed = command(ROOT, "git", "ls-files", "-co", "--exclude-standard").stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith(("reports/", "runs/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for arguments in (["init", "--quiet"], ["add", "--all"]):
+        assert command(folder, "git", *arguments).returncode == 0
+    identity = ["-c", "user.name=tester", "-c", "user.email=tester@localhost", "-c", "commit.gpgsign=false"]
+    assert command(folder, "git", *identity, "commit", "--quiet", "--no-verify", "-m", "all").returncode == 0
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def stages_run(outcome: subprocess.CompletedProcess) -> list[str]:
+    return re.findall(r"Running stage '([^']+)'", outcome.stdout)
+
+
+def stale(folder: Path) -> set[str]:
+    outcome = command(folder, "dvc", "status", "--json", seconds=300)
+    assert outcome.returncode == 0, outcome.stderr
+    return set(json.loads(outcome.stdout))
+
+
+@pytest.mark.pipeline
+def test_the_smoke_profile_end_to_end(tmp_path):
+    clone(tmp_path)
+    assert command(tmp_path, sys.executable, "-m", "study", "use", "smoke").returncode == 0
+    outcome = command(tmp_path, "dvc", "repro", seconds=3600)
+    assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
+
+    # Everything is there.
+    params = load_params(tmp_path / "params.yaml")
+    reports, grid = tmp_path / "reports" / "smoke", params.grid
+    results = reports / "results" / "english"
+    cells = [(m, s, d) for m in grid.methods for s in grid.students for d in grid.seeds]
+    for method, student, seed in [*cells, ("teacher", "teacher", 0)]:
+        result = json.loads((results / f"{method}_{student}_{seed}.json").read_text())
+        assert set(result["tasks"]) == set(params.settings["english"].tasks)
+    for name in ("latency.json", "corpus.json"):
+        assert json.loads((results / name).read_text())
+    figures = {path.stem for path in (reports / "figures").glob("*.png")}
+    assert {"quality_heatmap", "quality_latency", "per_task", "learning_curves", "distillation_cost"} <= figures
+    assert all((reports / "figures" / f"{name}.svg").stat().st_size > 1000 for name in figures)
+    assert any((reports / "tables").iterdir()) and json.loads((reports / "headline.json").read_text())["students"]
+    pages = {path.name: path.read_text() for path in (reports / "html").glob("*.html")}
+    assert "index.html" in pages and any("compare" in name for name in pages)
+    for page in pages.values():
+        assert str(tmp_path) not in page  # no path of this machine
+    for link in re.findall(r'(?:href|src)="([^"#:]+)"', pages["index.html"]):
+        assert (reports / "html" / unquote(link)).exists(), link
+
+    # A second time nothing is done.
+    outcome = command(tmp_path, "dvc", "repro", seconds=600)
+    assert outcome.returncode == 0 and stages_run(outcome) == []
+
+    # Executing and saving a notebook in Jupyter changes its copy at most, and so nothing behind it.
+    notebook = tmp_path / "notebooks" / "30_distill.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.update(
+        kernelspec={"name": "python3", "display_name": "Python 3"}, language_info={"name": "python"}
+    )
+    for count, cell in enumerate((cell for cell in content.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = count
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="saved by Jupyter")]
+    nbformat.write(content, notebook)
+    assert stale(tmp_path) <= {"notebook@30_distill"}
+    outcome = command(tmp_path, "dvc", "repro", seconds=600)
+    assert outcome.returncode == 0 and set(stages_run(outcome)) <= {"notebook@30_distill"}
+
+    # A figure's code retrains nothing.
+    with (tmp_path / "study" / "analysis" / "figures.py").open("a") as stream:
+        stream.write("\n# a comment\n")
+    assert {name.partition("@")[0] for name in stale(tmp_path)} == {"report"}
+
+    # A bare clone without cache makes every figure from the small results, as `make report` does.
+    before = files_below(reports)
+    shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(tmp_path / ".dvc" / "cache")
+    shutil.rmtree(tmp_path / "scratch")
+    for made in ("figures", "tables", "html"):
+        shutil.rmtree(reports / made)
+    (reports / "headline.json").unlink()
+    assert command(tmp_path, "dvc", "repro", "notebook", "params", seconds=600).returncode == 0
+    names = command(tmp_path, "dvc", "stage", "list", "--name-only", seconds=600).stdout.split()
+    (report,) = (name for name in names if name.startswith("report@"))
+    outcome = command(tmp_path, "dvc", "repro", "--single-item", report, seconds=600)
+    assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
+    after = files_below(reports)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if before[name] != after[name] and not name.startswith("html/")}
+    assert changed == set()  # byte for byte
+
+    # A missing result stops the comparison by name.
+    (results / f"{grid.methods[-1]}_{grid.students[0]}_{grid.seeds[0]}.json").unlink()
+    outcome = command(tmp_path, "dvc", "repro", "--single-item", report, seconds=600)
+    assert outcome.returncode != 0 and f"{grid.methods[-1]}_{grid.students[0]}" in outcome.stdout + outcome.stderr
