@@ -34,17 +34,17 @@ profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
 	@python -m study use $(PROFILE)
 
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
-	$(STAGES) '^teacher@' | xargs dvc repro
+	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
 	$(STAGES) '^distill@' | $(CELLS)
 	$(STAGES) '^(ceiling|evaluate)@' | $(CELLS)
 	dvc repro
 
 report: environment check  ## figures and pages again, from the committed results alone
-	dvc repro notebook params
+	dvc repro params notebook
 	$(STAGES) '^report@' | xargs dvc repro --single-item
 
 tune: environment check  ## choose learning rates on development data (writes reports/tuning)
-	$(STAGES) '^teacher@' | xargs dvc repro
+	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
 	python -m study cells | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \
 	  -p profile $(ACTIVE) -p method $$0 -p student $$1 -p output ../reports/tuning/english/$$0_$$1.json'
