@@ -352,8 +352,10 @@ def _one_line(path: Path, error: ValidationError) -> str:
         "attention_relation",
         "direct_attention",
     )
-    parts = [str(part) for part in first["loc"] if part not in tags]
-    key = ".".join(part for part in parts if part != "[key]")
+    location = list(first["loc"])
+    if len(location) > 2 and location[0] == "methods" and location[2] in tags:
+        del location[2]  # pydantic names the objective too
+    key = ".".join(str(part) for part in location if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
     value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
     if first["type"] == "extra_forbidden":
