@@ -75,7 +75,13 @@ class MaskedSequences(torch.utils.data.Dataset):
         tokens = self.sequences[index]["input_ids"].astype(np.int64)
         generator = np.random.default_rng([self.seed, 1, item])
         count = max(1, round(self.masking.fraction * len(tokens)))
-        positions = np.sort(generator.permutation(np.flatnonzero(~np.isin(tokens, self.special)))[:count])
+        words = np.flatnonzero(~np.isin(tokens, self.special))
+        if len(words) < count:
+            raise StudyError(
+                f"masking.fraction = {self.masking.fraction} masks {count} of {len(tokens)} tokens;"
+                f" allowed: at most the {len(words)} of sequence {index} that are no special tokens"
+            )
+        positions = np.sort(generator.permutation(words)[:count])
         draw = generator.random(count)
         replaced = np.where(
             draw < self.masking.mask_token,
@@ -145,6 +151,8 @@ def train(
     Raises:
         StudyError: a loss that is not finite.
     """
+    checkpoint = _last_complete_checkpoint(Path(arguments.output_dir))
+    arguments.eval_on_start = checkpoint is None  # else the curve would hold that step twice
     objective.accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
     trainer = DistillationTrainer(
         model=objective,
@@ -160,7 +168,7 @@ def train(
     batch_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(title, batch_size * sequence_length))
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(Path(arguments.output_dir)))
+    trainer.train(resume_from_checkpoint=checkpoint)
     history = trainer.state.log_history
     if not any("eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in history):
         trainer.evaluate()
@@ -196,12 +204,15 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
         StudyError: an unknown name, a missing input, a corpus shorter than one batch, or a loss that is not finite.
     """
     layout = Layout(params, setting)
+    _make_folder(output.parent)  # before any work
     for key, name, known in (("method", method, params.methods), ("student", student, params.students)):
         if name not in known:
             raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known)}")
     chosen, budget = params.methods[method], params.distillation
     tokenizer = load_tokenizer(params.settings[setting].teacher)
     teacher = load_model(layout.teacher, params.attention_implementation)
+    if not all(parameter.isfinite().all() for parameter in teacher.parameters()):
+        raise StudyError(f"{layout.teacher}: holds weights that are not finite; run the stage that writes it again")
     corpus = load_corpus(layout.corpus)
     if len(corpus["train"]) < budget.batch_size:
         raise StudyError(
@@ -231,7 +242,9 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
         range(min(budget.validation_sequences, len(corpus["validation"])))
     )
     identity = {
-        "params": params.model_dump(include={"masking", "distillation", "initialisation", "precision"}),
+        "params": params.model_dump(
+            include={"masking", "distillation", "initialisation", "precision", "attention_implementation"}
+        ),
         "method": chosen.model_dump(),
         "student": params.students[student].model_dump(),
         "seed": seed,
@@ -268,6 +281,7 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
         StudyError: as :func:`distil`.
     """
     layout, budget = Layout(params, setting), params.adaptation
+    _make_folder(output.parent)
     tokenizer = load_tokenizer(params.settings[setting].teacher)
     corpus = load_corpus(layout.corpus)
     encoder = load_encoder(params.settings[setting].teacher, params.attention_implementation)
@@ -277,7 +291,7 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
     model = with_language_modelling_head(encoder, torch.bincount(tokens.long(), minlength=encoder.config.vocab_size))
     switch_off_dropout(model)
     identity = {
-        "params": params.model_dump(include={"masking", "adaptation", "precision"}),
+        "params": params.model_dump(include={"masking", "adaptation", "precision", "attention_implementation"}),
         "teacher": params.settings[setting].teacher.model_dump(),
         "inputs": [fingerprint(layout.corpus)],
     }
@@ -320,7 +334,7 @@ def common_arguments(params: Params, batch_size: int) -> dict:
         "lr_scheduler_type": "linear",
         "train_sampling_strategy": "sequential",  # the stream is shuffled already
         "eval_strategy": "steps",
-        "eval_on_start": True,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
         "save_strategy": "steps",
         "save_total_limit": 2,
         "logging_steps": 10,
@@ -395,6 +409,13 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def _save(model, tokenizer: PreTrainedTokenizerBase, record: dict, output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from study.config import Params, TaskBudget
+from study.config import Params, StudyError, TaskBudget
 from study.data.tasks import Task, subsample
 from study.evaluation.metrics import task_metrics
 from study.models.teachers import load_model
@@ -164,6 +165,8 @@ def start_from_probe(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             features.append(model.features(**batch))
     features, labels = torch.cat(features).numpy(), torch.cat(labels).numpy()
+    if not np.isfinite(features).all():
+        raise StudyError("fine-tuning: the encoder's features are not finite, no result written")
     scaler = StandardScaler().fit(features)
     probe = (
         RidgeCV(np.logspace(1, 4, 7)) if model.output.out_features == 1 else LogisticRegression(C=0.01, max_iter=500)
@@ -244,7 +247,11 @@ def finetune(
             compute_metrics=lambda prediction: task_metrics(task, prediction.predictions, prediction.label_ids),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        loss = trainer.train().training_loss
+        if not math.isfinite(loss):
+            raise StudyError(
+                f"fine-tuning on {task.name} at learning rate {learning_rate}: loss = {loss}, no result written"
+            )
         epochs = [entry for entry in trainer.state.log_history if f"eval_{task.metric}" in entry]
         best = max(epochs, key=lambda entry: entry[f"eval_{task.metric}"])
         development = {name: best[f"eval_{name}"] for name in task.metrics}

@@ -82,6 +82,9 @@ class Objective(nn.Module):
         """Yield (projection name, student tensor, teacher tensor) for every pair that a projection connects."""
         return iter(())
 
+    def tie_weights(self) -> None:
+        """What the Trainer calls after loading a checkpoint; the student's weights are tied already."""
+
     def _tied(self) -> set[str]:
         return {f"student.{key}" for key in getattr(self.student, "all_tied_weights_keys", {})}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
-from study.config import Params
+from study.config import Params, StudyError
 from study.files import write_json
 from study.runtime import environment
 from study.training.distill import distil
@@ -23,6 +23,8 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
     Raises:
         StudyError: as :func:`study.training.distill.distil`.
     """
+    if method not in params.methods:
+        raise StudyError(f"method {method!r} is unknown; allowed: {', '.join(params.methods)}")
     budget, tried = params.tuning, []
     for rate in budget.learning_rates:
         chosen = params.methods[method].model_copy(update={"learning_rate": rate})
