@@ -249,6 +249,7 @@ def test_a_users_mistake_inside_a_notebook_is_its_own_one_line(tmp_path):
 def clone(folder: Path) -> None:
     """The files of a fresh clone if everything here were committed now, without results of other profiles."""
     listed = command(ROOT, "git", "ls-files", "-co", "--exclude-standard").stdout.splitlines()
+    assert listed, "git lists no files: this test needs a clone, not a bare copy of the files"
     for name in listed:
         if (ROOT / name).is_file() and not name.startswith(("reports/", "runs/")) and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
