@@ -109,7 +109,7 @@ def encode(
     splits = {name: subsample(dataset[name], size, seed if name == "train" else 0) for name, size in sizes.items()}
     centre, spread = 0, 1
     if task.labels is None:
-        centre, spread = np.mean(splits["train"]["label"]), np.std(splits["train"]["label"])
+        centre, spread = np.mean(splits["train"]["label"]), np.std(splits["train"]["label"]) or 1
 
     def tokenise(rows: dict) -> dict:
         options = {"truncation": True, "max_length": budget.max_length, "return_attention_mask": False}
