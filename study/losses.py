@@ -26,12 +26,7 @@ def output_distribution(student_logits: Tensor, teacher_logits: Tensor, temperat
 
     Source: Udagawa et al. (2310.08797), section 2.1; tau and tau^2 after DistilBERT (1910.01108).
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"logits differ in shape: student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature = {temperature}; allowed: above 0")
+    check_logits(student_logits, teacher_logits, temperature)
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     positions = max(student[..., 0].numel(), 1)
@@ -94,10 +89,7 @@ def attention_relation(
 
     Source: MiniLMv2 (2012.15828), section 3.2, with the reduction of its published code.
     """
-    _check_states(student, teacher, attention_mask, same_width=False)
-    for name, states in (("student", student), ("teacher", teacher)):
-        if relation_heads < 1 or states.shape[-1] % relation_heads:
-            raise ValueError(f"relation heads {relation_heads} do not divide the {name}'s width {states.shape[-1]}")
+    check_relation(student, teacher, relation_heads, attention_mask)
     valid = None if attention_mask is None else attention_mask.bool()
     with torch.autocast(student.device.type, enabled=False):
         student_relation = _relation_log_probabilities(student, relation_heads, valid)  # (B, A, T, T)
@@ -110,6 +102,24 @@ def attention_relation(
         per_sequence = divergence.masked_fill(~pairs, 0.0).sum(dim=(1, 2, 3))
         lengths = valid.sum(dim=1)
         return (per_sequence / (relation_heads * lengths.clamp(min=1))).sum() / (lengths > 0).sum().clamp(min=1)
+
+
+def check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
+    """What :func:`output_distribution` raises."""
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"logits differ in shape: student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature = {temperature}; allowed: above 0")
+
+
+def check_relation(student: Tensor, teacher: Tensor, relation_heads: int, attention_mask: Tensor | None) -> None:
+    """What :func:`attention_relation` raises."""
+    _check_states(student, teacher, attention_mask, same_width=False)
+    for name, states in (("student", student), ("teacher", teacher)):
+        if relation_heads < 1 or states.shape[-1] % relation_heads:
+            raise ValueError(f"relation heads {relation_heads} do not divide the {name}'s width {states.shape[-1]}")
 
 
 def _relation_log_probabilities(states: Tensor, relation_heads: int, valid: Tensor | None) -> Tensor:
