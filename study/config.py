@@ -27,6 +27,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 TextName = Literal["wikipedia", "boolq", "quac", "xsum", "multilexsum", "sotu"]
+FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher"]
 TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic"]
 
 
@@ -191,12 +192,27 @@ class Latency(Section):
     threads: list[Positive] = Field(min_length=1)
 
 
+class Benchmark(Section):
+    vocabulary: Annotated[int, Field(ge=1000)]
+    teacher: Encoder
+    student: Encoder
+    sequence_length: Annotated[int, Field(ge=8)]
+    batch_size: Positive
+    methods: list[str] = Field(min_length=1)
+    peers: list[str]
+    threads: Positive
+    warmup_steps: Positive
+    steps: Annotated[int, Field(ge=3)]
+    rounds: Positive
+
+
 class Params(Section):
     """All of params.yaml. Rules that span sections are checked here."""
 
     profile: str
     precision: Literal["auto", "bf16", "fp32"]
     attention_implementation: Literal["eager", "sdpa"]
+    fast_paths: list[FastPath]
     grid: Grid
     settings: dict[str, Setting]
     corpus: Corpus
@@ -209,6 +225,7 @@ class Params(Section):
     methods: dict[str, Method]
     finetuning: Finetuning
     latency: Latency
+    benchmark: Benchmark
 
     @model_validator(mode="after")
     def _sections_agree(self):
@@ -217,6 +234,10 @@ class Params(Section):
             for name in getattr(self.grid, key):
                 if name not in known:
                     raise ValueError(f"grid.{key}: {name!r} is unknown; allowed: {', '.join(known)}")
+        for name in self.benchmark.methods:
+            if name not in self.methods or isinstance(self.methods[name], Untrained):
+                known = ", ".join(key for key, method in self.methods.items() if not isinstance(method, Untrained))
+                raise ValueError(f"benchmark.methods: {name!r} is unknown or not trained; allowed: {known}")
         for name in self.grid.settings:
             for task in self.settings[name].tasks:
                 if task not in self.finetuning.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -19,6 +20,23 @@ def use_bf16(precision: str) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library hand freed memory out again instead of returning it to the system; whether it could.
+
+    A training step frees and takes the same large tensors over and over. By default glibc unmaps them, and every page
+    of the next ones has to be faulted in and zeroed again, which can take longer than the arithmetic. The peak of
+    memory in use stays, by construction, what the process needed at some time. Only glibc has this setting.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        return bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, -1))
+    except (AttributeError, OSError, TypeError):  # another C library, or none to be found by that name
+        return False
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
 def environment() -> dict:

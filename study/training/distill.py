@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from study.config import Layout, Masking, Params, StudyError, Untrained, cell_ti
 from study.data.corpus import load_corpus
 from study.models.students import create_student
 from study.models.teachers import load_encoder, load_model, load_tokenizer, with_language_modelling_head
-from study.runtime import environment, use_bf16
+from study.runtime import environment, keep_freed_memory, use_bf16
 from study.training.objectives import OBJECTIVES, MaskedLanguageModelling, Objective
 
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
@@ -141,9 +142,13 @@ def train(
     validation: MaskedSequences,
     arguments: TrainingArguments,
     title: str,
+    fast_paths: Collection[str],
     callbacks: list[TrainerCallback] | None = None,
 ) -> dict:
     """Train ``objective`` from the last complete checkpoint in ``arguments.output_dir``, or from the start.
+
+    Args:
+        fast_paths: ``params.fast_paths``.
 
     Returns:
         the curve of held-out losses, the training losses, steps, tokens and seconds.
@@ -164,6 +169,7 @@ def train(
     )
     if objective.teacher is not None:
         objective.teacher.to(arguments.device)
+    start_fast_paths(objective, arguments, fast_paths)
     sequence_length = len(training[0]["input_ids"])
     batch_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     trainer.remove_callback(PrinterCallback)
@@ -235,7 +241,8 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
         return record
 
     switch_off_dropout(model)
-    objective = OBJECTIVES[chosen.objective](model, teacher, chosen, budget)
+    fused = "fused-losses" in params.fast_paths
+    objective = OBJECTIVES[chosen.objective](model, teacher, chosen, budget, fused)
     objective.start(start)
     freeze_untrained(objective, {key: value[:1] for key, value in start.items()})
     validation_sequences = corpus["validation"].select(
@@ -243,7 +250,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
     )
     identity = {
         "params": params.model_dump(
-            include={"masking", "distillation", "initialisation", "precision", "attention_implementation"}
+            include={"masking", "distillation", "initialisation", "precision", "attention_implementation", "fast_paths"}
         ),
         "method": chosen.model_dump(),
         "student": params.students[student].model_dump(),
@@ -266,7 +273,8 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
             **common_arguments(params, budget.batch_size),
         )
         validation = MaskedSequences(validation_sequences, params.masking, tokenizer, seed=0)
-        record |= train(objective, stream, validation, arguments, cell_title(params, setting, method, student, seed))
+        title = cell_title(params, setting, method, student, seed)
+        record |= train(objective, stream, validation, arguments, title, params.fast_paths)
         _save(objective.student, tokenizer, record, output)
     return record
 
@@ -291,7 +299,7 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
     model = with_language_modelling_head(encoder, torch.bincount(tokens.long(), minlength=encoder.config.vocab_size))
     switch_off_dropout(model)
     identity = {
-        "params": params.model_dump(include={"masking", "adaptation", "precision", "attention_implementation"}),
+        "params": params.model_dump(include={"masking", "adaptation", "precision", "attention_implementation", "fast_paths"}),
         "teacher": params.settings[setting].teacher.model_dump(),
         "inputs": [fingerprint(layout.corpus)],
     }
@@ -317,11 +325,20 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
             MaskedSequences(corpus["validation"], params.masking, tokenizer, seed=0),
             arguments,
             f"{setting} teacher",
+            params.fast_paths,
             [EarlyStoppingCallback(budget.patience, budget.min_improvement)],
         )
         record["stopped"] = "step limit" if record["steps"] == budget.steps else "held-out loss no longer improves"
         _save(model, tokenizer, record, output)
     return record
+
+
+def start_fast_paths(objective: Objective, arguments: TrainingArguments, fast_paths: Collection[str]) -> None:
+    """Switch on those of ``fast_paths`` that are no part of the objective."""
+    if "kept-memory" in fast_paths:
+        keep_freed_memory()
+    if "rounded-teacher" in fast_paths and arguments.bf16 and objective.teacher is not None:
+        objective.round_teacher()
 
 
 def common_arguments(params: Params, batch_size: int) -> dict:
@@ -356,7 +373,7 @@ class Checkpoints:
 
     def __init__(self, parent: Path, identity: dict):
         package = Path(study.__file__).parent
-        code = [fingerprint(package / part) for part in ("losses.py", "mappings.py", "models", "training")]
+        code = [fingerprint(package / part) for part in ("fused.py", "losses.py", "mappings.py", "models", "training")]
         text = json.dumps([identity, code], sort_keys=True)
         self.folder = parent / hashlib.sha256(text.encode()).hexdigest()[:24]
 

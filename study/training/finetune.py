@@ -27,7 +27,7 @@ from study.config import Params, StudyError, TaskBudget
 from study.data.tasks import Task, subsample
 from study.evaluation.metrics import task_metrics
 from study.models.teachers import load_model
-from study.runtime import use_bf16
+from study.runtime import keep_freed_memory, use_bf16
 
 
 class MeanPoolingClassifier(nn.Module):
@@ -200,6 +200,8 @@ def finetune(
         look_at_test: score the test split with the model kept; False while candidates are still being compared.
     """
     budget = params.finetuning
+    if "kept-memory" in params.fast_paths:
+        keep_freed_memory()
     set_seed(seed)
     encoder = load_model(encoder_folder, params.attention_implementation, head=False)
     model = MeanPoolingClassifier(

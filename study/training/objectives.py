@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+import study.fused
 from study import losses
 from study.config import Distillation, Method
 from study.mappings import layer_mapping
@@ -27,22 +28,41 @@ class Objective(nn.Module):
         teacher: a masked language model, held outside the module tree; unused where ``needs_teacher`` is False.
         method: the entry of ``params.methods``.
         distillation: ``params.distillation``.
+        fused: whether to take losses from :mod:`study.fused` where it has them, instead of :mod:`study.losses`.
     """
 
     needs_head = False
     needs_teacher = True
 
     def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel | None, method: Method, distillation: Distillation
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        method: Method,
+        distillation: Distillation,
+        fused: bool = True,
     ):
         super().__init__()
         self.student = student if self.needs_head else student.base_model
         self.method = method
         self.inputs = "masked_input_ids" if self.needs_head or distillation.inputs == "masked" else "input_ids"
+        self.losses = study.fused if fused else losses
         self.projections = nn.ModuleDict()
         self._outside = (teacher.eval().requires_grad_(False) if self.needs_teacher else None,)
         self._keys_to_ignore_on_save = sorted(self._tied())  # the Trainer asks for this when it loads a checkpoint
         self._register_state_dict_hook(self._without_tied)
+
+    @torch.no_grad()
+    def round_teacher(self) -> None:
+        """Keep the teacher's linear layers in bfloat16: what autocast would make of them anew at every step.
+
+        Values do not change under autocast; outside of it the teacher can no longer be read.
+        """
+        for module in self.teacher.modules():
+            if isinstance(module, nn.Linear):  # the output matrix leaves the word embeddings it is tied to
+                module.weight = nn.Parameter(module.weight.bfloat16(), requires_grad=False)
+                if module.bias is not None:
+                    module.bias = nn.Parameter(module.bias.bfloat16(), requires_grad=False)
 
     @property
     def teacher(self) -> PreTrainedModel | None:
@@ -121,7 +141,7 @@ class OutputDistribution(Objective):
         student_logits = masked_logits(self.student, student, positions)
         with torch.no_grad():
             teacher_logits = masked_logits(self.teacher, teacher, positions)
-        loss = losses.output_distribution(student_logits, teacher_logits, self.method.temperature)
+        loss = self.losses.output_distribution(student_logits, teacher_logits, self.method.temperature)
         if self.method.mlm_weight:
             masked = gather(student_logits, batch["positions"]) if everywhere else student_logits
             loss = loss + self.method.mlm_weight * masked_cross_entropy(masked, batch["labels"])
@@ -131,8 +151,8 @@ class OutputDistribution(Objective):
 class HiddenState(Objective):
     """Mean of :func:`study.losses.hidden_state` over the mapped pairs of layers, one learned linear map per pair."""
 
-    def __init__(self, student, teacher, method, distillation):
-        super().__init__(student, teacher, method, distillation)
+    def __init__(self, student, teacher, method, distillation, fused=True):
+        super().__init__(student, teacher, method, distillation, fused)
         depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
         self.mapping = layer_mapping(method.mapping, *depths)
         for i, targets in self.mapping.items():
@@ -160,8 +180,8 @@ class HiddenState(Objective):
 class Attention(Objective):
     """Common to both attention methods: queries, keys and values of the last student layer and one teacher layer."""
 
-    def __init__(self, student, teacher, method, distillation):
-        super().__init__(student, teacher, method, distillation)
+    def __init__(self, student, teacher, method, distillation, fused=True):
+        super().__init__(student, teacher, method, distillation, fused)
         self.student_layer = student.config.num_hidden_layers
         self.teacher_layer = teacher.config.num_hidden_layers - method.teacher_layer_from_top
 
@@ -181,14 +201,14 @@ class AttentionRelation(Attention):
 
     def loss(self, student, teacher, batch):
         pairs = self.pairs(student, teacher)
-        return sum(losses.attention_relation(s, t, self.method.relation_heads) for _, s, t in pairs)
+        return sum(self.losses.attention_relation(s, t, self.method.relation_heads) for _, s, t in pairs)
 
 
 class DirectAttention(Attention):
     """DirectMiniLM: sum over Q, K, V of :func:`study.losses.direct_attention`, one learned linear map each."""
 
-    def __init__(self, student, teacher, method, distillation):
-        super().__init__(student, teacher, method, distillation)
+    def __init__(self, student, teacher, method, distillation, fused=True):
+        super().__init__(student, teacher, method, distillation, fused)
         for name in PROJECTIONS:
             self.projections[name] = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
 
