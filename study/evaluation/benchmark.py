@@ -1,0 +1,317 @@
+"""How fast a training step is: tokens per second, memory and time split per method, beside floor and peers.
+
+Weights and tokens are random, since neither changes the work; sizes come from ``params.benchmark``. Every measurement
+runs in a process of its own, one after the other and in several rounds, so that a drift of the machine's speed meets
+all of them and no one inherits another's memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from study.config import Encoder, FastPath, Params, StudyError
+from study.evaluation.peers import PEERS
+from study.files import write_json
+from study.runtime import environment
+from study.training.distill import (
+    DistillationTrainer,
+    MaskedSequences,
+    common_arguments,
+    freeze_untrained,
+    start_fast_paths,
+    switch_off_dropout,
+)
+from study.training.objectives import OBJECTIVES
+
+PARTS = ("data", "teacher forward", "student forward", "loss", "backward", "optimiser")
+
+#: Operators that multiply matrices, as PyTorch dispatches them -> where their two matrices stand.
+PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_": 1}
+
+
+def benchmark(params: Params, output: Path) -> dict:
+    """Measure every method with fast paths added one by one, in both precisions, and every peer; write one JSON file.
+
+    Returns:
+        ``subjects``: per subject and round, seconds of every timed step (median and quartiles), tokens per second, peak
+        resident memory of its process in MiB, seconds per part of the step, and the floor: seconds of the step's matrix
+        products alone. ``benchmark``: the sizes. ``environment``: versions, processor, date.
+
+    Raises:
+        StudyError: an unknown name under ``benchmark.methods`` or ``benchmark.peers``, or the file cannot be written.
+    """
+    settings = params.benchmark
+    paths = get_args(FastPath)
+    subjects = [
+        {"kind": "method", "name": name, "precision": precision, "fast_paths": list(paths[:count])}
+        for precision, counts in (("bf16", range(len(paths) + 1)), ("fp32", (0, len(paths))))
+        for name in settings.methods
+        for count in counts
+    ]
+    subjects += [{"kind": "peer", "name": name, "precision": "fp32"} for name in settings.peers]
+    measured = defaultdict(list)
+    for turn in range(settings.rounds):
+        for i, subject in enumerate(subjects):
+            result = _in_a_process(params, subject)
+            measured[i].append(result)
+            print(
+                f"benchmark round {turn + 1}/{settings.rounds} [{i + 1}/{len(subjects)}] {label(subject)} |"
+                + (
+                    f" {result['tokens_per_second']:,.0f} tokens/s | {result['memory']:,.0f} MiB"
+                    if "tokens_per_second" in result
+                    else f" left out: {result['left_out']}"
+                ),
+                flush=True,
+            )
+    result = {
+        "benchmark": settings.model_dump(),
+        "subjects": [{**subject, "rounds": measured[i]} for i, subject in enumerate(subjects)],
+        "environment": environment(),
+    }
+    write_json(output, result)
+    return result
+
+
+def label(subject: dict) -> str:
+    """How a subject is named in tables and progress lines."""
+    if subject["kind"] == "peer":
+        return f"{subject['name']} {subject['precision']}"
+    return f"{subject['name']} {subject['precision']} {', '.join(subject['fast_paths']) or 'no fast path'}"
+
+
+def _in_a_process(params: Params, subject: dict) -> dict:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(_measure, params.model_dump(), subject).result()
+
+
+def _measure(values: dict, subject: dict) -> dict:
+    params = Params.model_validate(values)
+    torch.set_num_threads(params.benchmark.threads)
+    try:
+        result = (measure_peer if subject["kind"] == "peer" else measure_method)(params, subject)
+    except StudyError as error:  # a peer that is not installed
+        return {"left_out": str(error)}
+    lower, median, upper = np.percentile(result.pop("seconds"), [25, 50, 75])
+    tokens = params.benchmark.batch_size * params.benchmark.sequence_length
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+    return {
+        "median_seconds": float(median),
+        "lower_quartile_seconds": float(lower),
+        "upper_quartile_seconds": float(upper),
+        "tokens_per_second": float(tokens / median),
+        "memory": peak,
+        **result,
+    }
+
+
+def measure_method(params: Params, subject: dict) -> dict:
+    """Seconds of each counted step of the study's own Trainer, of the step's parts, and of its matrix products alone.
+
+    The Trainer runs as in :func:`study.training.distill.distil`, data loading included, without evaluation and
+    checkpoints; ``backward`` includes clipping of gradients.
+    """
+    settings, bf16 = params.benchmark, subject["precision"] == "bf16"
+    teacher, student = models(params)
+    switch_off_dropout(student)
+    method = params.methods[subject["name"]]
+    fused = "fused-losses" in subject["fast_paths"]
+    objective = OBJECTIVES[method.objective](student, teacher, method, params.distillation, fused)
+    steps = settings.warmup_steps + settings.steps
+    stream = sequences(params, steps * settings.batch_size)
+    batch = default_data_collator([stream[i] for i in range(settings.batch_size)])
+    freeze_untrained(objective, {key: value[:1] for key, value in batch.items()})
+    timer = _Timer(objective)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=1e-5,
+            seed=0,
+            **common_arguments(params, settings.batch_size)
+            | {"bf16": bf16, "eval_strategy": "no", "save_strategy": "no"},
+        )
+        start_fast_paths(objective, arguments, subject["fast_paths"])
+        objective.accepts_loss_kwargs = False
+        trainer = DistillationTrainer(
+            model=objective, args=arguments, train_dataset=stream, data_collator=default_data_collator
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(timer)
+        trainer.train()
+    counted = timer.steps[settings.warmup_steps :]
+    parts = {part: statistics.median(step[part] for step in counted) for part in PARTS}
+    return {
+        "seconds": [sum(step.values()) for step in counted],
+        "parts": parts,
+        "floor_seconds": floor(lambda: _forward_and_backward(objective, batch, bf16)),
+    }
+
+
+def measure_peer(params: Params, subject: dict) -> dict:
+    """Seconds of each counted training step of another package (see :mod:`study.evaluation.peers`)."""
+    settings = params.benchmark
+    stream = sequences(params, settings.batch_size)
+    batch = default_data_collator([stream[i] for i in range(settings.batch_size)])
+    step = PEERS[subject["name"]].step(*models(params), batch)
+    seconds = []
+    for _ in range(settings.warmup_steps + settings.steps):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds[settings.warmup_steps :]}
+
+
+def models(params: Params) -> tuple[BertForMaskedLM, BertForMaskedLM]:
+    """Teacher and student of the benchmark's sizes with random weights."""
+    torch.manual_seed(0)
+    settings = params.benchmark
+
+    def model(sizes: Encoder) -> BertForMaskedLM:
+        config = BertConfig(
+            vocab_size=settings.vocabulary,
+            num_hidden_layers=sizes.layers,
+            hidden_size=sizes.width,
+            num_attention_heads=sizes.heads,
+            intermediate_size=sizes.intermediate,
+        )
+        return BertForMaskedLM._from_config(config, attn_implementation=params.attention_implementation)
+
+    return model(settings.teacher).eval(), model(settings.student)
+
+
+def sequences(params: Params, length: int) -> MaskedSequences:
+    """A stream of random tokens, masked as the study masks its corpus."""
+    settings = params.benchmark
+    shape = (4 * settings.batch_size, settings.sequence_length)
+    tokens = np.random.default_rng(0).integers(10, settings.vocabulary, size=shape)
+    return MaskedSequences(Dataset.from_dict({"input_ids": tokens}), params.masking, _Tokenizer(), 0, length)
+
+
+class _Tokenizer:
+    """What MaskedSequences asks of a tokenizer."""
+
+    mask_token_id, all_special_ids = 4, [0, 1, 2, 3, 4]
+
+    def __len__(self) -> int:
+        return 1000
+
+
+class _Timer(TrainerCallback):
+    """Seconds per part of every step, taken around the objective's own methods and at the Trainer's events."""
+
+    def __init__(self, objective):
+        self.steps: list[dict[str, float]] = []
+        for name, part in (
+            ("read_teacher", "teacher forward"),
+            ("read_student", "student forward"),
+            ("loss", "loss"),
+        ):
+            setattr(objective, name, self._timed(getattr(objective, name), part))
+
+    def _timed(self, function, part: str):
+        def timed(*arguments):
+            self._lap("between")
+            result = function(*arguments)
+            self._lap(part)
+            return result
+
+        return timed
+
+    def _lap(self, part: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._current is not None:
+            self._current[part] = self._current.get(part, 0.0) + now - self._last
+        self._last = now
+
+    _current, _last = None, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._current = dict.fromkeys(PARTS, 0.0)
+        self._lap("data")
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._lap("data")
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._lap("backward")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._lap("optimiser")
+        self._current["optimiser"] += self._current.pop("between", 0.0)
+        self.steps.append(self._current)
+        self._current = dict.fromkeys(PARTS, 0.0)
+
+
+def _forward_and_backward(objective, batch: dict[str, Tensor], bf16: bool) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        loss = objective(**batch)["loss"]
+    loss.backward()
+    objective.zero_grad()
+
+
+class _Products(TorchDispatchMode):
+    """Records shape, strides and type of the two matrices of every product."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[tuple] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        first = PRODUCTS.get(function.overloadpacket.__name__)
+        if first is not None:
+            pair = arguments[first : first + 2]
+            self.found.append(tuple((tuple(x.shape), x.stride(), x.dtype) for x in pair))
+        return function(*arguments, **(keywords or {}))
+
+
+def floor(step, repeats: int = 12) -> float:
+    """Median seconds of the matrix products of one ``step()`` alone: same shapes, strides, types and order.
+
+    Operands are random and results go to memory that is there already, so that nothing but the products is timed.
+    """
+    with _Products() as recorded:
+        step()
+    operands, results, calls = {}, {}, []
+    for pair in recorded.found:
+        for shape, stride, kind in pair:
+            if (shape, stride, kind) not in operands:
+                operands[shape, stride, kind] = torch.empty_strided(shape, stride, dtype=kind).normal_()
+        left, right = (operands[key] for key in pair)
+        out = (*left.shape[:-1], right.shape[-1]), left.dtype
+        if out not in results:
+            results[out] = torch.empty(out[0], dtype=out[1])
+        calls.append((torch.mm if left.dim() == 2 else torch.bmm, left, right, results[out]))
+    seconds = []
+    for _ in range(repeats + 2):
+        began = time.perf_counter()
+        for product, left, right, out in calls:
+            product(left, right, out=out)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[2:])
