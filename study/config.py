@@ -27,7 +27,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 TextName = Literal["wikipedia", "boolq", "quac", "xsum", "multilexsum", "sotu"]
-FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher"]
+FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher"]
 TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic"]
 
 
@@ -405,6 +405,7 @@ class Layout:
         self.corpus = self.runs / "corpus"
         self.teacher = self.runs / "teacher"
         self.checkpoints = self.root / "scratch" / "checkpoints"
+        self.teacher_outputs = self.root / "scratch" / "teacher_outputs"
 
     def student(self, method: str, student: str, seed: int) -> Path:
         return self.runs / "students" / f"{method}_{student}_{seed}"

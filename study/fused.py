@@ -2,8 +2,8 @@
 
 With respect to the student's scores, the divergence of two softmaxes has the gradient softmax(student) -
 softmax(teacher). So no graph is needed, and the scores of a block, small enough for the processor's caches, are
-overwritten by the next. Tests compare values and gradients with :mod:`study.losses`, which
-``distillation.fused_losses: false`` in params.yaml uses instead. Source: this study's choice.
+overwritten by the next. Tests compare values and gradients with :mod:`study.losses`, which is used instead where
+``fast_paths`` in params.yaml leaves out ``fused-losses``. Source: this study's choice.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _AttentionRelation(torch.autograd.Function):
 
 def _blocks(items: int, shape: tuple[int, ...], device: torch.device):
     """Yield (slice of the items, and three float32 tensors of that many items of ``shape``, used again each time)."""
-    step = min(items, max(1, BLOCK.get(device.type, LARGE_BLOCK) // math.prod(shape)))
+    step = max(1, min(items, BLOCK.get(device.type, LARGE_BLOCK) // math.prod(shape)))
     spaces = torch.empty(3, step, *shape, device=device)  # new memory for each block would cost more than the work
     for first in range(0, items, step):
         yield slice(first, first + step), *spaces[:, : min(step, items - first)]

@@ -134,11 +134,12 @@ def measure_method(params: Params, subject: dict) -> dict:
     The Trainer runs as in :func:`study.training.distill.distil`, data loading included, without evaluation and
     checkpoints; ``backward`` includes clipping of gradients.
     """
+    params = params.model_copy(update={"precision": subject["precision"], "fast_paths": subject["fast_paths"]})
     settings, bf16 = params.benchmark, subject["precision"] == "bf16"
     teacher, student = models(params)
     switch_off_dropout(student)
     method = params.methods[subject["name"]]
-    fused = "fused-losses" in subject["fast_paths"]
+    fused = "fused-losses" in params.fast_paths
     objective = OBJECTIVES[method.objective](student, teacher, method, params.distillation, fused)
     steps = settings.warmup_steps + settings.steps
     stream = sequences(params, steps * settings.batch_size)
@@ -155,7 +156,9 @@ def measure_method(params: Params, subject: dict) -> dict:
             **common_arguments(params, settings.batch_size)
             | {"bf16": bf16, "eval_strategy": "no", "save_strategy": "no"},
         )
-        start_fast_paths(objective, arguments, subject["fast_paths"])
+        start_fast_paths(params, objective, Path(folder) / "teacher", (len(stream), settings.sequence_length))
+        if objective.shared_teacher:
+            _fill(objective, stream, settings.batch_size, bf16)
         objective.accepts_loss_kwargs = False
         trainer = DistillationTrainer(
             model=objective, args=arguments, train_dataset=stream, data_collator=default_data_collator
@@ -267,6 +270,13 @@ class _Timer(TrainerCallback):
         self._current["optimiser"] += self._current.pop("between", 0.0)
         self.steps.append(self._current)
         self._current = dict.fromkeys(PARTS, 0.0)
+
+
+def _fill(objective, stream: MaskedSequences, batch_size: int, bf16: bool) -> None:
+    """Have the teacher's outputs on disk, as for every cell of the grid but the first that reads them."""
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        for first in range(0, len(stream), batch_size):
+            objective.read_teacher(default_data_collator([stream[first + i] for i in range(batch_size)]))
 
 
 def _forward_and_backward(objective, batch: dict[str, Tensor], bf16: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 PROJECTIONS = ("query", "key", "value")
@@ -16,6 +17,13 @@ class Readings:
 
     hidden: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype) -> Readings:
+        """The same in another type of numbers."""
+        return Readings(
+            {layer: states.to(dtype) for layer, states in self.hidden.items()},
+            {layer: {name: x.to(dtype) for name, x in parts.items()} for layer, parts in self.attention.items()},
+        )
 
 
 class _Complete(Exception):

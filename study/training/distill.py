@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,10 @@ from study.models.students import create_student
 from study.models.teachers import load_encoder, load_model, load_tokenizer, with_language_modelling_head
 from study.runtime import environment, keep_freed_memory, use_bf16
 from study.training.objectives import OBJECTIVES, MaskedLanguageModelling, Objective
+from study.training.shared import SharedTeacher
+
+#: Parameters that the teacher's outputs depend on, and with them every student.
+COMMON = {"masking", "distillation", "precision", "attention_implementation"}
 
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
 
@@ -46,6 +49,7 @@ class MaskedSequences(torch.utils.data.Dataset):
     Args:
         sequences: rows of ``input_ids``, all of T tokens.
         length: items of the stream; None means one pass in the given order (for evaluation).
+        first: ``item`` of the first sequence; the others follow.
     """
 
     def __init__(
@@ -55,9 +59,10 @@ class MaskedSequences(torch.utils.data.Dataset):
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
         length: int | None = None,
+        first: int = 0,
     ):
         self.sequences = sequences.with_format("numpy")
-        self.masking, self.seed = masking, seed
+        self.masking, self.seed, self.first = masking, seed, first
         self.length = len(sequences) if length is None else length
         self.shuffled = length is not None
         self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
@@ -95,7 +100,13 @@ class MaskedSequences(torch.utils.data.Dataset):
         )
         masked = tokens.copy()
         masked[positions] = replaced
-        return {"input_ids": tokens, "masked_input_ids": masked, "positions": positions, "labels": tokens[positions]}
+        return {
+            "input_ids": tokens,
+            "masked_input_ids": masked,
+            "positions": positions,
+            "labels": tokens[positions],
+            "item": self.first + item,
+        }
 
 
 class Progress(TrainerCallback):
@@ -142,13 +153,9 @@ def train(
     validation: MaskedSequences,
     arguments: TrainingArguments,
     title: str,
-    fast_paths: Collection[str],
     callbacks: list[TrainerCallback] | None = None,
 ) -> dict:
     """Train ``objective`` from the last complete checkpoint in ``arguments.output_dir``, or from the start.
-
-    Args:
-        fast_paths: ``params.fast_paths``.
 
     Returns:
         the curve of held-out losses, the training losses, steps, tokens and seconds.
@@ -169,7 +176,6 @@ def train(
     )
     if objective.teacher is not None:
         objective.teacher.to(arguments.device)
-    start_fast_paths(objective, arguments, fast_paths)
     sequence_length = len(training[0]["input_ids"])
     batch_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     trainer.remove_callback(PrinterCallback)
@@ -248,14 +254,16 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
     validation_sequences = corpus["validation"].select(
         range(min(budget.validation_sequences, len(corpus["validation"])))
     )
-    identity = {
-        "params": params.model_dump(
-            include={"masking", "distillation", "initialisation", "precision", "attention_implementation", "fast_paths"}
-        ),
+    validation = MaskedSequences(validation_sequences, params.masking, tokenizer, seed=0, first=len(stream))
+    inputs = [fingerprint(layout.teacher), fingerprint(layout.corpus)]
+    common = {"seed": seed, "inputs": inputs, **params.model_dump(include=COMMON)}
+    teacher_outputs = layout.teacher_outputs / digest(common)
+    start_fast_paths(params, objective, teacher_outputs, (len(stream) + len(validation), start["input_ids"].shape[1]))
+    identity = common | {
+        "initialisation": params.initialisation,
+        "fast_paths": params.fast_paths,
         "method": chosen.model_dump(),
         "student": params.students[student].model_dump(),
-        "seed": seed,
-        "inputs": [fingerprint(layout.teacher), fingerprint(layout.corpus)],
     }
     with Checkpoints(layout.checkpoints, identity) as folder:
         arguments = TrainingArguments(
@@ -272,9 +280,8 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
             seed=seed,
             **common_arguments(params, budget.batch_size),
         )
-        validation = MaskedSequences(validation_sequences, params.masking, tokenizer, seed=0)
         title = cell_title(params, setting, method, student, seed)
-        record |= train(objective, stream, validation, arguments, title, params.fast_paths)
+        record |= train(objective, stream, validation, arguments, title)
         _save(objective.student, tokenizer, record, output)
     return record
 
@@ -299,11 +306,13 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
     model = with_language_modelling_head(encoder, torch.bincount(tokens.long(), minlength=encoder.config.vocab_size))
     switch_off_dropout(model)
     identity = {
-        "params": params.model_dump(include={"masking", "adaptation", "precision", "attention_implementation", "fast_paths"}),
+        "params": params.model_dump(include={"masking", "adaptation", "precision", "attention_implementation"}),
         "teacher": params.settings[setting].teacher.model_dump(),
         "inputs": [fingerprint(layout.corpus)],
     }
     objective = MaskedLanguageModelling(model, None, params.methods.get("mlm"), params.distillation)
+    if "kept-memory" in params.fast_paths:
+        keep_freed_memory()
     with Checkpoints(layout.checkpoints, identity) as folder:
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -325,7 +334,6 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
             MaskedSequences(corpus["validation"], params.masking, tokenizer, seed=0),
             arguments,
             f"{setting} teacher",
-            params.fast_paths,
             [EarlyStoppingCallback(budget.patience, budget.min_improvement)],
         )
         record["stopped"] = "step limit" if record["steps"] == budget.steps else "held-out loss no longer improves"
@@ -333,12 +341,28 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
     return record
 
 
-def start_fast_paths(objective: Objective, arguments: TrainingArguments, fast_paths: Collection[str]) -> None:
-    """Switch on those of ``fast_paths`` that are no part of the objective."""
-    if "kept-memory" in fast_paths:
+def start_fast_paths(params: Params, objective: Objective, teacher_outputs: Path, shape: tuple[int, int]) -> None:
+    """Switch on those of ``params.fast_paths`` that are not built into the objective.
+
+    Args:
+        teacher_outputs: a folder that names everything that the teacher's outputs depend on.
+        shape: (sequences that the run numbers, tokens of each).
+    """
+    bf16 = use_bf16(params.precision)
+    if "kept-memory" in params.fast_paths:
         keep_freed_memory()
-    if "rounded-teacher" in fast_paths and arguments.bf16 and objective.teacher is not None:
+    if objective.teacher is None:
+        return
+    if "rounded-teacher" in params.fast_paths and bf16:
         objective.round_teacher()
+    if "shared-teacher" in params.fast_paths:
+        kind = torch.bfloat16 if bf16 else torch.float32
+        shape = (*shape, objective.teacher.config.hidden_size)
+        store = SharedTeacher(teacher_outputs, shape, kind, **objective.teacher_layers())
+        if store.open():
+            objective.shared_teacher = store
+        else:
+            print(f"{teacher_outputs}: the disk is too full to share what the teacher computes", flush=True)
 
 
 def common_arguments(params: Params, batch_size: int) -> dict:
@@ -372,10 +396,7 @@ class Checkpoints:
     """
 
     def __init__(self, parent: Path, identity: dict):
-        package = Path(study.__file__).parent
-        code = [fingerprint(package / part) for part in ("fused.py", "losses.py", "mappings.py", "models", "training")]
-        text = json.dumps([identity, code], sort_keys=True)
-        self.folder = parent / hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.folder = parent / digest(identity)
 
     def __enter__(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -384,6 +405,13 @@ class Checkpoints:
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None or issubclass(kind, StudyError):
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def digest(identity: dict) -> str:
+    """A name for what depends on ``identity`` and on the code of the study that trains."""
+    package = Path(study.__file__).parent
+    code = [fingerprint(package / part) for part in ("fused.py", "losses.py", "mappings.py", "models", "training")]
+    return hashlib.sha256(json.dumps([identity, code], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def fingerprint(path: Path) -> str:

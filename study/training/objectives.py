@@ -1,8 +1,8 @@
 """One module per family of methods: what it reads of student and teacher, and the loss it takes of that.
 
 Every objective holds the student and its learned projections, never the teacher: its state is what a checkpoint needs.
-A batch is a dict of ``input_ids`` (B, T), ``masked_input_ids`` (B, T), ``positions`` (B, M) of the masked tokens and
-``labels`` (B, M), the tokens that stood there.
+A batch is a dict of ``input_ids`` (B, T), ``masked_input_ids`` (B, T), ``positions`` (B, M) of the masked tokens,
+``labels`` (B, M), the tokens that stood there, and ``item`` (B,), the number of the sequence in the run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from study.config import Distillation, Method
 from study.mappings import layer_mapping
 from study.models.taps import PROJECTIONS, Readings, read
 from study.models.teachers import language_modelling_head
+from study.training.shared import SharedTeacher
 
 
 class Objective(nn.Module):
@@ -49,6 +50,7 @@ class Objective(nn.Module):
         self.losses = study.fused if fused else losses
         self.projections = nn.ModuleDict()
         self._outside = (teacher.eval().requires_grad_(False) if self.needs_teacher else None,)
+        self.shared_teacher: SharedTeacher | None = None
         self._keys_to_ignore_on_save = sorted(self._tied())  # the Trainer asks for this when it loads a checkpoint
         self._register_state_dict_hook(self._without_tied)
 
@@ -76,8 +78,28 @@ class Objective(nn.Module):
     def read_student(self, batch: dict[str, Tensor]) -> Readings:
         return read(self.student, batch[self.inputs], hidden_layers=[self.student.config.num_hidden_layers])
 
+    def teacher_layers(self) -> dict[str, set[int]]:
+        """The arguments ``hidden_layers`` and ``attention_layers`` of :func:`study.models.taps.read`."""
+        return {}
+
     def read_teacher(self, batch: dict[str, Tensor]) -> Readings | None:
-        return None
+        """What the loss reads of the teacher: from ``shared_teacher`` where it is there, else computed.
+
+        Under bfloat16 autocast it is rounded to bfloat16 either way (this study's choice), so that results are the same
+        with and without sharing.
+        """
+        layers = self.teacher_layers()
+        if not layers:
+            return None
+        store = self.shared_teacher
+        readings = store.read(batch["item"]) if store else None
+        if readings is None:
+            readings = read(self.teacher, batch[self.inputs], **layers)
+            if torch.is_autocast_enabled(batch[self.inputs].device.type):
+                readings = readings.to(torch.bfloat16)
+            if store:
+                store.write(batch["item"], readings)
+        return readings
 
     def loss(self, student: Readings, teacher: Readings | None, batch: dict[str, Tensor]) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no loss")
@@ -132,8 +154,8 @@ class OutputDistribution(Objective):
 
     needs_head = True
 
-    def read_teacher(self, batch):
-        return read(self.teacher, batch[self.inputs], hidden_layers=[self.teacher.config.num_hidden_layers])
+    def teacher_layers(self):
+        return {"hidden_layers": {self.teacher.config.num_hidden_layers}}
 
     def loss(self, student, teacher, batch):
         everywhere = self.method.positions == "all"
@@ -162,10 +184,8 @@ class HiddenState(Objective):
     def read_student(self, batch):
         return read(self.student, batch[self.inputs], hidden_layers=self.mapping)
 
-    def read_teacher(self, batch):
-        return read(
-            self.teacher, batch[self.inputs], hidden_layers={j for targets in self.mapping.values() for j in targets}
-        )
+    def teacher_layers(self):
+        return {"hidden_layers": {j for targets in self.mapping.values() for j in targets}}
 
     def pairs(self, student, teacher):
         for i, targets in self.mapping.items():
@@ -188,8 +208,8 @@ class Attention(Objective):
     def read_student(self, batch):
         return read(self.student, batch[self.inputs], attention_layers=[self.student_layer])
 
-    def read_teacher(self, batch):
-        return read(self.teacher, batch[self.inputs], attention_layers=[self.teacher_layer])
+    def teacher_layers(self):
+        return {"attention_layers": {self.teacher_layer}}
 
     def pairs(self, student, teacher):
         for name in PROJECTIONS:

@@ -1,0 +1,331 @@
+"""Every fast path against what it replaces: values, gradients and whole runs, each on its own and all together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import study.fused
+from study import losses
+from study.config import FastPath
+from study.models.taps import Readings
+from study.training import objectives
+from study.training.distill import distil
+from study.training.shared import SharedTeacher
+
+TEACHER_METHODS = ["od", "hs-uniform-consecutive", "mha-minilmv2", "mha-direct"]
+MASKS = {
+    "none": None,
+    "full": [[1, 1, 1, 1, 1]] * 3,
+    "right": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]],
+    "left": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]],
+    "one sequence of padding alone": [[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 0, 1, 1]],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tiny.workspace(tmp_path)
+
+
+def states(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def value_and_gradient(loss, student, *arguments, factor: float = 3.0):
+    student = student.clone().requires_grad_()
+    value = loss(student, *arguments)
+    (factor * value).backward()
+    return value.detach(), student.grad
+
+
+# Losses with their gradients in one pass
+
+
+@pytest.mark.parametrize("block", [1, 130, 2**20])
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(("widths", "relation_heads"), [((12, 24), 4), ((24, 12), 6), ((8, 8), 1), ((6, 6), 6)])
+def test_fused_relation(monkeypatch, widths, relation_heads, name, block):
+    """Blocks of one sequence, of one to five with a shorter last one, and all at once."""
+    monkeypatch.setitem(study.fused.BLOCK, "cpu", block)
+    mask = None if MASKS[name] is None else torch.tensor(MASKS[name])
+    student, teacher = states(3, 5, widths[0], seed=1, scale=2.0), states(3, 5, widths[1], seed=2, scale=2.0)
+    slow = value_and_gradient(losses.attention_relation, student, teacher, relation_heads, mask)
+    fast = value_and_gradient(study.fused.attention_relation, student, teacher, relation_heads, mask)
+    torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(fast[1], slow[1], rtol=1e-5, atol=1e-6)
+    assert slow[0] > 0.01 and slow[1].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("block", [1, 130, 2**20])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("shape", [(7, 50), (2, 3, 50), (1, 1, 9)])
+def test_fused_output_distribution(monkeypatch, shape, temperature, block):
+    monkeypatch.setitem(study.fused.BLOCK, "cpu", block)
+    student, teacher = states(*shape, seed=1, scale=3.0), states(*shape, seed=2, scale=3.0)
+    slow = value_and_gradient(losses.output_distribution, student, teacher, temperature)
+    fast = value_and_gradient(study.fused.output_distribution, student, teacher, temperature)
+    torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(fast[1], slow[1], rtol=1e-5, atol=1e-6)
+    assert slow[0] > 0.01 and slow[1].abs().max() > 0.01
+
+
+def test_fused_losses_of_bf16_inputs_are_summed_in_float32():
+    """The gradient comes back in the inputs' type, so it agrees to bfloat16's last bit and no better."""
+    student, teacher = states(2, 9, 48, seed=1).bfloat16(), states(2, 9, 48, seed=2).bfloat16()
+    for name, arguments in (("attention_relation", (12,)), ("output_distribution", (1.0,))):
+        slow = value_and_gradient(getattr(losses, name), student, teacher, *arguments)
+        fast = value_and_gradient(getattr(study.fused, name), student, teacher, *arguments)
+        assert fast[0].dtype == torch.float32 and fast[1].dtype == torch.bfloat16
+        torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-7)
+        torch.testing.assert_close(fast[1].float(), slow[1].float(), rtol=2**-7, atol=1e-6)
+
+
+def test_fused_relation_under_autocast_is_float32():
+    student, teacher = states(2, 9, 48, seed=1), states(2, 9, 48, seed=2)
+    expected = value_and_gradient(study.fused.attention_relation, student, teacher, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradient(study.fused.attention_relation, student, teacher, 12)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_fused_losses_of_extreme_scores_stay_finite():
+    """The widest scores that two models are likely to disagree by; a softmax that underflows to zero is no infinity."""
+    student, teacher = states(2, 6, 12, seed=1, scale=30.0), states(2, 6, 12, seed=2, scale=30.0)
+    for name, arguments in (("attention_relation", (3,)), ("output_distribution", (1.0,))):
+        slow = value_and_gradient(getattr(losses, name), student, teacher, *arguments)
+        fast = value_and_gradient(getattr(study.fused, name), student, teacher, *arguments)
+        assert fast[0].isfinite() and fast[1].isfinite().all() and slow[0] > 10
+        torch.testing.assert_close(fast[0], slow[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(fast[1], slow[1], rtol=1e-4, atol=1e-5)
+
+
+def test_fused_losses_give_the_teacher_no_gradient_and_no_positions_no_loss():
+    for name, arguments in (("attention_relation", (3,)), ("output_distribution", (1.0,))):
+        student, teacher = states(2, 6, 12, seed=1).requires_grad_(), states(2, 6, 12, seed=2).requires_grad_()
+        getattr(study.fused, name)(student, teacher, *arguments).backward()
+        assert teacher.grad is None and student.grad.abs().max() > 0
+    nothing = torch.zeros(2, 0, 12, requires_grad=True)
+    assert study.fused.output_distribution(nothing, nothing.detach()) == 0
+
+
+@pytest.mark.parametrize("module", [losses, study.fused])
+def test_fused_losses_name_the_same_mistakes(module):
+    x = states(2, 6, 12, seed=1)
+    for call, named in (
+        (lambda: module.attention_relation(x, x, 5), "relation heads 5 do not divide the student's width 12"),
+        (lambda: module.attention_relation(x, x[:1], 3), "1, 6, 12"),
+        (lambda: module.output_distribution(x, x[..., :5]), "differ in shape"),
+        (lambda: module.output_distribution(x, x, 0.0), "temperature = 0.0"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            call()
+
+
+# A teacher rounded once
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("method", TEACHER_METHODS)
+def test_a_rounded_teacher_reads_the_same_under_autocast(folder, family, method):
+    params = tiny.parameters(folder)
+    batch = {"masked_input_ids": torch.from_numpy(tiny.sequences(4, 3).astype(int))}
+    batch["positions"] = torch.tensor([[1, 4]] * 4)
+    found = []
+    for rounded in (False, True):
+        teacher, student = tiny.masked_language_model(family), tiny.masked_language_model(family, layers=2)
+        chosen = params.methods[method]
+        objective = objectives.OBJECTIVES[chosen.objective](student, teacher, chosen, params.distillation)
+        if rounded:
+            objective.round_teacher()
+            kinds = {module.weight.dtype for module in objective.teacher.modules() if isinstance(module, nn.Linear)}
+            assert kinds == {torch.bfloat16}
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            readings = objective.read_teacher(batch)
+            tensors = [*readings.hidden.values(), *(x for parts in readings.attention.values() for x in parts.values())]
+            if objective.needs_head:
+                tensors.append(objectives.masked_logits(objective.teacher, readings, batch["positions"]))
+        found.append(tensors)
+    assert len(found[0]) > 0 and all(map(torch.equal, *found))
+
+
+# A teacher shared between runs
+
+
+def store(folder, layers=(2, 5), attention=(3,), dtype=torch.bfloat16, shape=(10, 4, 6)) -> SharedTeacher:
+    shared = SharedTeacher(folder / "outputs", shape, dtype, layers, attention)
+    assert shared.open()
+    return shared
+
+
+def readings_of(seed: int, layers=(2, 5), attention=(3,), dtype=torch.bfloat16) -> Readings:
+    hidden = {layer: states(2, 4, 6, seed=seed + layer).to(dtype) for layer in layers}
+    parts = {
+        layer: {
+            name: states(2, 4, 6, seed=seed + 10 * layer + i).to(dtype) for i, name in enumerate(objectives.PROJECTIONS)
+        }
+        for layer in attention
+    }
+    return Readings(hidden, parts)
+
+
+def same(first: Readings, second: Readings) -> bool:
+    return (
+        first.hidden.keys() == second.hidden.keys()
+        and first.attention.keys() == second.attention.keys()
+        and all(torch.equal(first.hidden[layer], second.hidden[layer]) for layer in first.hidden)
+        and all(
+            torch.equal(parts[name], second.attention[layer][name])
+            for layer, parts in first.attention.items()
+            for name in objectives.PROJECTIONS
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_store_gives_back_what_was_written_and_nothing_else(tmp_path, dtype):
+    first, items, others = store(tmp_path, dtype=dtype), torch.tensor([7, 2]), torch.tensor([2, 3])
+    assert first.read(items) is None
+    written = readings_of(0, dtype=dtype)
+    first.write(items, written)
+    assert same(first.read(items), written)
+    assert first.read(others) is None  # one of the two is missing
+    again = store(tmp_path, dtype=dtype)  # another process
+    assert same(again.read(items), written)
+    assert same(store(tmp_path, layers=[5], attention=[], dtype=dtype).read(items), Readings({5: written.hidden[5]}))
+    assert store(tmp_path, layers=[4, 5], attention=[], dtype=dtype).read(items) is None  # layer 4 was never read
+
+
+def test_a_damaged_row_counts_as_missing(tmp_path):
+    shared, items = store(tmp_path), torch.tensor([0, 1])
+    shared.write(items, readings_of(0))
+    file = tmp_path / "outputs" / "key-3.bin"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+    assert store(tmp_path).read(items) is None
+    shared = store(tmp_path)
+    shared.write(items, readings_of(0))
+    assert same(shared.read(items), readings_of(0))
+
+
+def test_a_store_larger_than_half_the_free_disk_is_refused_and_leaves_no_files(tmp_path):
+    shared = SharedTeacher(tmp_path / "outputs", (10**9, 512, 1024), torch.float32, [1], [])
+    assert not shared.open()
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def count_teacher_passes(monkeypatch) -> list:
+    passes = []
+    original = objectives.read
+
+    def read(model, *arguments, **layers):
+        if not model.training:  # the student trains
+            passes.append(layers)
+        return original(model, *arguments, **layers)
+
+    monkeypatch.setattr(objectives, "read", read)
+    return passes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_one_run_has_read_of_the_teacher_the_next_does_not_compute(folder, monkeypatch, precision):
+    """Held-out sequences too. What is not there yet is computed, and another seed shares nothing."""
+    params = tiny.parameters(folder, precision=precision)
+
+    def shared_files():
+        return {path.name for path in (folder / "scratch" / "teacher_outputs").rglob("*.bin")}
+
+    distil(params, "english", "hs-last", "L2-H12", 1, folder / "first")
+    assert shared_files() == {"hidden-4.bin"}
+    (outputs,) = (folder / "scratch" / "teacher_outputs").iterdir()
+    modified = {path: path.read_bytes() for path in outputs.iterdir()}
+    passes = count_teacher_passes(monkeypatch)
+    for method, student in (("od", "L2-H24"), ("hs-last", "L2-H24")):
+        distil(params, "english", method, student, 1, folder / "next")
+        evaluated = [layers for layers in passes if layers == {"hidden_layers": {4}}]
+        assert (
+            len(evaluated) <= 2
+        )  # before training: start of projections, and the backward pass that finds what to train
+        passes.clear()
+    assert modified == {path: path.read_bytes() for path in outputs.iterdir()}
+    distil(params, "english", "hs-uniform", "L2-H12", 1, folder / "next")
+    assert shared_files() == {"hidden-2.bin", "hidden-4.bin"}
+    assert sum(layers == {"hidden_layers": {2, 4}} for layers in passes) >= params.distillation.steps
+    passes.clear()
+    distil(params, "english", "hs-last", "L2-H12", 2, folder / "next")
+    assert len(passes) >= params.distillation.steps
+
+
+def test_a_full_disk_is_said_and_costs_time_only(folder, monkeypatch, capsys):
+    params = tiny.parameters(folder)
+    distil(params, "english", "hs-last", "L2-H12", 1, folder / "shared")
+    monkeypatch.setattr(SharedTeacher, "open", lambda self: False)
+    distil(params, "english", "hs-last", "L2-H12", 1, folder / "alone")
+    assert "too full" in capsys.readouterr().out
+    assert tiny.identical(tiny.weights(folder / "shared"), tiny.weights(folder / "alone"))
+
+
+# Memory that the C library keeps
+
+
+PAGE_FAULTS = """
+import resource, sys, torch
+from study.runtime import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def work():
+    for _ in range(10):
+        torch.ones(16 * 2**20)  # 64 MiB
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_kept_memory_is_not_faulted_in_again():
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", PAGE_FAULTS, way], capture_output=True, check=True).stdout)
+        for way in ("keep", "return")
+    }
+    pages = 10 * 64 * 2**20 // resource.getpagesize()
+    assert faults["keep"] < pages / 100 < faults["return"]
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", TEACHER_METHODS)
+def test_a_student_is_the_same_with_and_without(folder, method, precision):
+    """Bit for bit, except that fused losses round their sums differently.
+
+    Adam with a small epsilon would make full steps of gradients that are rounding errors alone, as of key biases.
+    """
+    distillation = {"adam_epsilon": 1e-2, "steps": 4}
+
+    def student(name: str, fast_paths: list[str]) -> dict[str, torch.Tensor]:
+        params = tiny.parameters(folder, precision=precision, fast_paths=fast_paths, distillation=distillation)
+        distil(params, "english", method, "L2-H12", 1, folder / name)
+        return tiny.weights(folder / name)
+
+    slow = student("slow", [])
+    assert tiny.identical(student("exact", [path for path in get_args(FastPath) if path != "fused-losses"]), slow)
+    fast = student("fast", list(get_args(FastPath)))
+    assert tiny.identical(student("again", list(get_args(FastPath))), fast)  # now from what the teacher left
+    params = tiny.parameters(folder)
+    distil(params, "english", "none", "L2-H12", 1, folder / "none")
+    start = {name.removeprefix("bert."): tensor for name, tensor in tiny.weights(folder / "none").items()}
+    moved = sum((slow[name] - start[name.removeprefix("bert.")]).norm() ** 2 for name in slow).sqrt()
+    apart = sum((fast[name] - slow[name]).norm() ** 2 for name in slow).sqrt()
+    assert apart <= (1e-5 if precision == "fp32" else 1e-2) * moved
