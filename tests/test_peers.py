@@ -92,9 +92,7 @@ def test_a_package_that_cannot_be_imported_is_named(teacher, student, batch, mon
 
     monkeypatch.setattr(peers.metadata, "version", lambda package: "0.2.1.post1")
     monkeypatch.setattr(peers, "import_module", fail)
-    with pytest.raises(
-        StudyError, match=r"^textbrewer-hidden needs textbrewer==0.2.1.post1, .*'something'.*pip install"
-    ):
+    with pytest.raises(StudyError, match=r"^textbrewer-hidden needs textbrewer==.*'something'.*pip install"):
         PEERS["textbrewer-hidden"].step(teacher, student, batch)
 
 
@@ -150,14 +148,11 @@ def test_the_loss_is_the_formula(peer, teacher, student, batch, monkeypatch):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_only_peers_without_heads_leave_the_heads_alone(peer, teacher, student, batch):
-    before = tiny.snapshot(student.cls)
+def test_encoders_without_heads_leave_the_heads_alone(peer, teacher, student, batch):
+    before = tiny.snapshot(student.cls.predictions.transform)
     peer.step(teacher, student, batch)()
-    untouched = tiny.identical(
-        {name: value for name, value in before.items() if "decoder.weight" not in name},
-        {name: value for name, value in tiny.snapshot(student.cls).items() if "decoder.weight" not in name},
-    )
-    assert untouched == (peer.name.startswith("bertdistiller") or peer.name == "textbrewer-hidden-encoders")
+    kept = tiny.identical(before, tiny.snapshot(student.cls.predictions.transform))
+    assert kept == (peer.name.startswith("bertdistiller") or peer.name == "textbrewer-hidden-encoders")
 
 
 @torch.no_grad()
