@@ -45,6 +45,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "datasets")},
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if use_bf16("auto") else ""),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),

@@ -13,7 +13,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import get_args
@@ -35,7 +34,7 @@ from transformers import (
 from study.config import Encoder, FastPath, Params, StudyError
 from study.evaluation.peers import PEERS
 from study.files import write_json
-from study.runtime import environment
+from study.runtime import environment, keep_freed_memory, use_bf16
 from study.training.distill import (
     DistillationTrainer,
     MaskedSequences,
@@ -53,53 +52,67 @@ PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_"
 
 
 def benchmark(params: Params, output: Path) -> dict:
-    """Measure every method with fast paths added one by one, in both precisions, and every peer; write one JSON file.
+    """Measure every method with fast paths added one by one, in every precision, and every peer; write one JSON file.
+
+    bf16 is measured only where the processor has instructions for it: elsewhere it is emulated and no one would use it.
 
     Returns:
-        ``subjects``: per subject and round, seconds of every timed step (median and quartiles), tokens per second, peak
+        ``subjects``: per subject and round, seconds of the timed steps (median and quartiles), tokens per second, peak
         resident memory of its process in MiB, seconds per part of the step, and the floor: seconds of the step's matrix
-        products alone. ``benchmark``: the sizes. ``environment``: versions, processor, date.
+        products alone. ``peaks``: see :func:`measure_peaks`. ``benchmark``: the sizes. ``environment``: versions,
+        processor, date.
 
     Raises:
-        StudyError: an unknown name under ``benchmark.methods`` or ``benchmark.peers``, or the file cannot be written.
+        StudyError: an unknown name under ``benchmark.peers``, or the file cannot be written.
     """
     settings = params.benchmark
-    paths = get_args(FastPath)
+    for name in settings.peers:
+        if name not in PEERS:
+            raise StudyError(f"benchmark.peers: {name!r} is unknown; allowed: {', '.join(PEERS)}")
     subjects = [
-        {"kind": "method", "name": name, "precision": precision, "fast_paths": list(paths[:count])}
-        for precision, counts in (("bf16", range(len(paths) + 1)), ("fp32", (0, len(paths))))
+        {"kind": "method", "name": name, "precision": precision, "fast_paths": paths[:count]}
+        for precision in (["bf16", "fp32"] if use_bf16("auto") else ["fp32"])
         for name in settings.methods
-        for count in counts
+        for paths in [applicable(params.methods[name].objective, precision)]
+        for count in range(len(paths) + 1)
     ]
     subjects += [{"kind": "peer", "name": name, "precision": "fp32"} for name in settings.peers]
-    measured = defaultdict(list)
+    rounds = [[] for _ in subjects]
     for turn in range(settings.rounds):
         for i, subject in enumerate(subjects):
             result = _in_a_process(params, subject)
-            measured[i].append(result)
+            rounds[i].append(result)
+            speed = "left out: {left_out}" if "left_out" in result else "{tokens_per_second:,.0f} tokens/s"
             print(
-                f"benchmark round {turn + 1}/{settings.rounds} [{i + 1}/{len(subjects)}] {label(subject)} |"
-                + (
-                    f" {result['tokens_per_second']:,.0f} tokens/s | {result['memory']:,.0f} MiB"
-                    if "tokens_per_second" in result
-                    else f" left out: {result['left_out']}"
-                ),
+                f"benchmark round {turn + 1}/{settings.rounds} [{i + 1}/{len(subjects)}] {label(subject)} | "
+                + speed.format(**result),
                 flush=True,
             )
     result = {
         "benchmark": settings.model_dump(),
-        "subjects": [{**subject, "rounds": measured[i]} for i, subject in enumerate(subjects)],
+        "subjects": [{**subject, "rounds": rounds[i]} for i, subject in enumerate(subjects)],
+        "peaks": _in_a_process(params, {"kind": "peaks"}),
         "environment": environment(),
     }
     write_json(output, result)
     return result
 
 
+def applicable(objective: str, precision: str) -> list[FastPath]:
+    """The fast paths that change anything for a method's objective in this precision, in their order."""
+    has_teacher = OBJECTIVES[objective].needs_teacher
+    without = {
+        "fused-losses": objective not in ("output_distribution", "attention_relation"),
+        "rounded-teacher": not has_teacher or precision == "fp32",
+        "shared-teacher": not has_teacher,
+    }
+    return [path for path in get_args(FastPath) if not without.get(path)]
+
+
 def label(subject: dict) -> str:
     """How a subject is named in tables and progress lines."""
-    if subject["kind"] == "peer":
-        return f"{subject['name']} {subject['precision']}"
-    return f"{subject['name']} {subject['precision']} {', '.join(subject['fast_paths']) or 'no fast path'}"
+    paths = f" {', '.join(subject['fast_paths']) or 'no fast path'}" if subject["kind"] == "method" else ""
+    return f"{subject['name']} {subject['precision']}{paths}"
 
 
 def _in_a_process(params: Params, subject: dict) -> dict:
@@ -111,6 +124,8 @@ def _in_a_process(params: Params, subject: dict) -> dict:
 def _measure(values: dict, subject: dict) -> dict:
     params = Params.model_validate(values)
     torch.set_num_threads(params.benchmark.threads)
+    if subject["kind"] == "peaks":
+        return measure_peaks()
     try:
         result = (measure_peer if subject["kind"] == "peer" else measure_method)(params, subject)
     except StudyError as error:  # a peer that is not installed
@@ -187,6 +202,29 @@ def measure_peer(params: Params, subject: dict) -> dict:
         step()
         seconds.append(time.perf_counter() - began)
     return {"seconds": seconds[settings.warmup_steps :]}
+
+
+def measure_peaks(repeats: int = 10) -> dict[str, float]:
+    """What the machine can do: FLOP/s of 2048 x 2048 matrix products per precision, bytes/s of copying 256 MiB."""
+    keep_freed_memory()
+
+    def fastest(call) -> float:
+        seconds = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    peaks, side = {}, 2048
+    for name, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        if name == "fp32" or use_bf16("auto"):
+            left, right, out = torch.randn(3, side, side).to(kind)
+            peaks[name] = 2 * side**3 / fastest(lambda: torch.mm(left, right, out=out))  # noqa: B023
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    peaks["bandwidth"] = 2 * 4 * 2**26 / fastest(lambda: target.copy_(source))
+    return peaks
 
 
 def models(params: Params) -> tuple[BertForMaskedLM, BertForMaskedLM]:

@@ -1,0 +1,217 @@
+r"""What a distillation run costs, from counts of arithmetic and memory traffic and two measured efficiencies.
+
+.. math:: seconds = steps \cdot \left(\frac{F}{e_F \, peak_F} + \frac{M}{e_M \, peak_M} + \frac{C}{link}\right)
+
+F are the floating-point operations of the matrix products of a step, M the bytes that everything else moves (sums,
+norms, softmaxes, losses, optimiser), C the bytes of gradients that devices exchange. The efficiencies e_F and e_M are
+fitted to measured steps (:func:`fit`). Source: this study's choice, after the roofline model (Williams et al., 2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import nnls
+
+from study.config import Encoder, Method
+from study.mappings import layer_mapping
+
+
+@dataclass(frozen=True)
+class Device:
+    """``flops``: FLOP/s of dense matrix products in the run's precision; ``bandwidth``: bytes/s of its memory;
+    ``memory``: bytes; ``link``: bytes/s at which devices exchange gradients; ``price``: US dollars per hour."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float = float("inf")
+    link: float = float("inf")
+    price: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a step's work depends on. ``masked`` is the share of tokens predicted; ``fast_paths`` as in
+    params.yaml; ``precision`` "bf16" or "fp32"."""
+
+    teacher: Encoder
+    student: Encoder
+    method: Method
+    vocabulary: int
+    batch_size: int
+    sequence_length: int
+    steps: int = 1
+    masked: float = 0.15
+    precision: str = "bf16"
+    fast_paths: tuple[str, ...] = ("kept-memory", "fused-losses", "rounded-teacher")
+
+    @property
+    def tokens(self) -> int:
+        """Of one step."""
+        return self.batch_size * self.sequence_length
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step: ``flops`` of matrix products, ``bytes`` moved besides. ``memory``: bytes that the run holds at once.
+    ``parameters``: of the student, which devices exchange gradients of."""
+
+    flops: float
+    bytes: float
+    memory: float
+    parameters: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of a device's peaks that a step reaches: ``flops`` in matrix products, ``bytes`` in all else."""
+
+    flops: float
+    bytes: float
+
+
+# Traffic of one encoder layer without its matrix products, counted in values read or written per token: each operator
+# reads its operands and writes its result once. Per unit of width: four biases, split and merged heads, two residuals,
+# two layer norms. Per unit of feed-forward width: bias, GELU. Per score: scaling, softmax.
+WIDTH_PASSES, INTERMEDIATE_PASSES, SCORE_PASSES = 30, 4, 5
+# Per logit of a loss on the vocabulary, and per relation score, with gradient: study.losses and study.fused.
+LOGIT_PASSES = {False: 26, True: 14}
+SCORE_LOSS_PASSES = {False: 26, True: 7}
+# Per parameter: gradient zeroed, written, clipped (norm, scale); AdamW reads four values and writes three.
+PARAMETER_PASSES = 12
+# Values kept for the backward pass.
+WIDTH_KEPT, INTERMEDIATE_KEPT, SCORES_KEPT = 12, 2, 2
+
+
+def work(run: Run) -> Work:
+    """Count one step. A backward pass multiplies twice what the forward pass does, and moves twice as much."""
+    teacher, student, method, length = run.teacher, run.student, run.method, run.sequence_length
+    size = 2 if run.precision == "bf16" else 4
+    fused = "fused-losses" in run.fast_paths
+    shared = "shared-teacher" in run.fast_paths or method.objective == "masked_language_modelling"
+    has_head = method.objective in ("masked_language_modelling", "output_distribution")
+    positions = 1.0 if getattr(method, "positions", "masked") == "all" else run.masked
+
+    if "teacher_layer_from_top" in type(method).model_fields:
+        depth = teacher.layers - method.teacher_layer_from_top - 1  # whole layers below the projections that are read
+        teacher_flops = depth * _layer_flops(teacher, length) + 6 * teacher.width**2
+        student_flops = (student.layers - 1) * _layer_flops(student, length) + 6 * student.width**2
+        student_layers = student.layers - 1
+    else:
+        mapping = layer_mapping(method.mapping, teacher.layers, student.layers) if hasattr(method, "mapping") else {}
+        depth = max((j for targets in mapping.values() for j in targets), default=teacher.layers)
+        teacher_flops = depth * _layer_flops(teacher, length)
+        student_flops, student_layers = student.layers * _layer_flops(student, length), student.layers
+    flops = 3 * student_flops + (0 if shared else teacher_flops)
+    values = 3 * student_layers * _layer_values(student, length) + (
+        0 if shared else depth * _layer_values(teacher, length)
+    )
+    kept = student_layers * (
+        WIDTH_KEPT * student.width + INTERMEDIATE_KEPT * student.intermediate + SCORES_KEPT * student.heads * length
+    )
+    if has_head:
+        flops += positions * 3 * 2 * (student.width**2 + student.width * run.vocabulary)
+        values += positions * run.vocabulary * LOGIT_PASSES[fused and method.objective == "output_distribution"]
+        kept += positions * run.vocabulary * 3
+        if method.objective == "output_distribution":
+            flops += positions * 2 * (teacher.width**2 + teacher.width * run.vocabulary)
+            kept += positions * run.vocabulary * 2
+    if method.objective == "hidden_state":
+        pairs = sum(map(len, mapping.values()))
+        flops += pairs * 3 * 2 * student.width * teacher.width
+        values += pairs * 12 * teacher.width
+        kept += pairs * 2 * teacher.width
+    if method.objective == "direct_attention":
+        flops += 3 * 3 * 2 * student.width * teacher.width
+        values += 3 * 12 * teacher.width
+        kept += 3 * 2 * teacher.width
+    if method.objective == "attention_relation":
+        flops += 3 * 2 * length * (teacher.width + 3 * student.width)
+        values += 3 * method.relation_heads * length * SCORE_LOSS_PASSES[fused]
+        kept += 0 if fused else 3 * 4 * method.relation_heads * length
+    parameters = _parameters(student, run.vocabulary)
+    moments_and_gradient = 16 * parameters  # float32 throughout
+    return Work(
+        flops=flops * run.tokens,
+        bytes=values * run.tokens * size + PARAMETER_PASSES * 4 * parameters,
+        memory=moments_and_gradient + size * (kept * run.tokens + _parameters(teacher, run.vocabulary)),
+        parameters=parameters,
+    )
+
+
+def fit(runs: Sequence[Run], seconds_per_step: Sequence[float], device: Device) -> Efficiency:
+    """Efficiencies that explain measured steps best: least squares of relative errors, neither below zero.
+
+    Raises:
+        ValueError: fewer than two runs.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} measured steps; allowed: at least 2")
+    counts = np.array([[w.flops / device.flops, w.bytes / device.bandwidth] for w in map(work, runs)])
+    measured = np.asarray(seconds_per_step, dtype=float)
+    inverse, _ = nnls(counts / measured[:, None], np.ones(len(runs)))
+    return Efficiency(*(1 / value if value > 0 else float("inf") for value in inverse))
+
+
+def predict(run: Run, device: Device, efficiency: Efficiency, devices: int = 1) -> dict[str, float]:
+    """Cost of a whole run, its batch divided evenly over ``devices``.
+
+    Returns:
+        ``seconds``, ``tokens_per_second``, ``memory`` (bytes per device), ``dollars``; of the seconds, ``products``,
+        ``traffic`` and ``exchange``.
+
+    Raises:
+        ValueError: ``devices`` does not divide the batch.
+    """
+    if run.batch_size % devices:
+        raise ValueError(f"{devices} devices do not divide a batch of {run.batch_size}")
+    part = work(replace(run, batch_size=run.batch_size // devices))
+    exchanged = 2 * (devices - 1) / devices * 4 * part.parameters  # ring all-reduce of float32 gradients
+    seconds = {
+        "products": run.steps * part.flops / (efficiency.flops * device.flops),
+        "traffic": run.steps * part.bytes / (efficiency.bytes * device.bandwidth),
+        "exchange": run.steps * exchanged / device.link,
+    }
+    total = sum(seconds.values())
+    return {
+        "seconds": total,
+        "tokens_per_second": run.steps * run.tokens / total,
+        "memory": part.memory,
+        "dollars": total / 3600 * device.price * devices,
+        **seconds,
+    }
+
+
+def cross_validate(runs: Sequence[Run], seconds_per_step: Sequence[float], device: Device) -> list[float]:
+    """Seconds per step of every run, predicted from efficiencies fitted to all others."""
+    everyone = range(len(runs))
+    return [
+        predict(
+            replace(runs[i], steps=1),
+            device,
+            fit([runs[j] for j in everyone if j != i], [seconds_per_step[j] for j in everyone if j != i], device),
+        )["seconds"]
+        for i in everyone
+    ]
+
+
+def _layer_flops(encoder: Encoder, length: int) -> float:
+    """Per token: four width x width products, two of the feed-forward part, scores and their products with values."""
+    return 8 * encoder.width**2 + 4 * encoder.width * encoder.intermediate + 4 * length * encoder.width
+
+
+def _layer_values(encoder: Encoder, length: int) -> float:
+    return (
+        WIDTH_PASSES * encoder.width
+        + INTERMEDIATE_PASSES * encoder.intermediate
+        + SCORE_PASSES * encoder.heads * length
+    )
+
+
+def _parameters(encoder: Encoder, vocabulary: int) -> float:
+    return vocabulary * encoder.width + encoder.layers * (
+        4 * encoder.width**2 + 2 * encoder.width * encoder.intermediate
+    )

@@ -1,0 +1,136 @@
+"""Tables and figure of the benchmark, from its result files alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from itertools import product
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from study.analysis.figures import LOOK
+from study.config import StudyError
+from study.evaluation.benchmark import PARTS
+
+#: What does the same work: a method of params.yaml -> peers of study/evaluation/peers.py.
+COMPARISONS = {
+    "mha-minilmv2-48-heads": ["bertdistiller-minilmv2-48-heads"],
+    "mha-minilmv2": ["bertdistiller-minilmv2"],
+    "od": ["trainer-full-vocabulary", "torchdistill-logits", "textbrewer-hidden-and-logits"],
+    "hs-uniform": ["textbrewer-hidden", "textbrewer-hidden-encoders"],
+}
+NO_FAST_PATH = "none"
+
+
+def read(file: Path) -> dict:
+    """A result file of :func:`study.evaluation.benchmark.benchmark`.
+
+    Raises:
+        StudyError: no such file.
+    """
+    if not file.is_file():
+        raise StudyError(f"{file}: no benchmark results; run `make benchmark` first")
+    return json.loads(file.read_text())
+
+
+def table(result: dict) -> pd.DataFrame:
+    """One row per subject: what it is, medians over rounds, and the lowest and highest round's tokens per second.
+
+    Times are milliseconds per step, ``memory`` MiB, ``efficiency`` floor / step.
+    """
+    rows = []
+    for subject in result["subjects"]:
+        rounds = [r for r in subject["rounds"] if "left_out" not in r]
+        if not rounds:
+            continue
+        speeds = [r["tokens_per_second"] for r in rounds]
+        paths = subject.get("fast_paths", [])
+        row = {
+            "subject": subject["name"],
+            "precision": subject["precision"],
+            "fast_paths": ", ".join(paths) if paths else NO_FAST_PATH if subject["kind"] == "method" else "",
+            "tokens_per_second": statistics.median(speeds),
+            "lowest": min(speeds),
+            "highest": max(speeds),
+            "step": 1e3 * statistics.median(r["median_seconds"] for r in rounds),
+        }
+        if subject["kind"] == "method":
+            row |= {part: 1e3 * statistics.median(r["parts"][part] for r in rounds) for part in PARTS}
+            row["floor"] = 1e3 * statistics.median(r["floor_seconds"] for r in rounds)
+            row["efficiency"] = statistics.median(r["floor_seconds"] / r["median_seconds"] for r in rounds)
+        rows.append(row | {"memory": statistics.median(r["memory"] for r in rounds)})
+    return pd.DataFrame(rows)
+
+
+def ratios(result: dict) -> pd.DataFrame:
+    """Our tokens per second over a peer's, for every pair of rounds: median, lowest and highest.
+
+    Rows are the methods of :data:`COMPARISONS` in every precision measured, without fast paths, with all but the shared
+    teacher, and with all; peers run in float32, as their users run them.
+    """
+    rounds = {
+        (subject["name"], subject["precision"], tuple(subject.get("fast_paths", ()))): [
+            r["tokens_per_second"] for r in subject["rounds"] if "left_out" not in r
+        ]
+        for subject in result["subjects"]
+    }
+    rows = []
+    for method, precision in product(COMPARISONS, ("bf16", "fp32")):
+        ladder = sorted((key for key in rounds if key[:2] == (method, precision)), key=lambda key: len(key[2]))
+        for peer in COMPARISONS[method]:
+            theirs = rounds.get((peer, "fp32", ()), [])
+            for key in [*ladder[:1], *ladder[-2:]] if theirs else []:
+                found = [ours / other for ours, other in product(rounds[key], theirs)]
+                rows.append(
+                    {
+                        "method": method,
+                        "precision": precision,
+                        "fast_paths": ", ".join(key[2]) or NO_FAST_PATH,
+                        "peer": peer,
+                        "ratio": statistics.median(found),
+                        "lowest": min(found),
+                        "highest": max(found),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+@matplotlib.rc_context(LOOK)
+def step_times(result: dict, precision: str) -> Figure:
+    """Where the time of a step goes, per method: stacked parts without and with fast paths, and the floor."""
+    shades = ("#c6c6c6", "#08306b", "#3a87c0", "#d55e00", "#e6b800", "#4d4d4d")
+    hatches = ("", "", "//", "", "..", "xx")
+    rows = table(result)
+    rows = rows[(rows["precision"] == precision) & (rows["fast_paths"] != "")]
+    groups = [
+        rows[rows["subject"] == name].iloc[[0, -2, -1] if len(g) > 2 else [0, -1]]
+        for name, g in rows.groupby("subject", sort=False)
+    ]
+    rows = pd.concat(groups)
+    figure = Figure(figsize=(7, 0.9 + 0.21 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(rows), dtype=float) + 0.6 * np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+    left = np.zeros(len(rows))
+    for part, shade, hatch in zip(PARTS, shades, hatches, strict=True):
+        axes.barh(places, rows[part], 0.8, left, color=shade, hatch=hatch, edgecolor="white", linewidth=0, label=part)
+        left += rows[part].to_numpy()
+    axes.plot(rows["floor"], places, "k|", markersize=9, markeredgewidth=1.5, label="floor: matrix products alone")
+    kinds = {NO_FAST_PATH: "no fast path"}
+    labels = [
+        f"{name}: {kinds.get(paths) or ('all, teacher shared' if 'shared-teacher' in paths else 'all fast paths')}"
+        for name, paths in zip(rows["subject"], rows["fast_paths"], strict=True)
+    ]
+    labels = [text.replace("all fast paths", "all but sharing") if "mlm" not in text else text for text in labels]
+    axes.set_yticks(places, labels)
+    axes.set_ylim(places[-1] + 0.7, -0.7)
+    axes.set_xlabel(f"milliseconds per step of {_step_size(result)} tokens, {precision}")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def _step_size(result: dict) -> str:
+    return f"{result['benchmark']['batch_size']} × {result['benchmark']['sequence_length']}"
