@@ -12,7 +12,7 @@ STAGES = dvc stage list --name-only | grep -E
 ACTIVE = $$(sed -n 's/^profile: *\([a-z]*\).*/\1/p' params.yaml)
 CELLS = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc repro --single-item
 
-.PHONY: help environment check profile repro report tune test lint lab clean
+.PHONY: help environment check profile repro report tune peers benchmark costs test lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,7 @@ profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
 	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
 	$(STAGES) '^distill@' | $(CELLS)
+	rm -rf scratch/teacher_outputs
 	$(STAGES) '^(ceiling|evaluate)@' | $(CELLS)
 	dvc repro
 
@@ -49,6 +50,18 @@ tune: environment check  ## choose learning rates on development data (writes re
 	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \
 	  -p profile $(ACTIVE) -p method $$0 -p student $$1 -p output ../reports/tuning/english/$$0_$$1.json'
 	python -m study tuned
+
+peers: $(VENV)/peers  ## the public packages that the benchmark compares with, into .venv
+
+$(VENV)/peers: $(VENV)/ready study/evaluation/peers.py
+	python -m pip install --quiet $$(python -c 'from study.evaluation.peers import INSTALL; print(INSTALL)')
+	touch $@
+
+benchmark: environment check peers  ## speed of a training step beside its floor and public packages (half an hour, nothing else running)
+	python -m study run notebooks/60_benchmark.ipynb -p folder ../reports/benchmark
+
+costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
+	python -m study run notebooks/65_cost_model.ipynb -p output ../reports/costs
 
 test: environment  ## the tests, the smoke profile end to end among them
 	python -m pytest

@@ -9,13 +9,20 @@ fitted to measured steps (:func:`fit`). Source: this study's choice, after the r
 
 from __future__ import annotations
 
+import json
+import os
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import nnls
 
-from study.config import Encoder, Method
+from study.analysis.results import Results
+from study.config import Benchmark, Encoder, Method, Params
+from study.evaluation.benchmark import applicable
 from study.mappings import layer_mapping
 
 
@@ -185,17 +192,102 @@ def predict(run: Run, device: Device, efficiency: Efficiency, devices: int = 1) 
     }
 
 
-def cross_validate(runs: Sequence[Run], seconds_per_step: Sequence[float], device: Device) -> list[float]:
-    """Seconds per step of every run, predicted from efficiencies fitted to all others."""
-    everyone = range(len(runs))
-    return [
-        predict(
-            replace(runs[i], steps=1),
-            device,
-            fit([runs[j] for j in everyone if j != i], [seconds_per_step[j] for j in everyone if j != i], device),
-        )["seconds"]
-        for i in everyone
-    ]
+def benchmark_steps(result: dict, params: Params) -> pd.DataFrame:
+    """The benchmark's steps with every fast path of one process, and with a shared teacher: what the study runs.
+
+    Returns:
+        columns method, precision, fast_paths, seconds (per step, median), memory (bytes of the process) and run.
+    """
+    sizes, rows = Benchmark.model_validate(result["benchmark"]), []
+    for subject in result["subjects"]:
+        usual = set(
+            applicable(params.methods[subject["name"]].objective, subject["precision"])
+            if subject["kind"] == "method"
+            else ()
+        )
+        if not usual or usual - {"shared-teacher"} - set(subject["fast_paths"]):
+            continue
+        run = Run(
+            sizes.teacher,
+            sizes.student,
+            params.methods[subject["name"]],
+            sizes.vocabulary,
+            sizes.batch_size,
+            sizes.sequence_length,
+            masked=params.masking.fraction,
+            precision=subject["precision"],
+            fast_paths=tuple(subject["fast_paths"]),
+        )
+        seconds = statistics.median(r["median_seconds"] for r in subject["rounds"])
+        memory = statistics.median(r["memory"] for r in subject["rounds"]) * 2**20
+        rows.append((subject["name"], subject["precision"], ", ".join(run.fast_paths), seconds, memory, run))
+    return pd.DataFrame(rows, columns=["method", "precision", "fast_paths", "seconds", "memory", "run"])
+
+
+def stage_steps(results: Results, params: Params, setting: str) -> pd.DataFrame:
+    """The distillation stages of a profile as they were run; position embeddings are counted as vocabulary.
+
+    Returns:
+        columns method, student, precision, threads, seconds (per step, mean) and run.
+    """
+    rows = []
+    for cell in results.runs.dropna(subset="tokens_per_second").itertuples():
+        run = Run(
+            params.settings[setting].teacher,
+            params.students[cell.student],
+            params.methods[cell.method],
+            round(cell.embedding_parameters / params.students[cell.student].width),
+            params.distillation.batch_size,
+            params.corpus.sequence_length,
+            masked=params.masking.fraction,
+            precision=cell.precision,
+            fast_paths=tuple(cell.fast_paths),
+        )
+        seconds = run.tokens / cell.tokens_per_second
+        rows.append((cell.method, cell.student, cell.precision, cell.training_threads, seconds, run))
+    return pd.DataFrame(rows, columns=["method", "student", "precision", "threads", "seconds", "run"])
+
+
+def result_seconds(results: Results) -> pd.DataFrame:
+    """Distillation and evaluation by student: stage, student, cells, seconds (summed), tokens_per_second."""
+    runs = results.runs.assign(trained=results.runs["tokens"].notna())
+    trained = runs[runs["trained"]].groupby("student", sort=False)
+    tables = [trained[["seconds", "tokens"]].sum().assign(cells=trained.size(), stage="distill")]
+    everyone = runs.groupby("student", sort=False)
+    evaluated = everyone[["evaluation_seconds"]].sum().rename(columns={"evaluation_seconds": "seconds"})
+    tables.append(evaluated.assign(cells=everyone.size(), stage="evaluate"))
+    table = pd.concat(tables).reset_index()
+    table["tokens_per_second"] = table["tokens"] / table["seconds"]
+    return table[["stage", "student", "cells", "seconds", "tokens_per_second"]]
+
+
+def stage_seconds(notebooks: str | os.PathLike) -> pd.DataFrame:
+    """Wall time of the stages of a profile, from its executed notebooks: columns stage, cells and seconds (summed).
+
+    Stages of one kind may have run side by side; a repeated run counts with its last execution.
+    """
+    rows = []
+    for file in sorted(Path(notebooks).glob("*.ipynb")):
+        duration = json.loads(file.read_text())["metadata"]["papermill"]["duration"]
+        rows.append((file.stem.partition("_")[0], duration))
+    table = pd.DataFrame(rows, columns=["stage", "seconds"])
+    return table.groupby("stage", sort=False)["seconds"].agg(cells="count", seconds="sum").reset_index()
+
+
+def cross_validate(steps: pd.DataFrame, groups: str, device: Device) -> pd.Series:
+    """Seconds per step of every row, predicted from efficiencies fitted to the rows of all other ``groups``."""
+    predicted = pd.Series(index=steps.index, dtype=float)
+    for group in steps[groups].unique():
+        own = steps[groups] == group
+        efficiency = fit(steps["run"][~own], steps["seconds"][~own], device)
+        predicted[own] = [predict(run, device, efficiency)["seconds"] for run in steps["run"][own]]
+    return predicted
+
+
+def device_of(result: dict, precision: str) -> Device:
+    """The machine that a benchmark ran on, by the peaks measured there."""
+    peaks = result["peaks"]
+    return Device(result["environment"]["processor"], peaks[precision], peaks["bandwidth"])
 
 
 def _layer_flops(encoder: Encoder, length: int) -> float:

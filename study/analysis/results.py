@@ -82,6 +82,7 @@ class Training(Record):
     inputs: str | None = None
     precision: str
     threads: int
+    fast_paths: list[str] = []
     curve: list[CurvePoint] = Field(min_length=1)
 
     @model_validator(mode="after")

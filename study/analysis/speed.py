@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from itertools import product
 from pathlib import Path
@@ -26,18 +27,19 @@ COMPARISONS = {
 NO_FAST_PATH = "none"
 
 
-def read(file: Path) -> dict:
+def read(file: str | os.PathLike) -> dict:
     """A result file of :func:`study.evaluation.benchmark.benchmark`.
 
     Raises:
         StudyError: no such file.
     """
+    file = Path(file)
     if not file.is_file():
         raise StudyError(f"{file}: no benchmark results; run `make benchmark` first")
     return json.loads(file.read_text())
 
 
-def table(result: dict) -> pd.DataFrame:
+def steps(result: dict) -> pd.DataFrame:
     """One row per subject: what it is, medians over rounds, and the lowest and highest round's tokens per second.
 
     Times are milliseconds per step, ``memory`` MiB, ``efficiency`` floor / step.
@@ -104,7 +106,7 @@ def step_times(result: dict, precision: str) -> Figure:
     """Where the time of a step goes, per method: stacked parts without and with fast paths, and the floor."""
     shades = ("#c6c6c6", "#08306b", "#3a87c0", "#d55e00", "#e6b800", "#4d4d4d")
     hatches = ("", "", "//", "", "..", "xx")
-    rows = table(result)
+    rows = steps(result)
     rows = rows[(rows["precision"] == precision) & (rows["fast_paths"] != "")]
     groups = [
         rows[rows["subject"] == name].iloc[[0, -2, -1] if len(g) > 2 else [0, -1]]

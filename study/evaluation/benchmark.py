@@ -8,6 +8,8 @@ all of them and no one inherits another's memory.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
 import resource
 import statistics
 import sys
@@ -51,7 +53,7 @@ PARTS = ("data", "teacher forward", "student forward", "loss", "backward", "opti
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_": 1}
 
 
-def benchmark(params: Params, output: Path) -> dict:
+def benchmark(params: Params, output: str | os.PathLike) -> dict:
     """Measure every method with fast paths added one by one, in every precision, and every peer; write one JSON file.
 
     bf16 is measured only where the processor has instructions for it: elsewhere it is emulated and no one would use it.
@@ -109,6 +111,12 @@ def applicable(objective: str, precision: str) -> list[FastPath]:
     return [path for path in get_args(FastPath) if not without.get(path)]
 
 
+def machine() -> str:
+    """A name for this machine's kind of processor, as a folder: models and their instructions differ in speed."""
+    found = environment()
+    return re.sub(r"[^a-z0-9]+", "-", f"{found['processor']} {found['instructions']}".lower()).strip("-")
+
+
 def label(subject: dict) -> str:
     """How a subject is named in tables and progress lines."""
     paths = f" {', '.join(subject['fast_paths']) or 'no fast path'}" if subject["kind"] == "method" else ""
@@ -132,15 +140,21 @@ def _measure(values: dict, subject: dict) -> dict:
         return {"left_out": str(error)}
     lower, median, upper = np.percentile(result.pop("seconds"), [25, 50, 75])
     tokens = params.benchmark.batch_size * params.benchmark.sequence_length
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
     return {
         "median_seconds": float(median),
         "lower_quartile_seconds": float(lower),
         "upper_quartile_seconds": float(upper),
         "tokens_per_second": float(tokens / median),
-        "memory": peak,
+        "memory": _peak_memory(),
         **result,
     }
+
+
+def _peak_memory() -> float:
+    """Highest resident memory of this process in MiB; Linux's getrusage would count the parent's before it started."""
+    if sys.platform == "linux":
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 def measure_method(params: Params, subject: dict) -> dict:
@@ -350,7 +364,8 @@ def floor(step, repeats: int = 12) -> float:
     for pair in recorded.found:
         for shape, stride, kind in pair:
             if (shape, stride, kind) not in operands:
-                operands[shape, stride, kind] = torch.empty_strided(shape, stride, dtype=kind).normal_()
+                length = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+                operands[shape, stride, kind] = torch.randn(length).to(kind).as_strided(shape, stride)
         left, right = (operands[key] for key in pair)
         out = (*left.shape[:-1], right.shape[-1]), left.dtype
         if out not in results:

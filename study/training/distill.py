@@ -239,6 +239,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
         "learning_rate": getattr(chosen, "learning_rate", None),
         "initialisation": params.initialisation,
         "inputs": budget.inputs,
+        "fast_paths": params.fast_paths,
         "method": chosen.model_dump(),
     }
     if isinstance(chosen, Untrained):

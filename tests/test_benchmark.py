@@ -1,0 +1,231 @@
+"""The benchmark on small models: what is timed, what the floor repeats, what its tables and the cost model say."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import default_data_collator
+
+from study import StudyError
+from study.analysis import cost, speed
+from study.config import Encoder
+from study.evaluation import benchmark
+from study.evaluation.benchmark import PARTS, applicable, floor, measure_method
+from study.mappings import layer_mapping
+from study.models.taps import read
+from study.training.distill import switch_off_dropout
+from study.training.objectives import OBJECTIVES
+
+SMALL = {
+    "vocabulary": 1000,
+    "teacher": tiny.TEACHER,
+    "student": {"layers": 2, "width": 12, "heads": 4, "intermediate": 24},
+    "sequence_length": 16,
+    "batch_size": 4,
+    "methods": ["hs-uniform", "mha-minilmv2"],
+    "peers": ["trainer-full-vocabulary"],
+    "threads": 1,
+    "warmup_steps": 1,
+    "steps": 3,
+    "rounds": 1,
+}
+
+
+@pytest.fixture
+def params(tmp_path):
+    return tiny.parameters(tmp_path, benchmark=SMALL)
+
+
+def step(name: str, *fast_paths: str, precision="fp32") -> dict:
+    return {"kind": "method", "name": name, "precision": precision, "fast_paths": list(fast_paths)}
+
+
+def test_a_whole_benchmark(params, tmp_path, capsys):
+    params = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"methods": ["hs-last"]})})
+    result = benchmark.benchmark(params, tmp_path / "benchmark.json")
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == result
+    ladder = [s["fast_paths"] for s in result["subjects"] if s["kind"] == "method" and s["precision"] == "fp32"]
+    assert ladder == [[], ["kept-memory"], ["kept-memory", "shared-teacher"]]
+    table = speed.steps(result)
+    assert len(table) == len(result["subjects"]) and set(table["subject"]) == {"hs-last", "trainer-full-vocabulary"}
+    mine = table[table["subject"] == "hs-last"]
+    assert (mine[list(PARTS)].sum(axis=1) > 0.5 * mine["step"]).all()
+    assert ((mine["efficiency"] > 0) & (mine["efficiency"] < 1)).all() and table["memory"].between(100, 4000).all()
+    assert result["peaks"]["fp32"] > 1e9 and result["peaks"]["bandwidth"] > 1e8
+    progress = capsys.readouterr().out
+    assert f"[{len(table)}/{len(table)}] trainer-full-vocabulary fp32 | " in progress and "tokens/s" in progress
+    for precision in table[table["fast_paths"] != ""]["precision"].unique():
+        figure = speed.step_times(result, precision)
+        assert len(figure.axes[0].get_yticks()) == 3
+
+
+def test_an_unknown_peer_is_named_before_anything_is_measured(params, tmp_path):
+    wrong = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"peers": ["magic"]})})
+    with pytest.raises(StudyError, match="benchmark.peers: 'magic' is unknown; allowed: bertdistiller"):
+        benchmark.benchmark(wrong, tmp_path / "benchmark.json")
+    assert not (tmp_path / "benchmark.json").exists()
+
+
+def test_parts_of_a_step_add_up_and_nothing_is_read_that_is_not_there(params):
+    for name in ("mlm", "od", "hs-uniform", "mha-direct"):
+        result = measure_method(params, step(name, "kept-memory", "fused-losses"))
+        assert len(result["seconds"]) == 3
+        assert (result["parts"]["teacher forward"] > 1e-4) == (name != "mlm"), name
+        assert all(result["parts"][part] > 0 for part in PARTS if part != "teacher forward"), name
+
+
+def test_a_shared_teacher_is_not_run_in_a_timed_step(params, monkeypatch):
+    passes = []
+    monkeypatch.setattr(
+        "study.training.objectives.read", lambda model, *a, **k: passes.append(model.training) or read(model, *a, **k)
+    )
+    measure_method(params, step("hs-uniform", "shared-teacher"))
+    filled = 4  # batches of the stream; the one that finds what to train comes before sharing
+    assert passes.count(False) == filled + 1 and passes.count(True) >= filled
+
+
+def test_fast_paths_that_change_nothing_are_left_out():
+    assert applicable("masked_language_modelling", "bf16") == ["kept-memory"]
+    assert applicable("hidden_state", "fp32") == ["kept-memory", "shared-teacher"]
+    assert applicable("output_distribution", "bf16") == [
+        "kept-memory",
+        "fused-losses",
+        "rounded-teacher",
+        "shared-teacher",
+    ]
+
+
+def test_the_floor_repeats_every_product_of_forward_and_backward_once(monkeypatch):
+    """A linear map: x W, and for the gradients of W and x one product each; a batched product and its two."""
+    layer, x = nn.Linear(5, 7, bias=False), torch.randn(3, 5, requires_grad=True)
+    left, right = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4, 6, requires_grad=True)
+    calls = []
+    for name in ("mm", "bmm"):
+        original = getattr(torch, name)
+
+        def count(first, second, out, name=name, original=original):
+            calls.append((name, tuple(first.shape), tuple(second.shape)))
+            return original(first, second, out=out)
+
+        monkeypatch.setattr(torch, name, count)
+    seconds = floor(lambda: (layer(x).sum() + torch.ops.aten.bmm(left, right).sum()).backward(), repeats=1)
+    assert seconds > 0
+    expected = {
+        ("mm", (3, 5), (5, 7)),
+        ("mm", (7, 3), (3, 5)),
+        ("mm", (3, 7), (7, 5)),
+        ("bmm", (2, 3, 4), (2, 4, 6)),
+        ("bmm", (2, 4, 3), (2, 3, 6)),
+        ("bmm", (2, 3, 6), (2, 6, 4)),
+    }
+    assert set(calls) == expected and len(calls) == 3 * len(expected)
+
+
+def result_of(subjects: list[tuple]) -> dict:
+    """Constructed result: (kind, name, precision, fast paths, tokens per second by round)."""
+    return {
+        "subjects": [
+            {"kind": kind, "name": name, "precision": precision, **({"fast_paths": paths} if kind == "method" else {})}
+            | {"rounds": [{"left_out": "absent"} if s is None else {"tokens_per_second": s} for s in speeds]}
+            for kind, name, precision, paths, speeds in subjects
+        ]
+    }
+
+
+def test_ratios_pair_all_rounds_and_skip_what_was_left_out():
+    all_paths = ["kept-memory", "fused-losses", "shared-teacher"]
+    result = result_of(
+        [
+            ("method", "mha-minilmv2", "fp32", all_paths[:count], speeds)
+            for count, speeds in enumerate([[10, 20], [20, 30], [40, 60], [80, 120]])
+        ]
+        + [("method", "od", "fp32", [], [5, 5])]
+        + [
+            ("peer", "bertdistiller-minilmv2", "fp32", None, [10, 20]),
+            ("peer", "torchdistill-logits", "fp32", None, [None]),
+        ]
+    )
+    table = speed.ratios(result)
+    assert list(table["fast_paths"]) == ["none", "kept-memory, fused-losses", ", ".join(all_paths)]
+    assert list(table["ratio"]) == [1.0, 3.5, 7.0]  # medians of 1 2 0.5 1, of 4 6 2 3, of 8 12 4 6
+    assert list(table["lowest"]) == [0.5, 2.0, 4.0] and list(table["highest"]) == [2.0, 6.0, 12.0]
+
+
+# The cost model
+
+
+BERT = Encoder(layers=12, width=768, heads=12, intermediate=3072)
+SMALLER = Encoder(layers=3, width=192, heads=12, intermediate=768)
+
+
+def run_of(params, method: str, **changes) -> cost.Run:
+    return cost.Run(BERT, SMALLER, params.methods[method], 1000, 16, 128, **changes)
+
+
+@pytest.mark.parametrize("method", ["mlm", "od", "hs-uniform-consecutive", "hs-last", "mha-minilmv2", "mha-direct"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_counted_products_are_those_that_a_step_makes(params, method, shared):
+    """Against PyTorch's own counter, on the benchmark's step."""
+    teacher, student = benchmark.models(params)
+    switch_off_dropout(student)
+    chosen = params.methods[method]
+    objective = OBJECTIVES[chosen.objective](student, teacher, chosen, params.distillation)
+    stream = benchmark.sequences(params, 4)
+    batch = default_data_collator([stream[i] for i in range(4)])
+    readings = None
+    if shared and objective.teacher is not None:
+        with torch.no_grad():
+            readings = objective.read_teacher(batch)
+        objective.read_teacher = lambda batch: readings
+
+    def in_place(shape, left, right, **keywords):  # the counter knows its like that is not in place
+        return 2 * math.prod(left) * right[-1]
+
+    mapping = {torch.ops.aten.baddbmm_: in_place}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        objective(**batch)["loss"].backward()
+    paths = ("fused-losses", "shared-teacher") if shared else ("fused-losses",)
+    sizes = params.benchmark
+    run = cost.Run(sizes.teacher, sizes.student, chosen, sizes.vocabulary, 4, 16, masked=2 / 16, fast_paths=paths)
+    assert cost.work(run).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_efficiencies_come_back_from_made_up_steps(params):
+    device = cost.Device("made up", 1e12, 1e11)
+    runs = [run_of(params, name) for name in ("mlm", "od", "hs-uniform", "mha-minilmv2", "mha-direct")]
+    seconds = [w.flops / (0.5 * 1e12) + w.bytes / (0.25 * 1e11) for w in map(cost.work, runs)]
+    found = cost.fit(runs, seconds, device)
+    assert (found.flops, found.bytes) == pytest.approx((0.5, 0.25))
+    assert [cost.predict(run, device, found)["seconds"] for run in runs] == pytest.approx(seconds)
+    with pytest.raises(ValueError, match="at least 2"):
+        cost.fit(runs[:1], seconds[:1], device)
+
+
+def test_devices_share_the_batch_and_exchange_gradients(params):
+    run = run_of(params, "mha-minilmv2", steps=10)
+    device = cost.Device("made up", 1e12, 1e11, memory=1e10, link=1e10, price=2.0)
+    one, eight = (cost.predict(run, device, cost.Efficiency(0.5, 0.5), n) for n in (1, 8))
+    assert one["products"] == pytest.approx(8 * eight["products"]) and one["exchange"] == 0
+    assert eight["exchange"] == pytest.approx(10 * 2 * 7 / 8 * 4 * cost.work(run).parameters / 1e10)
+    assert one["dollars"] == pytest.approx(one["seconds"] / 3600 * 2)
+    assert eight["dollars"] > one["dollars"] and eight["memory"] < one["memory"]
+    with pytest.raises(ValueError, match="3 devices"):
+        cost.predict(run, device, cost.Efficiency(0.5, 0.5), 3)
+
+
+def test_cost_follows_what_is_read(params):
+    """The teacher is read to its last needed layer, more pairs cost more, sharing spares the teacher."""
+    flops = {name: cost.work(run_of(params, name)).flops for name in params.methods if name != "none"}
+    assert flops["mha-minilmv2"] < flops["hs-last"] < flops["hs-uniform"] < flops["hs-uniform-consecutive"]
+    assert set(layer_mapping("last", 12, 3)[3]) == {12}
+    teacher = (
+        cost.work(run_of(params, "hs-last")).flops
+        - cost.work(run_of(params, "hs-last", fast_paths=("shared-teacher",))).flops
+    )
+    assert teacher == 16 * 128 * 12 * (8 * 768**2 + 4 * 768 * 3072 + 4 * 128 * 768)
