@@ -58,10 +58,10 @@ $(VENV)/peers: $(VENV)/ready study/evaluation/peers.py
 	touch $@
 
 benchmark: environment check peers  ## speed of a training step beside its floor and public packages (half an hour, nothing else running)
-	python -m study run notebooks/60_benchmark.ipynb -p folder ../reports/benchmark
+	python -m study run notebooks/60_benchmark.ipynb -p profile $(ACTIVE) -p output ../reports/benchmark
 
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
-	python -m study run notebooks/65_cost_model.ipynb -p output ../reports/costs
+	python -m study run notebooks/65_cost_model.ipynb -p profile $(ACTIVE) -p output ../reports/costs
 
 test: environment  ## the tests, the smoke profile end to end among them
 	python -m pytest
