@@ -632,9 +632,10 @@ def test_an_adaptation_that_is_not_finite(folder):
     model = tiny.masked_language_model()
     with torch.no_grad():
         model.bert.encoder.layer[2].output.dense.weight[0, 0] = float("nan")
-    model.save_pretrained(folder / "pretrained")
+    params = tiny.parameters(folder)
+    model.save_pretrained(Layout(params, "english").encoder)
     with pytest.raises(StudyError, match="nan"):
-        adapt_teacher(tiny.parameters(folder), "english", folder / "teacher")
+        adapt_teacher(params, "english", folder / "teacher")
     assert not (folder / "teacher").exists()
 
 
