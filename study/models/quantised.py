@@ -150,7 +150,7 @@ def rebuild_tokenizer(read: Quantised) -> PreTrainedTokenizerFast:
         pad_token=pad,
         unk_token=read.pieces[read.unknown][0],
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
-        model_input_names=["input_ids", "attention_mask"],  # the second segment was never trained
+        model_input_names=["input_ids", "attention_mask"],  # no segments, as in XLM-R's own
         model_max_length=read.config.max_position_embeddings,
     )
 
@@ -173,6 +173,7 @@ def _read_weights(cursor: _Cursor, config: BertConfig) -> dict[str, Tensor]:
     except ValueError as error:
         raise StudyError(f"{cursor.file}: {error}") from None
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+
     weights = {}
     for _ in range(cursor.number("<i4")):
         name = cursor.text(cursor.number("<u2"))
@@ -182,7 +183,7 @@ def _read_weights(cursor: _Cursor, config: BertConfig) -> dict[str, Tensor]:
             raise StudyError(f"{cursor.file}: tensor {name!r}; allowed: those of a BERT of {len(shapes)} tensors")
         cursor.expect_within(f"kind of {name}", kind, range(2))
         cursor.expect(f"weights of {name}", count, shapes[target].numel())
-        cursor.expect(f"bytes of {name}", size, 4 * count if kind == 0 else count // WEIGHTS * BLOCK.itemsize)
+        cursor.expect(f"bytes of {name}", size, 4 * count if kind == 0 else -(-count // WEIGHTS) * BLOCK.itemsize)
         weights[target] = torch.from_numpy(_values(cursor.at(offset), kind, count)).view(shapes[target])
     cursor.expect("tensors", len(weights), len(shapes))
     return weights
@@ -200,12 +201,12 @@ def _name_in_bert(name: str) -> str | None:
 def _values(cursor: _Cursor, kind: int, count: int) -> numpy.ndarray:
     if kind == 0:
         return cursor.numbers("<f4", count).copy()
-    blocks = cursor.numbers(BLOCK, count // WEIGHTS)
+    blocks = cursor.numbers(BLOCK, -(-count // WEIGHTS))
     values = numpy.empty((len(blocks), WEIGHTS), dtype=numpy.float32)
     values[:, :16], values[:, 16:] = blocks["halves"] & 15, blocks["halves"] >> 4
     values -= 8
     values *= blocks["scale"].astype(numpy.float32)[:, None]
-    return values
+    return values.ravel()[:count]
 
 
 class _Cursor:

@@ -23,14 +23,14 @@ def pieces_to_keep(tokenizer: PreTrainedTokenizerBase, occurring: Iterable[int])
     * in Unigram, a piece of the lowest score, on which the score of an unknown character depends.
 
     A text whose pieces are all kept is tokenised as before. In Unigram its segmentation is the best of those that are
-    left, since none became better and none was added; in WordPiece its pieces are still the longest that match.
-    (Except: WordPiece may now read a word that no pieces spelt before.)
+    left, since none became better and none was added; in WordPiece its pieces are still the longest that match (only
+    a word that was unknown, though spelt by known characters, may be read now).
 
     Raises:
         StudyError: a tokenizer that is neither Unigram nor WordPiece.
     """
     model = _serialised(tokenizer)["model"]
-    kept = {*occurring, *_special_ids(tokenizer), *range(tokenizer.pad_token_id)}
+    kept = {*occurring, *_special_ids(tokenizer), *range(tokenizer.pad_token_id or 0)}
     prefix = model.get("continuing_subword_prefix", "")
     for piece, index in _pieces(model):
         if len(piece.removeprefix(prefix)) <= 1 or re.fullmatch("<0x[0-9A-F]{2}>", piece):
@@ -52,8 +52,8 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: numpy.ndarray) -> P
         if index not in new:
             names = tokenizer.convert_ids_to_tokens(_special_ids(tokenizer))
             raise StudyError(
-                f"{tokenizer.name_or_path}: vocabulary trimmed to {len(kept)} pieces without"
-                f" {tokenizer.convert_ids_to_tokens(index)} (id {index}); allowed: any with {', '.join(names)}"
+                f"vocabulary trimmed to {len(kept)} pieces without {tokenizer.convert_ids_to_tokens(index)} (id"
+                f" {index}); allowed: any with {', '.join(names)}"
             )
     content = _serialised(tokenizer)
     model = content["model"]
