@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -19,14 +20,19 @@ ROOT = Path(__file__).parents[1]
 LINES = [line for line in (ROOT / "README.md").read_text().splitlines() if len(line) > 40]
 
 
+UNUSED = [f"unused{number}" for number in range(20)]  # before the other special tokens, as BERT has them
+
+
 def unigram() -> PreTrainedTokenizerFast:
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    backend = Tokenizer(models.Unigram())
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.train_from_iterator(
-        LINES, trainers.UnigramTrainer(vocab_size=600, special_tokens=[*special, "<mask>"], unk_token="<unk>")
-    )
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(LINES, trainers.UnigramTrainer(vocab_size=600, unk_token="<unk>"))
+    pieces = [item for item in json.loads(trained.to_str())["model"]["vocab"] if item[0] != "<unk>"]
+    special = ["<s>", "<pad>", *UNUSED, "</s>", "<unk>", "<mask>"]
+    pieces = [*((piece, 0.0) for piece in special), *map(tuple, pieces)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=special.index("<unk>")))
+    backend.pre_tokenizer, backend.decoder = trained.pre_tokenizer, decoders.Metaspace()
+    backend.post_processor = processors.RobertaProcessing(("</s>", special.index("</s>")), ("<s>", 0))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -41,20 +47,25 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    trained.train_from_iterator(LINES, trainers.WordPieceTrainer(vocab_size=800))
+    pad, *special = tiny.SPECIAL
+    pieces = ["[first]", pad, *UNUSED, *special, *sorted(trained.get_vocab())]
+    backend = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
     backend.decoder = decoders.WordPiece()
-    backend.train_from_iterator(
-        LINES, trainers.WordPieceTrainer(vocab_size=800, special_tokens=["[unused]", *tiny.SPECIAL])
+    template = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(piece, pieces.index(piece)) for piece in ("[CLS]", "[SEP]")],
     )
-    special = [("[CLS]", 3), ("[SEP]", 4)]
-    single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
-    template = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
     backend.post_processor = processors.Sequence([template])
-    backend.enable_padding(length=50, pad_id=1, pad_token="[PAD]")
+    backend.enable_padding(length=50, pad_id=1, pad_token=pad)
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(names, tiny.SPECIAL, strict=True)))
+    special = dict(zip(names, tiny.SPECIAL, strict=True))
+    options = {"clean_up_tokenization_spaces": True, "model_input_names": ["input_ids", "token_type_ids"]}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, **options)
 
 
 @pytest.fixture(scope="module", params=[unigram, wordpiece])
@@ -171,6 +182,9 @@ def test_hidden_states_stay_the_same_to_the_bit(family, tied, tmp_path):
             torch.testing.assert_close(trimmed(trimmed_ids).logits, logits[..., kept])
         assert trimmed.config.vocab_size == len(kept) and trimmed.config.pad_token_id == config.pad_token_id
         assert torch.equal(trimmed.get_output_embeddings().weight, rows)
+        assert (
+            trimmed.get_input_embeddings().num_embeddings == trimmed.get_output_embeddings().out_features == len(kept)
+        )
         shared = trimmed.get_output_embeddings().weight is trimmed.get_input_embeddings().weight
         assert shared == tied
 

@@ -66,7 +66,6 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: numpy.ndarray) -> P
     for token in content["added_tokens"]:
         token["id"] = new[token["id"]]
     _renumber(content["post_processor"] or {}, new)
-    content["padding"] = None  # whoever pads sets it anew
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
         **tokenizer.special_tokens_map,
