@@ -54,6 +54,7 @@ class Teacher(Encoder):
 
 class Setting(Section):
     teacher: Teacher
+    vocabulary: Literal["full", "trimmed"]
     texts: list[TextName] = Field(min_length=1)
     tasks: list[TaskName] = Field(min_length=1)
 
@@ -403,6 +404,7 @@ class Layout:
         self.results = self.reports / "results" / setting
         self.tasks = self.runs / "tasks"
         self.corpus = self.runs / "corpus"
+        self.encoder = self.runs / "encoder"
         self.teacher = self.runs / "teacher"
         self.checkpoints = self.root / "scratch" / "checkpoints"
         self.teacher_outputs = self.root / "scratch" / "teacher_outputs"

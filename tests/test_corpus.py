@@ -5,29 +5,51 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from study import StudyError, load_params
+from study.config import Teacher
 from study.data import corpus, tasks
+from study.models.teachers import load_model, load_tokenizer, save_model
 
 ROOT = Path(__file__).parents[1]
 WORDS = [a + b + c for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
+LETTERS = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz" for prefix in ("", "##")]
+SIZES = {"layers": 2, "width": 8, "heads": 2, "intermediate": 16}
 HELDOUT = " ".join(f"heldout{n}" for n in range(20))
 
 
 @pytest.fixture
 def tokenizer(tmp_path):
+    """Of the small teacher in the folder `pretrained`, saved beside it."""
     vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    return BertTokenizerFast(vocab=str(vocabulary))
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *WORDS]) + "\n")
+    tokenizer = BertTokenizerFast(vocab=str(vocabulary))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=SIZES["layers"],
+        hidden_size=SIZES["width"],
+        num_attention_heads=SIZES["heads"],
+        intermediate_size=SIZES["intermediate"],
+    )
+    save_model(BertModel(config, add_pooling_layer=False), tokenizer, tmp_path / "pretrained")
+    return tokenizer
 
 
 @pytest.fixture
-def params():
+def params(tokenizer, tmp_path):
     """The study's own, with an English setting of two texts and one task, sequences of 16 tokens."""
     params = load_params(ROOT / "params.yaml")
-    setting = params.settings["english"].model_copy(update={"texts": ["wikipedia", "xsum"], "tasks": ["topic"]})
+    setting = params.settings["english"].model_copy(
+        update={
+            "teacher": Teacher(name=str(tmp_path / "pretrained"), **SIZES),
+            "texts": ["wikipedia", "xsum"],
+            "tasks": ["topic"],
+        }
+    )
     settings = params.corpus.model_copy(update={"sequence_length": 16, "validation_sequences": 4, "max_tokens": None})
     distillation = params.distillation.model_copy(update={"batch_size": 8})
     return params.model_copy(
@@ -134,7 +156,7 @@ def test_packed_sequences_are_full_and_keep_the_stream(tokenizer):
 
 
 def test_the_corpus_is_the_shuffled_documents_without_padding(params, tokenizer, tasks_folder, texts, tmp_path):
-    counts = corpus.build_corpus(params, "english", tokenizer, tasks_folder, tmp_path / "corpus")
+    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
     data = corpus.load_corpus(tmp_path / "corpus")
     assert {split: len(data[split]) for split in data} == {split: counts[split]["sequences"] for split in data}
     assert len(data["validation"]) == 4
@@ -159,7 +181,7 @@ def test_no_heldout_text_reaches_the_corpus(params, tokenizer, tasks_folder, tex
     generator = random.Random(2)
     ours = [sentence(generator) for _ in range(60)]
     texts(wikipedia=[*ours, HELDOUT], xsum=[f"{sentence(generator)}\nSo it said: {HELDOUT}!"])
-    counts = corpus.build_corpus(params, "english", tokenizer, tasks_folder, tmp_path / "corpus")
+    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
     assert [count["overlaps"] for count in counts["texts"].values()] == [1, 1]
     data = corpus.load_corpus(tmp_path / "corpus")
     # words of the held-out text are unknown to the tokenizer, all others are known
@@ -167,42 +189,89 @@ def test_no_heldout_text_reaches_the_corpus(params, tokenizer, tasks_folder, tex
     assert not any(tokenizer.unk_token_id in row for split in data.values() for row in split["input_ids"])
 
 
-def test_training_tokens_are_cut_to_whole_sequences(params, tokenizer, tasks_folder, texts, tmp_path):
-    full = corpus.build_corpus(params, "english", tokenizer, tasks_folder, tmp_path / "full")
+def test_training_tokens_are_cut_to_whole_sequences(params, tasks_folder, texts, tmp_path):
+    full = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "full", tmp_path / "encoder")
     settings = params.corpus.model_copy(update={"max_tokens": 16 * 20 + 15})
     cut = params.model_copy(update={"corpus": settings})
-    counts = corpus.build_corpus(cut, "english", tokenizer, tasks_folder, tmp_path / "cut")
+    counts = corpus.build_corpus(cut, "english", tasks_folder, tmp_path / "cut", tmp_path / "encoder")
     assert counts["train"] == {"sequences": 20, "tokens": 320}
     assert full["train"]["sequences"] > 20
     kept = corpus.load_corpus(tmp_path / "full")["train"][:20]["input_ids"]
     assert corpus.load_corpus(tmp_path / "cut")["train"][:]["input_ids"] == kept
 
 
-def test_a_corpus_shorter_than_one_batch_is_refused(params, tokenizer, tasks_folder, texts, tmp_path):
+def test_a_corpus_shorter_than_one_batch_is_refused(params, tasks_folder, texts, tmp_path):
     settings = params.corpus.model_copy(update={"max_tokens": 16 * 7})
     short = params.model_copy(update={"corpus": settings})
     with pytest.raises(StudyError, match=r"has 7 training sequences; a batch needs distillation\.batch_size = 8"):
-        corpus.build_corpus(short, "english", tokenizer, tasks_folder, tmp_path / "corpus")
+        corpus.build_corpus(short, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
     assert not (tmp_path / "corpus").exists()
     texts(wikipedia=["One document alone does not fill the validation split."], xsum=[])
     with pytest.raises(StudyError, match="corpus has 0 training sequences"):
-        corpus.build_corpus(params, "english", tokenizer, tasks_folder, tmp_path / "corpus")
+        corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
 
 
-def test_a_corpus_built_twice_is_the_same_bytes(params, tokenizer, tasks_folder, texts, tmp_path):
+def test_a_corpus_built_twice_is_the_same_bytes(params, tasks_folder, texts, tmp_path):
     def contents(folder: Path) -> dict:
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
-    counts = [
-        corpus.build_corpus(params, "english", tokenizer, tasks_folder, tmp_path / name) for name in ("first", "second")
-    ]
+    counts = []
+    for name in ("first", "second"):
+        folders = tmp_path / name / "corpus", tmp_path / name / "encoder"
+        counts.append(corpus.build_corpus(_trimmed(params), "english", tasks_folder, *folders))
     assert counts[0] == counts[1]
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
-    assert len(contents(tmp_path / "first")) == 7
+    assert len(contents(tmp_path / "first" / "corpus")) == 7 and len(contents(tmp_path / "first" / "encoder")) == 4
+
+
+def test_the_full_vocabulary_leaves_the_teacher_as_it_is(params, tokenizer, tasks_folder, texts, tmp_path):
+    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+    assert counts["vocabulary"] == {"full": len(tokenizer)}
+    before, after = (
+        load_model(tmp_path / name, "eager", head=False).state_dict() for name in ("pretrained", "encoder")
+    )
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert load_tokenizer(tmp_path / "encoder").get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_trimmed_vocabulary_changes_ids_and_nothing_else(params, tasks_folder, texts, tmp_path):
+    generator = random.Random(3)
+    texts(wikipedia=[" ".join(generator.choices(WORDS[::2], k=12)) for _ in range(90)], xsum=[])
+    chosen = {"full": params, "trimmed": _trimmed(params)}
+    counts, tokenizers, models, data = {}, {}, {}, {}
+    for name, values in chosen.items():
+        folder = tmp_path / name
+        counts[name] = corpus.build_corpus(values, "english", tasks_folder, folder / "corpus", folder / "encoder")
+        tokenizers[name] = load_tokenizer(folder / "encoder")
+        models[name] = load_model(folder / "encoder", "eager", head=False)
+        data[name] = corpus.load_corpus(folder / "corpus")
+
+    occurring = set()
+    for split in ("train", "validation"):
+        ids = {name: torch.tensor(data[name][split]["input_ids"]) for name in chosen}
+        pieces = {name: tokenizers[name].convert_ids_to_tokens(ids[name].flatten().tolist()) for name in chosen}
+        assert pieces["full"] == pieces["trimmed"]
+        with torch.no_grad():
+            hidden = {name: models[name](input_ids=ids[name]).last_hidden_state for name in chosen}
+        assert torch.equal(hidden["full"], hidden["trimmed"])
+        occurring |= set(pieces["full"])
+    task = set(tokenizers["full"].tokenize(f"free {HELDOUT}"))
+    special = set(tokenizers["full"].all_special_tokens)
+    assert set(tokenizers["trimmed"].get_vocab()) == occurring | task | special | set(LETTERS)
+    assert models["trimmed"].config.vocab_size == len(tokenizers["trimmed"]) < len(tokenizers["full"]) - 100
+    vocabulary = {"full": len(tokenizers["full"]), "occurring": len(occurring - {"[CLS]"} | task)}
+    assert counts["trimmed"].pop("vocabulary") == vocabulary | {"kept": len(tokenizers["trimmed"])}
+    counts["full"].pop("vocabulary")
+    assert counts["full"] == counts["trimmed"]
+
+
+def _trimmed(params):
+    setting = params.settings["english"].model_copy(update={"vocabulary": "trimmed"})
+    return params.model_copy(update={"settings": {"english": setting}})
 
 
 def test_samples_are_decoded_training_sequences(params, tokenizer, tasks_folder, texts, tmp_path):
-    counts = corpus.build_corpus(params, "english", tokenizer, tasks_folder, tmp_path / "corpus")
+    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
     shown = corpus.samples(corpus.load_corpus(tmp_path / "corpus"), tokenizer, 3)
     assert len(shown) == 3
     assert all(text.startswith("[CLS] ") and text.endswith(" [SEP]") for text in shown)

@@ -129,8 +129,8 @@ def test_modules_that_a_stage_loads_are_its_dependencies(name):
 #: Sections of params.yaml whose values change what a stage writes.
 READ = {
     "tasks": {"settings.${item.setting}.tasks"},
-    "corpus": {"corpus", "settings.${item.setting}.texts", "settings.${item.setting}.teacher"},
-    "teacher": {"adaptation", "attention_implementation", "masking", "precision", "settings.${item.setting}.teacher"},
+    "corpus": {"corpus", *(f"settings.${{item.setting}}.{key}" for key in ("teacher", "texts", "vocabulary"))},
+    "teacher": {"adaptation", "attention_implementation", "masking", "precision"},
     "distill": {
         "attention_implementation",
         "distillation",

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, TrainingArguments, def
 from study import StudyError
 from study.config import Layout
 from study.models.students import create_student
-from study.models.teachers import has_language_modelling_head
+from study.models.teachers import has_language_modelling_head, load_pretrained
 from study.training import distill
 from study.training.distill import Checkpoints, MaskedSequences, adapt_teacher, distil, freeze_untrained, train
 from study.training.objectives import OBJECTIVES
@@ -632,9 +632,10 @@ def test_an_adaptation_that_is_not_finite(folder):
     model = tiny.masked_language_model()
     with torch.no_grad():
         model.bert.encoder.layer[2].output.dense.weight[0, 0] = float("nan")
-    model.save_pretrained(folder / "pretrained")
+    params = tiny.parameters(folder)
+    model.save_pretrained(Layout(params, "english").encoder)
     with pytest.raises(StudyError, match="nan"):
-        adapt_teacher(tiny.parameters(folder), "english", folder / "teacher")
+        adapt_teacher(params, "english", folder / "teacher")
     assert not (folder / "teacher").exists()
 
 
@@ -671,25 +672,26 @@ def test_names_and_inputs_that_do_not_exist(folder):
 
 
 def test_a_teacher_of_other_sizes_than_declared(folder):
-    params = tiny.parameters(folder)
-    teacher = params.settings["english"].teacher.model_copy(update={"intermediate": 64})
-    params = params.model_copy(
-        update={"settings": {"english": params.settings["english"].model_copy(update={"teacher": teacher})}}
-    )
+    teacher = tiny.parameters(folder).settings["english"].teacher.model_copy(update={"intermediate": 64})
     with pytest.raises(StudyError, match="intermediate = 64.*48"):
-        adapt_teacher(params, "english", folder / "teacher")
+        load_pretrained(teacher)
 
 
 def test_a_teacher_that_does_not_exist(folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    params = tiny.parameters(folder)
-    teacher = params.settings["english"].teacher.model_copy(update={"name": str(folder / "nowhere")})
-    params = params.model_copy(
-        update={"settings": {"english": params.settings["english"].model_copy(update={"teacher": teacher})}}
-    )
+    teacher = tiny.parameters(folder).settings["english"].teacher.model_copy(update={"name": str(folder / "nowhere")})
     with pytest.raises(StudyError) as error:
-        adapt_teacher(params, "english", folder / "teacher")
-    assert "nowhere" in str(error.value) and "all-minilm-l6-v2" in str(error.value) and "\n" not in str(error.value)
+        load_pretrained(teacher)
+    message = str(error.value)
+    assert "nowhere" in message and "\n" not in message
+    assert "all-minilm-l6-v2, multilingual-e5-small" in message
+
+
+def test_a_teacher_is_adapted_from_the_encoder_beside_the_corpus(folder):
+    encoder = Layout(tiny.parameters(folder), "english").encoder
+    encoder.rename(encoder.with_name("elsewhere"))
+    with pytest.raises(StudyError, match="encoder: no saved model; run the stage"):
+        adapt_teacher(tiny.parameters(folder), "english", folder / "teacher")
 
 
 # Whole runs

@@ -85,7 +85,9 @@ def parameters(folder: Path, **changes: dict) -> Params:
     values |= {"profile": "test", "precision": "fp32", "initialisation": "teacher-layers"}
     values["grid"] = {"settings": ["english"], "methods": ["none", "mlm"], "students": ["L2-H24"], "seeds": [1]}
     teacher = {"name": str(folder / "pretrained"), **TEACHER}
-    values["settings"] = {"english": {"teacher": teacher, "texts": ["wikipedia"], "tasks": ["topic"]}}
+    values["settings"] = {
+        "english": {"teacher": teacher, "vocabulary": "full", "texts": ["wikipedia"], "tasks": ["topic"]}
+    }
     values["students"] = {
         "L2-H24": {"layers": 2, "width": 24, "heads": 4, "intermediate": 48},
         "L2-H12": {"layers": 2, "width": 12, "heads": 4, "intermediate": 24},
@@ -109,13 +111,14 @@ def parameters(folder: Path, **changes: dict) -> Params:
 
 
 def workspace(folder: Path, train: int = 64) -> Path:
-    """A study's folder with a pre-trained encoder, an adapted teacher and a corpus, to run in."""
+    """A study's folder with a pre-trained encoder, the same as the corpus stage's output, an adapted teacher and a
+    corpus, to run in."""
     (folder / "params.yaml").touch()
     (folder / "dvc.yaml").touch()
     runs = folder / "runs" / "test" / "english"
     model = masked_language_model(**TEACHER)
     words = tokenizer(folder / "pretrained")
-    for place in (folder / "pretrained", runs / "teacher"):
+    for place in (folder / "pretrained", runs / "encoder", runs / "teacher"):
         model.save_pretrained(place)
         words.save_pretrained(place)
     save_corpus(runs / "corpus", train)

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from study.config import Params, StudyError
 from study.data import sources, tasks
+from study.models.teachers import load_pretrained, save_model
+from study.models.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
 
 #: Paragraphs of fewer words are headings, signatures and stock phrases. Source: this study's choice.
 SHORTEST = 8
@@ -155,10 +157,12 @@ def pack(stream: Sequence[int], tokenizer: PreTrainedTokenizerBase, sequence_len
     return numpy.pad(tokens, ((0, 0), (1, 1)), constant_values=((0, 0), ends))
 
 
-def build_corpus(
-    params: Params, setting_name: str, tokenizer: PreTrainedTokenizerBase, tasks_folder: Path, folder: Path
-) -> dict:
+def build_corpus(params: Params, setting_name: str, tasks_folder: Path, folder: Path, encoder_folder: Path) -> dict:
     """Clean, de-duplicate, tokenise once and pack the texts of a setting; write them to ``folder``.
+
+    The teacher's encoder and tokenizer go to ``encoder_folder``, for all later stages: as they are, or trimmed to the
+    vocabulary of the corpus written and of all task texts (``settings.<name>.vocabulary``), whose ids the corpus then
+    has.
 
     Documents are shuffled, each is followed by [SEP], and the first fill the validation split. No document gives it
     more than a sixteenth, so that one long address does not fill it (this study's choice); the rest of such a document
@@ -169,13 +173,14 @@ def build_corpus(
 
     Returns:
         Counts: per text those of :func:`clean` and the tokens it gives to either split (before the remainder is
-        dropped), then sequences and tokens of both splits, special tokens included.
+        dropped), then sequences and tokens of both splits, special tokens included; the size of the vocabulary.
 
     Raises:
-        StudyError: tasks missing, a source that cannot be read, a corpus shorter than one batch, a folder that cannot
-            be written.
+        StudyError: tasks missing, a source or teacher that cannot be read, a corpus shorter than one batch, a folder
+            that cannot be written.
     """
     setting, settings = params.settings[setting_name], params.corpus
+    encoder, tokenizer = load_pretrained(setting.teacher)
     heldout = tasks.heldout_texts(tasks_folder, setting.tasks)
     documents, counts = clean(setting.texts, Overlap(heldout, settings.overlap_words))
     random.Random(settings.seed).shuffle(documents)
@@ -186,8 +191,8 @@ def build_corpus(
         wanted["train"] = settings.max_tokens // settings.sequence_length * body
     for count in counts.values():
         count.update(tokens=0, validation_tokens=0)
-    tokenised = _tokenise(documents, tokenizer)
-    packed = {}
+    tokenised = zip(documents, _tokenise((document.content for document in documents), tokenizer), strict=True)
+    streams = {}
     for split, column in (("validation", "validation_tokens"), ("train", "tokens")):
         longest = wanted[split] // 16 if split == "validation" else None
         stream = array("i")
@@ -197,8 +202,19 @@ def build_corpus(
                 break
             stream.extend(tokens[:longest])
             counts[document.text][column] += len(tokens[:longest])
-        packed[split] = pack(stream[: wanted[split]], tokenizer, settings.sequence_length)
+        streams[split] = numpy.array(stream[: wanted[split]])
 
+    vocabulary = {"full": len(tokenizer)}
+    if setting.vocabulary == "trimmed":
+        read = (*streams.values(), *_tokenise(tasks.task_texts(tasks_folder, setting.tasks), tokenizer))
+        occurring = {int(token) for stream in read for token in stream}
+        kept = pieces_to_keep(tokenizer, occurring)
+        streams = {split: numpy.searchsorted(kept, stream) for split, stream in streams.items()}
+        tokenizer = trim_tokenizer(tokenizer, kept)
+        trim_embeddings(encoder, kept)
+        vocabulary |= {"occurring": len(occurring), "kept": len(kept)}
+        print("corpus: vocabulary: " + ", ".join(f"{key} {value:,}" for key, value in vocabulary.items()), flush=True)
+    packed = {split: pack(stream, tokenizer, settings.sequence_length) for split, stream in streams.items()}
     if len(packed["train"]) < params.distillation.batch_size:
         raise StudyError(
             f"corpus has {len(packed['train'])} training sequences; a batch needs distillation.batch_size ="
@@ -207,12 +223,14 @@ def build_corpus(
     features = Features({"input_ids": List(Value(packed["train"].dtype.name), length=settings.sequence_length)})
     splits = {split: Dataset.from_dict({"input_ids": packed[split]}, features=features) for split in packed}
     tasks.save(DatasetDict(splits), folder)
+    save_model(encoder, tokenizer, encoder_folder)
     return {
         "setting": setting_name,
         "sequence_length": settings.sequence_length,
         "heldout_texts": len(heldout),
         "texts": counts,
         **{split: {"sequences": len(sequences), "tokens": sequences.size} for split, sequences in packed.items()},
+        "vocabulary": vocabulary,
     }
 
 
@@ -230,16 +248,12 @@ def samples(corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase, n: int) -> 
     return [tokenizer.decode(sequence) for sequence in corpus["train"][:n]["input_ids"]]
 
 
-def _tokenise(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, batch_size: int = 256
-) -> Iterator[tuple[Document, list[int]]]:
-    """Documents with their tokens, [SEP] last, batch by batch as they are asked for."""
-    documents = iter(documents)
-    while batch := list(islice(documents, batch_size)):
-        contents = [document.content for document in batch]
-        tokens = tokenizer(contents, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        for document, ids in zip(batch, tokens, strict=True):
-            yield document, [*ids, tokenizer.sep_token_id]
+def _tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, batch_size: int = 256) -> Iterator[list[int]]:
+    """The tokens of each text, [SEP] last, batch by batch as they are asked for."""
+    texts = iter(texts)
+    while batch := list(islice(texts, batch_size)):
+        for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
+            yield [*ids, tokenizer.sep_token_id]
 
 
 def _paragraphs(content: str) -> Iterator[str]:

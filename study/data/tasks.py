@@ -251,10 +251,15 @@ def load_task(folder: Path, name: str) -> DatasetDict:
 
 def heldout_texts(folder: Path, names: Iterable[str]) -> list[str]:
     """Every text of the development and test splits, first and second of pairs alike, each once, sorted."""
+    return task_texts(folder, names, ("development", "test"))
+
+
+def task_texts(folder: Path, names: Iterable[str], splits: Iterable[str] = SPLITS) -> list[str]:
+    """Every text of these splits, first and second of pairs alike, each once, sorted."""
     texts = set()
     for name in names:
         task = load_task(folder, name)
-        for split in ("development", "test"):
+        for split in splits:
             for column in set(task[split].column_names) - {"label"}:
                 texts.update(task[split][column])
     return sorted(texts)

@@ -39,7 +39,7 @@ def evaluate(params: Params, setting: str, method: str, student: str, seed: int,
     """
     layout = Layout(params, setting)
     folder = layout.teacher if method == "teacher" else layout.student(method, student, seed)
-    tokenizer = load_tokenizer(params.settings[setting].teacher)
+    tokenizer = load_tokenizer(folder)
     title = cell_title(params, setting, method, student, seed)
     began = time.monotonic()
     result = {

