@@ -43,9 +43,7 @@ TextName = Literal[
     "interface-zh",
 ]
 FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher"]
-TaskName = Literal[
-    "sentiment", "sts-b", "boolq", "privacy-qa", "topic", "topic-multilingual", "intents", "retrieval"
-]
+TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic", "topic-multilingual", "intents", "retrieval"]
 
 #: Languages each task has data in (ISO 639-1), English first; tasks that are not named here have English alone.
 TASK_LANGUAGES = {
