@@ -219,6 +219,8 @@ class Finetuning(Section):
                     f"{key} = {task.languages} lacks {known[0]!r}, the language {name} is trained on;"
                     f" allowed: {known[0]} and any of {', '.join(known[1:]) or 'no other'}"
                 )
+            if name == "retrieval" and task.languages == ["en"]:
+                raise ValueError(f"{key} = ['en'] is nothing to compare; allowed: en and any of {', '.join(known[1:])}")
         return self
 
 

@@ -62,7 +62,7 @@ def test_correlations_by_hand():
 
 
 def test_every_task_has_its_main_metric_among_its_metrics():
-    for task in TASKS.values():
+    for task in (task for task in TASKS.values() if not task.probe):
         outputs = np.random.default_rng(0).normal(size=(20, len(task.labels) if task.labels else 1))
         labels = np.arange(20) % (len(task.labels) if task.labels else 5)
         metrics = task_metrics(task, outputs, labels)
