@@ -284,16 +284,12 @@ def samples(corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase, n: int) -> 
     return [tokenizer.decode(sequence) for sequence in corpus["train"][:n]["input_ids"]]
 
 
-def _tokenise(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, batch_size: int = 256
-) -> Iterator[tuple[Document, list[int]]]:
-    """Documents with their tokens, [SEP] last, batch by batch as they are asked for."""
-    documents = iter(documents)
-    while batch := list(islice(documents, batch_size)):
-        contents = [document.content for document in batch]
-        tokens = tokenizer(contents, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        for document, ids in zip(batch, tokens, strict=True):
-            yield document, [*ids, tokenizer.sep_token_id]
+def _tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, batch_size: int = 256) -> Iterator[list[int]]:
+    """The tokens of each text, [SEP] last, batch by batch as they are asked for."""
+    texts = iter(texts)
+    while batch := list(islice(texts, batch_size)):
+        for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
+            yield [*ids, tokenizer.sep_token_id]
 
 
 def _by_language(
@@ -314,9 +310,10 @@ def _by_language(
     sizes = {language: size["bytes"] for language, size in _sizes(documents).items()}
     largest = max(sizes, key=sizes.get, default=None)
     streams = {
-        language: _tokenise(own, tokenizer) if language == largest else cycle(_tokenise(own, tokenizer))
+        language: zip(own, _tokenise((document.content for document in own), tokenizer), strict=True)
         for language, own in by_language.items()
     }
+    streams = {language: own if language == largest else cycle(own) for language, own in streams.items()}
     given = dict.fromkeys(streams, 0)
     while streams:
         language = min(streams, key=lambda name: given[name] / sizes[name] ** exponent)
@@ -341,14 +338,15 @@ def _language_table(documents: list[Document], read: list[Document], counts: dic
     Args:
         documents: those for training. read: the same, as often as they were read. counts: per text, of its tokens.
     """
-    times, tokens = Counter(document.language for document in read), Counter()
+    sizes, times, tokens = _sizes(documents), Counter(document.language for document in read), Counter()
     for text, count in counts.items():
         tokens[Document(text, "").language] += count["tokens"]
     return {
-        language: size
+        language: sizes[language]
         | {"tokens": tokens[language], "share": round(tokens[language] / tokens.total(), 4)}
-        | {"passes": round(times[language] / size["documents"], 2)}
-        for language, size in _sizes(documents).items()
+        | {"passes": round(times[language] / sizes[language]["documents"], 2)}
+        for language in tokens
+        if language in sizes
     }
 
 
