@@ -235,7 +235,7 @@ VERBS = ("set", "start", "create", "begin", "open", "make")
 
 @pytest.fixture
 def commands(install, monkeypatch):
-    """Three intents in English and Spanish; "change the fan in kitchen" may mean two of them, and some slots are open."""
+    """Three intents in two languages; "change the fan in kitchen" may mean two of them, and some slots are open."""
     monkeypatch.setattr(tasks, "INTENTS", ("Off", "On", "Timer"))
     monkeypatch.setattr(tasks, "COMMANDS", {"train": 40, "development": 8, "test": 8})
     switch = [f"((turn|switch) {{state}}|change) [<the>] {device} in {{area}}" for device in DEVICES]
