@@ -123,7 +123,7 @@ def several(study) -> analysis.Results:
 
 
 def test_languages_by_hand(study):
-    """The teacher scores 0.80 + 0.02 on topic (by its place among the tasks) in English, less by 0.1 and 0.2 elsewhere."""
+    """The teacher scores 0.80 + 0.02 on topic, fifth of the tasks, in English; less by 0.1 and 0.2 elsewhere."""
     add_languages(study[2])
     table = analysis.per_language(several(study)).set_index(["method", "student", "task"])
     assert list(table.columns) == ["setting", "metric", "en", "es", "fr", "hi", "mean", "mean_without_english", "gap"]

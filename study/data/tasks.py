@@ -154,6 +154,8 @@ def load_topic_multilingual() -> dict[str, list[Example]]:
     the source does not link articles across languages, so every article whose title (case and accents aside) is also
     that of an English article outside the test split is left out. Subjects whose name is translated are not recognised
     this way. Source: this study's choice.
+
+    Topics are not quite the same: in Spanish, everyday life includes anthropology and psychology.
     """
     splits, learnt = _empty(), set()
     for topic, articles in _ranked_articles("en", {topic: topic for topic in SHARED_TOPICS}).items():
