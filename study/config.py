@@ -26,9 +26,31 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-TextName = Literal["wikipedia", "boolq", "quac", "xsum", "multilexsum", "sotu"]
+TextName = Literal[
+    "wikipedia",
+    "boolq",
+    "quac",
+    "xsum",
+    "multilexsum",
+    "sotu",
+    "wikipedia-es",
+    "wikipedia-fr",
+    "interface-bg",
+    "interface-de",
+    "interface-el",
+    "interface-ru",
+    "interface-vi",
+    "interface-zh",
+]
 FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher"]
-TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic"]
+TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic", "topic-multilingual", "intents", "retrieval"]
+
+#: Languages each task has data in (ISO 639-1), English first; tasks that are not named here have English alone.
+TASK_LANGUAGES = {
+    "topic-multilingual": ("en", "es", "fr"),
+    "intents": ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "th", "vi", "zh"),
+    "retrieval": ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "vi", "zh"),
+}
 
 
 class Encoder(Section):
@@ -71,6 +93,7 @@ class Corpus(Section):
     validation_sequences: Positive
     max_tokens: Positive | None
     overlap_words: Annotated[int, Field(ge=8)]
+    language_exponent: Fraction
     seed: int
 
 
@@ -171,6 +194,7 @@ class TaskBudget(Section):
     development: Positive | None
     test: Positive | None
     max_length: Annotated[int, Field(ge=8)]
+    languages: list[str] = ["en"]
 
 
 class Finetuning(Section):
@@ -183,6 +207,22 @@ class Finetuning(Section):
     pad_to_multiple_of: Positive
     pairs: Literal["separate", "joint"]
     tasks: dict[TaskName, TaskBudget]
+
+    @model_validator(mode="after")
+    def _languages_have_data(self):
+        for name, task in self.tasks.items():
+            known, key = TASK_LANGUAGES.get(name, ("en",)), f"tasks.{name}.languages"
+            for language in task.languages:
+                if language not in known:
+                    raise ValueError(f"{key}: {name} has no data in {language!r}; allowed: {', '.join(known)}")
+            if known[0] not in task.languages:
+                raise ValueError(
+                    f"{key} = {task.languages} lacks {known[0]!r}, the language {name} is trained on;"
+                    f" allowed: {known[0]} and any of {', '.join(known[1:]) or 'no other'}"
+                )
+            if name == "retrieval" and task.languages == ["en"]:
+                raise ValueError(f"{key} = ['en'] is nothing to compare; allowed: en and any of {', '.join(known[1:])}")
+        return self
 
 
 class Latency(Section):

@@ -124,6 +124,30 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ["settings.english.tasks", "'topic'", "finetuning.tasks"],
     ),
     "unknown text": (put(["wiki"], "settings", "english", "texts"), ["settings.english.texts", "'wiki'", "wikipedia"]),
+    "text in a language without data": (
+        put(["wikipedia-de"], "settings", "multilingual", "texts"),
+        ["settings.multilingual.texts", "'wikipedia-de'", "wikipedia-es", "interface-de"],
+    ),
+    "task in a language without data": (
+        lambda document: document["finetuning"]["tasks"]["topic-multilingual"]["languages"].append("de"),
+        ["finetuning", "tasks.topic-multilingual.languages", "'de'", "allowed: en, es, fr"],
+    ),
+    "English task in another language": (
+        lambda document: document["finetuning"]["tasks"]["topic"].update({"languages": ["en", "es"]}),
+        ["finetuning", "tasks.topic.languages", "'es'", "allowed: en"],
+    ),
+    "task without the language it is trained on": (
+        put(["es", "fr"], "finetuning", "tasks", "intents", "languages"),
+        ["finetuning", "tasks.intents.languages = ['es', 'fr']", "lacks 'en'", "allowed: en and any of ar, bg"],
+    ),
+    "retrieval without another language": (
+        put(["en"], "finetuning", "tasks", "retrieval", "languages"),
+        ["finetuning", "tasks.retrieval.languages", "['en']", "allowed: en and any of ar, bg"],
+    ),
+    "language exponent above one": (
+        put(1.5, "corpus", "language_exponent"),
+        ["corpus.language_exponent", "= 1.5", "less than or equal to 1"],
+    ),
     "string for an integer": (
         put("200", "distillation", "steps"),
         ["distillation.steps", "'200'", "integer"],

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -10,8 +14,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from study import StudyError, load_params
-from study.config import Teacher
-from study.data import corpus, tasks
+from study.config import Teacher, TextName
+from study.data import corpus, sources, tasks
 from study.models.teachers import load_model, load_tokenizer, save_model
 
 ROOT = Path(__file__).parents[1]
@@ -268,6 +272,108 @@ def test_a_trimmed_vocabulary_changes_ids_and_nothing_else(params, tasks_folder,
 def _trimmed(params):
     setting = params.settings["english"].model_copy(update={"vocabulary": "trimmed"})
     return params.model_copy(update={"settings": {"english": setting}})
+
+
+@pytest.fixture
+def languages(params, monkeypatch):
+    """A setting of 200 English, 50 Spanish and 10 German documents of 12 words each, its parameters and documents."""
+    generator = random.Random(3)
+    sizes = {"wikipedia": 200, "wikipedia-es": 50, "interface-de": 10}
+    texts = {name: [sentence(generator) for _ in range(size)] for name, size in sizes.items()}
+    for name, own in texts.items():
+        monkeypatch.setitem(corpus.TEXTS, name, lambda own=own: iter(own))
+    setting = params.settings["english"].model_copy(update={"texts": list(sizes)})
+    return params.model_copy(update={"settings": {"several": setting}}), texts
+
+
+def packed_documents(sequences, tokenizer) -> list[str]:
+    """The whole documents in packed sequences, in order."""
+    stream = [token for sequence in sequences for token in sequence[1:-1]]
+    text = tokenizer.decode(stream)
+    return [document.strip() for document in text.split("[SEP]")[:-1]]
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_languages_get_smoothed_shares_of_every_stretch(languages, tokenizer, tasks_folder, tmp_path, exponent):
+    """Shares p_l are n_l ** exponent / sum of all, n_l being 200, 50 and 10 documents of equal length."""
+    params, texts = languages
+    settings = params.corpus.model_copy(update={"language_exponent": exponent})
+    params = params.model_copy(update={"corpus": settings})
+    counts = corpus.build_corpus(params, "several", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+    total = sum(size**exponent for size in (200, 50, 10))
+    train = packed_documents(corpus.load_corpus(tmp_path / "corpus")["train"]["input_ids"], tokenizer)
+    for name, language, size in (("wikipedia", "en", 200), ("wikipedia-es", "es", 50), ("interface-de", "de", 10)):
+        share = size**exponent / total
+        assert counts["languages"][language]["share"] == pytest.approx(share, abs=0.02)
+        assert counts["languages"][language]["tokens"] == counts["texts"][name]["tokens"]
+        for part in (train[: len(train) // 2], train[len(train) // 2 :]):
+            assert sum(document in texts[name] for document in part) == pytest.approx(share * len(part), abs=3)
+    assert counts["languages"]["en"]["passes"] == 1
+
+
+def test_small_languages_are_read_again_and_validation_documents_never(languages, tokenizer, tasks_folder, tmp_path):
+    params, texts = languages
+    counts = corpus.build_corpus(params, "several", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+    train = packed_documents(corpus.load_corpus(tmp_path / "corpus")["train"]["input_ids"], tokenizer)
+    first = {document for name in texts for document in texts[name]} - set(train)
+    table = counts["languages"]
+    assert sum(table[language]["documents"] for language in table) == 260 - len(first)
+    assert len(first) >= 19 and counts["validation"]["sequences"] == 4  # at most three tokens of each
+    for name, language in (("wikipedia", "en"), ("wikipedia-es", "es"), ("interface-de", "de")):
+        times = [train.count(document) for document in texts[name] if document not in first]
+        assert len(times) == table[language]["documents"] < len(texts[name])
+        assert max(times) - min(times) <= 1
+        assert sum(times) / len(times) == pytest.approx(table[language]["passes"], abs=0.2)
+    assert table["de"]["passes"] > table["es"]["passes"] > 1.5
+
+
+def test_one_language_has_no_table_of_languages(params, tokenizer, tasks_folder, texts, tmp_path):
+    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+    assert "languages" not in counts
+
+
+def test_characters_count_as_words_in_scripts_without_spaces(texts):
+    """Eight characters make a paragraph; thirteen that follow each other in a held-out text are an overlap."""
+    heldout = "这是一个用来测试的句子没有人应该在训练里看到它"
+    kept, counts = cleaned(texts, "我们今天去图书", "我们今天去图书馆", "我说" + heldout[2:15], heldout=[heldout])
+    assert kept == ["我们今天去图书馆"]
+    assert (counts["short"], counts["overlaps"]) == (1, 1)
+    kept, _ = cleaned(texts, "我说" + heldout[2:14] + "吗", heldout=[heldout])
+    assert len(kept) == 1
+
+
+def test_interface_text_is_translated_sentences(tmp_path, monkeypatch):
+    folder = "homeassistant/components/{}/translations/{}.json"
+    english = {"title": "Kept in English", "step": {"done": "Done", "more": "More"}}
+    german = {"title": "Kept in English", "step": {"done": "Fertig", "more": "Mehr zu  {name}"}, "link": "https://a.de"}
+    contents = {
+        folder.format("alarm", "en"): english,
+        folder.format("alarm", "de"): german,
+        folder.format("blind", "en"): {"a": "Up"},
+        folder.format("blind", "de"): {"a": "Hoch", "b": {"c": "Nach  unten"}},
+        folder.format("blind", "fr"): {"a": "En haut"},
+    }
+    install_wheel(tmp_path, monkeypatch, "homeassistant", {name: json.dumps(own) for name, own in contents.items()})
+    assert list(corpus.read_interface("de")) == ["Fertig", "Hoch\nNach unten"]
+    with pytest.raises(StudyError, match="interface: no text in 'hi'; allowed: bg, de, el, ru, vi, zh"):
+        list(corpus.read_interface("hi"))
+
+
+def test_every_text_that_params_allow_has_a_reader_and_a_language():
+    assert set(corpus.TEXTS) == set(TextName.__args__)
+    languages = {name: corpus.Document(name, "").language for name in corpus.TEXTS}
+    assert (languages["sotu"], languages["wikipedia-es"], languages["interface-zh"]) == ("en", "es", "zh")
+    assert set(languages.values()) == {"en", "es", "fr", *corpus.INTERFACES}
+
+
+def install_wheel(tmp_path: Path, monkeypatch, package: str, contents: dict[str, str]) -> None:
+    source = sources.Source(package, "1.0", "", "", "", ())
+    with zipfile.ZipFile(tmp_path / source.file, "w") as archive:
+        for member, content in contents.items():
+            archive.writestr(member, content)
+    sha256 = hashlib.sha256((tmp_path / source.file).read_bytes()).hexdigest()
+    monkeypatch.setenv("STUDY_SOURCES", str(tmp_path))
+    monkeypatch.setattr(sources, "SOURCES", {package: replace(source, sha256=sha256)})
 
 
 def test_samples_are_decoded_training_sequences(params, tokenizer, tasks_folder, texts, tmp_path):

