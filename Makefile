@@ -2,6 +2,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 PROFILE ?=
+SETTING ?= english
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
@@ -35,20 +36,21 @@ profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
 
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
 	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
-	$(STAGES) '^distill@' | $(CELLS)
+	$(STAGES) '^distill' | $(CELLS)
 	rm -rf scratch/teacher_outputs
-	$(STAGES) '^(ceiling|evaluate)@' | $(CELLS)
+	$(STAGES) '^(ceiling|evaluate)' | $(CELLS)
 	dvc repro
 
 report: environment check  ## figures and pages again, from the committed results alone
 	dvc repro params notebook
-	$(STAGES) '^report@' | xargs dvc repro --single-item
+	$(STAGES) '^(compare|report)@' | xargs dvc repro --single-item
 
-tune: environment check  ## choose learning rates on development data (writes reports/tuning)
+tune: environment check  ## choose learning rates of SETTING on development data (writes reports/tuning)
 	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
-	python -m study cells | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	python -m study cells $(SETTING) | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \
-	  -p profile $(ACTIVE) -p method $$0 -p student $$1 -p output ../reports/tuning/english/$$0_$$1.json'
+	  -p profile $(ACTIVE) -p setting $(SETTING) -p method $$0 -p student $$1 \
+	  -p output ../reports/tuning/$(SETTING)/$$0_$$1.json'
 	python -m study tuned
 
 peers: $(VENV)/peers  ## the public packages that the benchmark compares with, into .venv

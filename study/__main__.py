@@ -3,7 +3,7 @@
 python -m study check                     validate params.yaml
 python -m study use PROFILE               write a profile's values into params.yaml
 python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
-python -m study cells                     print method and student of every cell that trains
+python -m study cells SETTING             print method and student of every cell that trains
 python -m study tuned                     print the learning rates that reports/tuning speaks for
 python -m study report                    turn the executed comparison into the HTML report
 """
@@ -11,6 +11,7 @@ python -m study report                    turn the executed comparison into the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -81,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("notebook", type=Path)
     run.add_argument("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
     run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
-    commands.add_parser("cells", help="print methods and students of the grid")
+    cells = commands.add_parser("cells", help="print methods and students of a setting")
+    cells.add_argument("setting")
     commands.add_parser("tuned", help="print the learning rates chosen by `make tune`")
     commands.add_parser("report", help="write the HTML report")
     options = parser.parse_args(arguments)
@@ -97,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
             run_notebook(options.notebook, executed, values)
         elif options.command == "cells":
             trained = [name for name in params.grid.methods if params.methods[name].objective != "none"]
-            print("\n".join(f"{method} {student}" for method in trained for student in params.grid.students))
+            cells = itertools.product(trained, params.grid.students.get(options.setting, []))
+            print("\n".join(f"{method} {student}" for method, student in cells))
         elif options.command == "tuned":
             from study.training.tune import choose
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -84,8 +83,12 @@ class Setting(Section):
 class Grid(Section):
     settings: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
-    students: list[str] = Field(min_length=1)
+    students: dict[str, list[str]]
     seeds: list[int] = Field(min_length=1)
+
+    def cells(self, setting: str) -> list[tuple[str, str, int]]:
+        """Method, student and seed of every run of a setting."""
+        return [(m, s, seed) for s in self.students.get(setting, []) for m in self.methods for seed in self.seeds]
 
 
 class Corpus(Section):
@@ -270,11 +273,19 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self):
-        for key in ("settings", "methods", "students"):
-            known = getattr(self, key)
-            for name in getattr(self.grid, key):
+        lists = {key: getattr(self.grid, key) for key in ("settings", "methods")}
+        lists |= {f"students.{name}": own for name, own in self.grid.students.items()}
+        for key, names in lists.items():
+            known = getattr(self, key.partition(".")[0])
+            for name in names:
                 if name not in known:
                     raise ValueError(f"grid.{key}: {name!r} is unknown; allowed: {', '.join(known)}")
+        for name in self.settings:
+            if (name in self.grid.settings) != bool(self.grid.students.get(name)):
+                allowed = (
+                    "at least one student" if name in self.grid.settings else "[], or the setting in grid.settings"
+                )
+                raise ValueError(f"grid.students.{name} = {self.grid.students.get(name)}; allowed: {allowed}")
         for name in self.benchmark.methods:
             if name not in self.methods or isinstance(self.methods[name], Untrained):
                 known = ", ".join(key for key, method in self.methods.items() if not isinstance(method, Untrained))
@@ -283,7 +294,7 @@ class Params(Section):
             for task in self.settings[name].tasks:
                 if task not in self.finetuning.tasks:
                     raise ValueError(f"settings.{name}.tasks: {task!r} has no entry under finetuning.tasks")
-            for student in self.grid.students:
+            for student in self.grid.students[name]:
                 self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
                 for method in self.grid.methods:
                     self._method_fits(method, student, self.settings[name].teacher)
@@ -440,8 +451,13 @@ class Layout:
             raise StudyError(f"setting {setting!r} is unknown; allowed: {', '.join(params.settings)}")
         self.root = root or find_root()
         self.runs = self.root / "runs" / params.profile / setting
+        self.setting = setting
         self.reports = self.root / "reports" / params.profile
         self.results = self.reports / "results" / setting
+        self.figures = self.reports / "figures" / setting
+        self.tables = self.reports / "tables" / setting
+        self.headline = self.reports / "headline" / f"{setting}.json"
+        self.comparison = self.root / "runs" / params.profile / "compared" / f"compare_{setting}.ipynb"
         self.tasks = self.runs / "tasks"
         self.corpus = self.runs / "corpus"
         self.encoder = self.runs / "encoder"
@@ -458,8 +474,7 @@ class Layout:
 
 def cell_title(params: Params, setting: str, method: str, student: str, seed: int) -> str:
     """How a run announces itself: its place in the grid where it has one, and its name."""
-    grid = params.grid
-    cells = list(itertools.product(grid.settings, grid.methods, grid.students, grid.seeds))
+    cells = [(name, *cell) for name in params.grid.settings for cell in params.grid.cells(name)]
     cell = (setting, method, student, seed)
     place = f"[{cells.index(cell) + 1}/{len(cells)}] " if cell in cells else ""
     return f"{place}{setting} {method}" + (f" {student} seed {seed}" if method != "teacher" else "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from study import load_params
+from study.analysis.results import Results, load_results
 from study.config import Layout, Params
 
 REPOSITORY = Path(__file__).parent.parent
@@ -27,7 +28,7 @@ def make_study(root: Path, methods=None, students=("L3-H384", "L3-H192"), seeds=
     values["grid"] = {
         "settings": ["english"],
         "methods": list(methods or values["methods"]),
-        "students": list(students),
+        "students": {"english": list(students)},
         "seeds": list(seeds),
     }
     yaml.dump(values, root / "params.yaml")
@@ -144,7 +145,7 @@ def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
     layout = Layout(params, "english", root)
     layout.results.mkdir(parents=True)
     _write(layout.result("teacher", "teacher", 0), run_result("teacher", "teacher", 0, 0.80))
-    for row, student in enumerate(params.grid.students):
+    for row, student in enumerate(params.grid.students["english"]):
         for place, method in enumerate(params.grid.methods):
             value = (scores or {}).get((method, student), 0.60 + 0.01 * place - 0.05 * row)
             test, development = value if isinstance(value, tuple) else (value, value)
@@ -152,8 +153,32 @@ def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
                 shift = 0.004 * (seed - 1)
                 run = run_result(method, student, seed, test + shift, development + shift)
                 _write(layout.result(method, student, seed), run)
-    _write(layout.results / "latency.json", latency_result(params.grid.students))
+    _write(layout.results / "latency.json", latency_result(params.grid.students["english"]))
     return layout.results
+
+
+def add_languages(folder, probe: float = 0.5) -> None:
+    """In every file the task topic gets Spanish scores 0.1 below the English ones, French twice that, and a probe."""
+    for path in folder.glob("*_[0-9].json"):
+        content = json.loads(path.read_text())
+        topic = content["tasks"]["topic"]
+        topic["language_examples"] = {"es": 500, "fr": 250}
+        for run in topic["runs"]:
+            run["languages"] = {
+                language: {name: score - gap for name, score in run["test"].items()}
+                for language, gap in (("es", 0.1), ("fr", 0.2))
+            }
+        accuracies = {"accuracy": probe, "from_english": probe - 0.1, "to_english": probe + 0.1}
+        languages = {"es": accuracies, "hi": {name: value / 2 for name, value in accuracies.items()}}
+        probes = {"retrieval": {"metric": "accuracy", "test_examples": 300, "languages": languages}}
+        change(path, tasks=content["tasks"], probes=probes)
+
+
+def several_languages(root: Path, params: Params) -> Results:
+    """The results of a study after :func:`add_languages`."""
+    english = params.settings["english"]
+    english = english.model_copy(update={"tasks": [*english.tasks, "retrieval"]})
+    return load_results(params.model_copy(update={"settings": {"english": english}}), "english", root)
 
 
 def change(path: Path, **values) -> None:

@@ -64,7 +64,18 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         lambda document: document["grid"]["methods"].append("mha-minilm"),
         ["grid.methods", "'mha-minilm'", "allowed", "mha-minilmv2", "none", "od"],
     ),
-    "unknown student in the grid": (put(["L2-H128"], "grid", "students"), ["grid.students", "'L2-H128'", "L3-H192"]),
+    "unknown student in the grid": (
+        put(["L2-H128"], "grid", "students", "english"),
+        ["grid.students.english", "'L2-H128'", "L3-H192"],
+    ),
+    "a setting without students": (
+        put([], "grid", "students", "english"),
+        ["grid.students.english", "[]", "at least one student"],
+    ),
+    "students of a setting that is not run": (
+        put(["L4-H192"], "grid", "students", "multilingual"),
+        ["grid.students.multilingual", "['L4-H192']", "grid.settings"],
+    ),
     "unknown setting in the grid": (put(["german"], "grid", "settings"), ["grid.settings", "'german'", "english"]),
     "empty grid": (put([], "grid", "seeds"), ["grid.seeds", "[]", "at least 1"]),
     "student without layers": (

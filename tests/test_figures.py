@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from constructed_results import make_study, write_grid
+from constructed_results import add_languages, make_study, several_languages, write_grid
 
 from study import StudyError
 from study.analysis import figures
 from study.analysis.results import load_results
 
-NAMES = list(figures.CAPTIONS)
+NAMES = [name for name in figures.CAPTIONS if name != "per_language"]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,21 @@ def test_the_heatmap_shows_percent_of_the_teacher(results):
     cells = [text.get_text() for text in figures.quality_heatmap(results).axes[0].texts]
     assert cells[:2] == ["100", "100"]
     assert cells[2].startswith("75.0\n")  # none, L3-H384: 0.60 / 0.80
+
+
+def test_scores_by_language_have_a_panel_per_student_and_task(results, tmp_path):
+    """Topic: 0.82 for the teacher in English, 0.1 less in Spanish; retrieval: 0.5 in Spanish, half in Hindi."""
+    assert figures.names(results) == NAMES
+    params = make_study(tmp_path, ["none", "od"])
+    add_languages(write_grid(tmp_path, params))
+    several = several_languages(tmp_path, params)
+    assert figures.names(several) == list(figures.CAPTIONS)
+    figure = figures.per_language(several)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"{task}, {s}" for s in ("L3-H384", "L3-H192") for task in ("topic", "retrieval")]
+    assert {"teacher", "none: as initialised", "OD: output distribution"} <= texts(figure)
+    cells = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert cells[0][:3] == ["82", "72", "62"] and cells[1][:2] == ["50", "25"] and len(cells[0]) == 9
 
 
 def test_a_model_slower_and_worse_than_another_is_not_on_the_front(tmp_path):

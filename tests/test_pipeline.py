@@ -156,7 +156,8 @@ READ = {
         "precision",
         "settings.${item.setting}.tasks",
     },
-    "latency": {"attention_implementation", "grid.students", "latency", "precision", "students"},
+    "latency": {"attention_implementation", "grid.students.${item.setting}", "latency", "precision", "students"},
+    "compare": {"grid"},
     "report": {"grid"},
 }
 
@@ -283,20 +284,23 @@ def test_the_smoke_profile_end_to_end(tmp_path):
 
     # Everything is there.
     params = load_params(tmp_path / "params.yaml")
-    reports, grid = tmp_path / "reports" / "smoke", params.grid
-    results = reports / "results" / "english"
-    cells = [(m, s, d) for m in grid.methods for s in grid.students for d in grid.seeds]
-    for method, student, seed in [*cells, ("teacher", "teacher", 0)]:
-        result = json.loads((results / f"{method}_{student}_{seed}.json").read_text())
-        assert set(result["tasks"]) == set(params.settings["english"].tasks)
-    for name in ("latency.json", "corpus.json"):
-        assert json.loads((results / name).read_text())
-    figures = {path.stem for path in (reports / "figures").glob("*.png")}
-    assert {"quality_heatmap", "quality_latency", "per_task", "learning_curves", "distillation_cost"} <= figures
-    assert all((reports / "figures" / f"{name}.svg").stat().st_size > 1000 for name in figures)
-    assert any((reports / "tables").iterdir()) and json.loads((reports / "headline.json").read_text())["students"]
+    reports = tmp_path / "reports" / "smoke"
+    assert params.grid.settings == ["english", "multilingual"]
+    for setting in params.grid.settings:
+        results = reports / "results" / setting
+        for method, student, seed in [*params.grid.cells(setting), ("teacher", "teacher", 0)]:
+            result = json.loads((results / f"{method}_{student}_{seed}.json").read_text())
+            assert {*result["tasks"], *result.get("probes", {})} == set(params.settings[setting].tasks)
+        for name in ("latency.json", "corpus.json"):
+            assert json.loads((results / name).read_text())
+        figures = {path.stem for path in (reports / "figures" / setting).glob("*.png")}
+        assert {"quality_heatmap", "quality_latency", "per_task", "learning_curves", "distillation_cost"} <= figures
+        assert ("per_language" in figures) == (setting == "multilingual")
+        assert all((reports / "figures" / setting / f"{name}.svg").stat().st_size > 1000 for name in figures)
+        assert any((reports / "tables" / setting).iterdir())
+        assert json.loads((reports / "headline" / f"{setting}.json").read_text())["students"]
     pages = {path.name: path.read_text() for path in (reports / "html").glob("*.html")}
-    assert "index.html" in pages and any("compare" in name for name in pages)
+    assert set(pages) == {"index.html", "compare_english.html", "compare_multilingual.html"}
     for page in pages.values():
         assert str(tmp_path) not in page  # no path of this machine
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', pages["index.html"]):
@@ -323,20 +327,19 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     # A figure's code retrains nothing.
     with (tmp_path / "study" / "analysis" / "figures.py").open("a") as stream:
         stream.write("\n# a comment\n")
-    assert {name.partition("@")[0] for name in stale(tmp_path)} == {"report"}
+    assert {name.partition("@")[0] for name in stale(tmp_path)} == {"compare", "report"}
 
     # A bare clone without cache makes every figure from the small results, as `make report` does.
     before = files_below(reports)
     shutil.rmtree(tmp_path / "runs")
     shutil.rmtree(tmp_path / ".dvc" / "cache")
     shutil.rmtree(tmp_path / "scratch")
-    for made in ("figures", "tables", "html"):
+    for made in ("figures", "tables", "headline", "html"):
         shutil.rmtree(reports / made)
-    (reports / "headline.json").unlink()
     assert command(tmp_path, "dvc", "repro", "notebook", "params", seconds=600).returncode == 0
     names = command(tmp_path, "dvc", "stage", "list", "--name-only", seconds=600).stdout.split()
-    (report,) = (name for name in names if name.startswith("report@"))
-    outcome = command(tmp_path, "dvc", "repro", "--single-item", report, seconds=600)
+    pages = [name for name in names if name.startswith(("compare@", "report@"))]
+    outcome = command(tmp_path, "dvc", "repro", "--single-item", *pages, seconds=600)
     assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     after = files_below(reports)
     assert after.keys() == before.keys()
@@ -344,6 +347,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     assert changed == set()  # byte for byte
 
     # A missing result stops the comparison by name.
-    (results / f"{grid.methods[-1]}_{grid.students[0]}_{grid.seeds[0]}.json").unlink()
-    outcome = command(tmp_path, "dvc", "repro", "--single-item", report, seconds=600)
-    assert outcome.returncode != 0 and f"{grid.methods[-1]}_{grid.students[0]}" in outcome.stdout + outcome.stderr
+    method, student, seed = params.grid.cells("multilingual")[-1]
+    (results / f"{method}_{student}_{seed}.json").unlink()
+    outcome = command(tmp_path, "dvc", "repro", "--single-item", *pages, seconds=600)
+    assert outcome.returncode != 0 and f"{method}_{student}" in outcome.stdout + outcome.stderr

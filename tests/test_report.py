@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,12 +13,15 @@ from urllib.parse import unquote
 import nbformat
 import papermill
 import pytest
-from constructed_results import ENVIRONMENT, REPOSITORY, change, make_study, write_grid
+from constructed_results import ENVIRONMENT, REPOSITORY, add_languages, change, make_study, write_grid
 
 from study import StudyError
 from study.analysis import figures
 from study.analysis.report import write_report
+from study.analysis.results import load_results, write_headline, write_tables
+from study.config import Layout
 
+FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
 NOTEBOOK = REPOSITORY / "notebooks" / "50_compare.ipynb"
 
 
@@ -45,7 +49,7 @@ def study(tmp_path_factory):
     params = make_study(root, ["none", "mlm", "hs-uniform+last"])
     for path in write_grid(root, params).glob("*_1.json"):
         change(path, environment=ENVIRONMENT | {"processor": "<b>quick & new</b>"})
-    executed = root / "runs" / "laptop" / "notebooks" / NOTEBOOK.name
+    executed = root / "runs" / "laptop" / "compared" / "compare_english.ipynb"
     (root / "notebooks").mkdir()
     executed.parent.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -73,15 +77,51 @@ def test_the_notebook_writes_every_figure_table_and_the_headline(study):
     reports = study[0] / "reports" / "laptop"
     names = {path.relative_to(reports).as_posix() for path in reports.rglob("*.*") if "results" not in path.parts}
     names = {name for name in names if not name.startswith("html/")}
-    expected = {f"figures/{name}.{kind}" for name in figures.CAPTIONS for kind in ("png", "svg")}
-    expected |= {"tables/per_task.csv", "tables/costs.csv", "tables/distillation.csv", "headline.json"}
+    expected = {f"figures/english/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    expected |= {f"tables/english/{name}.csv" for name in ("per_task", "costs", "distillation")}
+    expected |= {"headline/english.json"}
     assert names == expected
 
 
+def test_settings_are_shown_side_by_side(tmp_path, study):
+    """A second setting with tasks in several languages, made of the same numbers."""
+    root, _, executed = study
+    params = make_study(tmp_path, ["none", "mlm", "hs-uniform+last"])
+    add_languages(write_grid(tmp_path, params))
+    english = params.settings["english"]
+    several = english.model_copy(update={"tasks": [*english.tasks, "retrieval"]})
+    grid = params.grid.model_copy(
+        update={"settings": ["english", "several"], "students": dict.fromkeys(("english", "several"), ["L3-H384"])}
+    )
+    params = params.model_copy(update={"settings": {"english": several, "several": several}, "grid": grid})
+    for setting in params.grid.settings:
+        layout = Layout(params, setting, tmp_path)
+        if setting == "several":
+            shutil.copytree(tmp_path / "reports/laptop/results/english", layout.results)
+            for path in layout.results.glob("*.json"):
+                change(path, setting=setting)
+        results = load_results(params, setting, tmp_path)
+        for name in figures.names(results):
+            figures.save(getattr(figures, name)(results), layout.figures, name)
+        write_tables(results, layout.tables)
+        write_headline(results, layout.headline)
+        layout.comparison.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(executed, layout.comparison)
+    page = Page(write_report(params, tmp_path))
+    text = " ".join(page.text.split())
+    for setting in ("english", "several"):
+        assert f"Setting {setting}, teacher all-minilm-l6-v2" in text
+        assert f"{setting.capitalize()}: scores per language" in text
+        shown = [image["src"] for image in page.named("img")]
+        assert f"../figures/{setting}/quality_heatmap.png" in shown
+    for link in [a[key] for _, a in page.tags for key in ("src", "href") if key in a]:
+        assert (tmp_path / "reports/laptop/html" / unquote(link)).is_file(), link
+
+
 def test_the_report_has_an_index_and_the_notebook(pages):
-    assert set(pages) == {"index.html", "50_compare.html"}
-    shown = {attributes["src"] for attributes in pages["50_compare.html"].named("img")}
-    assert shown == {f"../figures/{name}.png" for name in figures.CAPTIONS}
+    assert set(pages) == {"index.html", "compare_english.html"}
+    shown = {attributes["src"] for attributes in pages["compare_english.html"].named("img")}
+    assert shown == {f"../figures/english/{name}.png" for name in FIGURES}
 
 
 def test_pages_load_nothing_from_elsewhere_and_run_nothing(pages):
@@ -99,13 +139,13 @@ def test_every_link_leads_to_a_file(study, pages):
     files = [folder / unquote(link) for link in links if not link.startswith("#")]
     assert [str(file) for file in files if not file.is_file()] == []
     linked = {file.resolve() for file in files}
-    for kind in ("results/english/*.json", "figures/*", "tables/*.csv", "headline.json"):
+    for kind in ("results/english/*.json", "figures/*/*", "tables/*/*.csv", "headline/*.json"):
         assert {path.resolve() for path in folder.parent.glob(kind)} <= linked
 
 
 def test_the_index_tells_the_headline(study, pages):
     text = " ".join(pages["index.html"].text.split())
-    best = json.loads((study[0] / "reports/laptop/headline.json").read_text())["students"]["L3-H384"]
+    best = json.loads((study[0] / "reports/laptop/headline/english.json").read_text())["students"]["L3-H384"]
     assert best["method"] == "hs-uniform+last" and best["retained_percent"] == 77.5  # 0.62 / 0.80
     for words in ("HS: uniform+last", "77.5 %", "+2.00 points", "2.00 ×", "laptop", "2026-11-22", "torch 2.13.0"):
         assert words in text
@@ -139,7 +179,12 @@ def test_what_is_missing_is_named(study, tmp_path):
     write_grid(tmp_path, params)
     with pytest.raises(StudyError) as error:
         write_report(params, tmp_path)
-    for name in ("runs/laptop/notebooks/50_compare.ipynb", "figures/per_task.svg", "tables/costs.csv", "headline.json"):
+    for name in (
+        "compared/compare_english.ipynb",
+        "english/per_task.svg",
+        "english/costs.csv",
+        "headline/english.json",
+    ):
         assert name in str(error.value)
 
 
@@ -148,7 +193,7 @@ def test_a_damaged_notebook_is_named(study):
     whole = executed.read_text()
     try:
         executed.write_text(whole[:300])
-        with pytest.raises(StudyError, match=r"50_compare\.ipynb: not a notebook"):
+        with pytest.raises(StudyError, match=r"compare_english\.ipynb: not a notebook"):
             write_report(params, root)
     finally:
         executed.write_text(whole)

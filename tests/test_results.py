@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 import pytest
-from constructed_results import change, change_params, make_study, write_grid
+from constructed_results import add_languages, change, change_params, make_study, several_languages, write_grid
 
 from study import StudyError
 from study.analysis import results as analysis
@@ -98,34 +98,10 @@ def test_a_method_removed_from_the_grid_is_ignored(study):
         assert set(table["setting"]) == {"english"}
 
 
-def add_languages(folder, probe: float = 0.5) -> None:
-    """In every file the task topic gets Spanish scores 0.1 below the English ones, French twice that, and a probe."""
-    for path in folder.glob("*_[0-9].json"):
-        content = json.loads(path.read_text())
-        topic = content["tasks"]["topic"]
-        topic["language_examples"] = {"es": 500, "fr": 250}
-        for run in topic["runs"]:
-            run["languages"] = {
-                language: {name: score - gap for name, score in run["test"].items()}
-                for language, gap in (("es", 0.1), ("fr", 0.2))
-            }
-        accuracies = {"accuracy": probe, "from_english": probe - 0.1, "to_english": probe + 0.1}
-        languages = {"es": accuracies, "hi": {name: value / 2 for name, value in accuracies.items()}}
-        probes = {"retrieval": {"metric": "accuracy", "test_examples": 300, "languages": languages}}
-        change(path, tasks=content["tasks"], probes=probes)
-
-
-def several(study) -> analysis.Results:
-    root, params, _ = study
-    english = params.settings["english"]
-    english = english.model_copy(update={"tasks": [*english.tasks, "retrieval"]})
-    return analysis.load_results(params.model_copy(update={"settings": {"english": english}}), "english", root)
-
-
 def test_languages_by_hand(study):
     """The teacher scores 0.80 + 0.02 on topic, fifth of the tasks, in English; less by 0.1 and 0.2 elsewhere."""
     add_languages(study[2])
-    table = analysis.per_language(several(study)).set_index(["method", "student", "task"])
+    table = analysis.per_language(several_languages(*study[:2])).set_index(["method", "student", "task"])
     assert list(table.columns) == ["setting", "metric", "en", "es", "fr", "hi", "mean", "mean_without_english", "gap"]
     assert len(table) == 2 * (1 + len(METHODS) * 2)
     row = table.loc[("teacher", "teacher", "topic")]
@@ -141,13 +117,13 @@ def test_the_macro_takes_the_mean_over_languages_and_no_probe(study):
     """Topic loses 0.1 on average over its three languages, so the macro of five tasks loses 0.02."""
     before = analysis.summary(load(study)).set_index(["method", "student"])
     add_languages(study[2], probe=0.9)
-    after = analysis.summary(several(study)).set_index(["method", "student"])
+    after = analysis.summary(several_languages(*study[:2])).set_index(["method", "student"])
     assert (before["test"] - after["test"]).tolist() == pytest.approx([0.02] * len(before))
     assert after["development"].tolist() == pytest.approx(before["development"].tolist())
     # Languages shift every seed alike: the chance of fine-tuning, and so the interval, stays what it was.
     width = (before["test_high"] - before["test_low"]).tolist()
     assert (after["test_high"] - after["test_low"]).tolist() == pytest.approx(width)
-    errors = analysis.sampling_error(several(study)).set_index("task")
+    errors = analysis.sampling_error(several_languages(*study[:2])).set_index("task")
     assert errors.loc["topic", "test_examples"] == 1000 + 500 + 250 and errors.loc["boolq", "test_examples"] == 1000
 
 
@@ -155,7 +131,7 @@ def test_scores_by_language_are_a_table_where_there_are_several(study, tmp_path)
     names = [path.name for path in analysis.write_tables(load(study), tmp_path / "one")]
     assert names == ["per_task.csv", "costs.csv", "distillation.csv"] and analysis.per_language(load(study)).empty
     add_languages(study[2])
-    results = several(study)
+    results = several_languages(*study[:2])
     assert [path.name for path in analysis.write_tables(results, tmp_path / "several")] == [*names, "per_language.csv"]
     table = pd.read_csv(tmp_path / "several" / "per_language.csv")
     assert table.loc[0, ["method", "task", "en", "es", "gap"]].tolist() == ["teacher", "topic", 0.82, 0.72, 0.15]
@@ -198,7 +174,7 @@ def test_a_run_that_lacks_a_language_or_a_probe_is_refused(study, damage, messag
     damage(content)
     path.write_text(json.dumps(content))
     with pytest.raises(StudyError, match=message) as error:
-        several(study)
+        several_languages(*study[:2])
     assert "\n" not in str(error.value) and "od_L3-H384_1.json" in str(error.value)
 
 

@@ -83,7 +83,12 @@ def parameters(folder: Path, **changes: dict) -> Params:
     """The study's own parameters with tiny sizes; ``changes`` are laid over their sections."""
     values = load_params(ROOT / "params.yaml").model_dump()
     values |= {"profile": "test", "precision": "fp32", "initialisation": "teacher-layers"}
-    values["grid"] = {"settings": ["english"], "methods": ["none", "mlm"], "students": ["L2-H24"], "seeds": [1]}
+    values["grid"] = {
+        "settings": ["english"],
+        "methods": ["none", "mlm"],
+        "students": {"english": ["L2-H24"]},
+        "seeds": [1],
+    }
     teacher = {"name": str(folder / "pretrained"), **TEACHER}
     values["settings"] = {
         "english": {"teacher": teacher, "vocabulary": "full", "texts": ["wikipedia"], "tasks": ["topic"]}

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from study.analysis.results import FLOOR, TEACHER, Results, macro, summary
+from study.analysis.results import per_language as language_scores
 from study.files import write_file
 
 
@@ -73,10 +74,16 @@ CAPTIONS = {
     " methods and the teacher.",
     "per_task": "Test score of every method in every task. Open marks are single fine-tuning runs, filled ones their"
     " mean; the dashed line is the teacher, the dotted ones are the untrained students.",
+    "per_language": "Test score by language of every task that has several, × 100. Training saw English alone.",
     "learning_curves": "Held-out value of each method's own loss, relative to its value before training. Only shapes"
     " can be compared: the losses measure different things.",
     "distillation_cost": "Training speed of every method: tokens of text per second, the teacher's part included.",
 }
+
+
+def names(results: Results) -> list[str]:
+    """The figures that these results give: one by language only where a task has several."""
+    return [name for name in CAPTIONS if name != "per_language" or not language_scores(results).empty]
 
 
 def styles(results: Results) -> dict[str, Style]:
@@ -242,6 +249,39 @@ def per_task(results: Results) -> Figure:
             handles.append(Line2D([], [], color=color, linestyle=":", linewidth=1.5, label=f"{student}, untrained"))
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="teacher"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(students) + 1, frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def per_language(results: Results) -> Figure:
+    """Method x language, one panel per student and task: main metric x 100; the teacher on top of each."""
+    table, look = language_scores(results), styles(results)
+    students, tasks = list(_students(results)), list(table["task"].unique())
+    languages = {
+        task: [c for c in table.columns[5:-3] if table.loc[table["task"] == task, c].notna().any()] for task in tasks
+    }
+    widths = [len(own) for own in languages.values()]
+    figure = _figure(1.9 + 0.3 * sum(widths) + 0.3 * len(tasks), 0.7 + len(students) * (0.5 + 0.22 * (len(look) + 1)))
+    panels = figure.subplots(len(students), len(tasks), squeeze=False, width_ratios=widths)
+    for line, student in zip(panels, students, strict=True):
+        for axes, task in zip(line, tasks, strict=True):
+            rows = table[(table["task"] == task) & table["student"].isin([student, TEACHER])].set_index("method")
+            seaborn.heatmap(
+                100 * rows.loc[[m for m in (TEACHER, *look) if m in rows.index], languages[task]],
+                ax=axes,
+                annot=True,
+                fmt=".0f",
+                annot_kws={"size": 6.5},
+                cmap="cividis",
+                vmin=100 * table.loc[table["task"] == task, languages[task]].min().min(),
+                vmax=100 * table.loc[table["task"] == task, languages[task]].max().max(),
+                linewidths=0.5,
+                cbar=False,
+            )
+            shown = [look[m].label if m in look else m for m in rows.index] if task == tasks[0] else []
+            axes.set_yticks(np.arange(len(shown)) + 0.5, shown, rotation=0)
+            axes.set(title=f"{task}, {student}", xlabel="", ylabel="")
+            axes.tick_params(length=0)
     return figure
 
 

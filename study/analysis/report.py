@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 import nbformat
+import pandas as pd
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
@@ -18,19 +19,20 @@ from study.analysis.results import (
     costs,
     headline,
     load_results,
+    per_language,
     per_task,
     sampling_error,
 )
 from study.config import Layout, Params, StudyError, find_root
 from study.files import write_file
 
-NOTEBOOKS = ["50_compare"]
 MAIN_FIGURE = "quality_heatmap"
 TABLES = {
     "per_task.csv": "test scores per task",
     "costs.csv": "size and speed",
     "distillation.csv": "what training took",
 }
+LANGUAGE_TABLE = {"per_language.csv": "test scores per language"}
 
 STYLE = """
 :root { --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --link: #0b5cad; }
@@ -39,6 +41,7 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; color: var(-
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 0.6rem; }
+h3 { font-size: 1.05rem; margin: 1rem 0 0.5rem; }
 a { color: var(--link); }
 code { font-size: 0.92em; overflow-wrap: anywhere; }
 .soft, figcaption { color: var(--soft); font-size: 0.9rem; }
@@ -54,9 +57,11 @@ thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 tr.group td { border-top: 2px solid var(--soft); }
 tr.chosen td { font-weight: 600; background: #eef5fc; }
 ul.plain { padding-left: 1.2rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
+.settings { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
+.settings > section { min-width: 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: 1rem; }
 .card { border: 1px solid var(--line); border-radius: 0.5rem; padding: 0.9rem 1rem; }
-.card h3 { margin: 0; font-size: 1rem; color: var(--soft); font-weight: 600; }
+.card h4 { margin: 0; font-size: 1rem; color: var(--soft); font-weight: 600; }
 .card .value { font-size: 2rem; font-weight: 650; line-height: 1.2; }
 .card dl { display: grid; grid-template-columns: auto 1fr; gap: 0.15rem 0.8rem; margin: 0.6rem 0 0; font-size: 0.9rem; }
 .card dt { color: var(--soft); } .card dd { margin: 0; text-align: right; }
@@ -87,15 +92,19 @@ INDEX = """{% extends "page" %}
 {% block body %}
 <header>
 <h1>{{ title }}</h1>
-<p class="soft">Setting <b>{{ setting }}</b>, teacher <b>{{ teacher }}</b>, profile <b>{{ profile }}</b>,
-{{ seeds }} distillation seed{{ "s" if seeds != 1 }}; measured {{ dates }} on {{ processor }}, {{ cores }} cores.</p>
+<p class="soft">Profile <b>{{ profile }}</b>, {{ seeds }} distillation seed{{ "s" if seeds != 1 }};
+measured {{ dates }} on {{ processor }}, {{ cores }} cores.</p>
 </header>
 <main>
 <h2>Which method makes the best student?</h2>
+<div class="settings">
+{% for s in settings %}{% with headline=s.headline, labels=s.labels, latency=s.latency %}
+<section>
+<h3>Setting {{ s.setting }}, teacher {{ s.teacher }}</h3>
 <div class="cards">
 {% for student, best in headline.students.items() %}
 <section class="card">
-<h3>{{ student }}</h3>
+<h4>{{ student }}</h4>
 <div class="value">{{ best.retained_percent }} %</div>
 <div>of the teacher's macro test score{{ between(best.retained_percent_low, best.retained_percent_high) }}</div>
 <dl>
@@ -117,11 +126,15 @@ the tasks' main metrics; the teacher's is {{ (100 * headline.teacher.test)|round
 intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-tuning seeds only" }}.</p>
 
 <figure>
-{{ picture }}
-<figcaption>{{ captions[main_figure] }}</figcaption>
+{{ s.picture }}
+<figcaption>{{ s.captions[s.main_figure] }}</figcaption>
 </figure>
+</section>
+{% endwith %}{% endfor %}
+</div>
 
-<h2>Scores per task</h2>
+{% for s in settings %}{% with tasks=s.tasks, scores=s.scores, costs=s.costs, sizes=s.sizes, latency=s.latency %}
+<h2>{{ s.setting|capitalize }}: scores per task</h2>
 <div class="wide"><table>
 <thead><tr><th class="name">student</th><th class="name">method</th>
 {% for task in tasks %}<th class="interval">{{ task.task }}</th>{% endfor %}
@@ -140,7 +153,22 @@ if task.standard_error %}, standard error about {{ task.standard_error }}{% endi
 {% endfor %}The standard errors (binomial, at the teacher's accuracy) are a rough yardstick for the choice of test
 examples, which the intervals leave out.</p>
 
-<h2>What each model costs to run</h2>
+{% if s.by_language %}
+<h2>{{ s.setting|capitalize }}: scores per language</h2>
+<div class="wide"><table>
+<thead><tr><th class="name">student</th><th class="name">method</th><th class="name">task</th>
+{% for language in s.languages %}<th>{{ language|replace("_", " ") }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in s.by_language %}
+<tr class="{{ "group" if row.first }}"><td class="name">{{ row.student }}</td><td class="name">{{ row.label }}</td>
+<td class="name">{{ row.task }}</td>{% for value in row.scores %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+<p class="soft">Test scores × 100 of the task's main metric, mean over seeds. Training and the choice of methods saw
+English alone; gap: English less the mean without English.</p>
+{% endif %}
+
+<h2>{{ s.setting|capitalize }}: what each model costs to run</h2>
 <div class="wide"><table>
 <thead><tr><th class="name">model</th><th>threads</th><th>parameters (M)</th>
 <th>without embeddings (M)</th><th>GFLOPs</th>
@@ -157,6 +185,7 @@ examples, which the intervals leave out.</p>
 <p class="soft">Forward pass of the encoder on {{ latency.sequence_length }} tokens without padding,
 {{ latency.precision }}; medians of {{ latency.runs }} runs after {{ latency.warmup_runs }} uncounted ones, quartiles in
 brackets; the teacher is timed in turn with each student. FLOPs: floating-point operations of one sequence.</p>
+{% endwith %}{% endfor %}
 
 <h2>What these numbers do not say</h2>
 <ul class="plain">
@@ -171,74 +200,83 @@ initialisation and data order in distillation. Small differences between methods
 </ul>
 
 <h2>More</h2>
+{% for s in settings %}
+<h3>{{ s.setting|capitalize }}</h3>
 <ul class="plain">
-{% for page, name in pages %}<li><a href="{{ page }}">{{ name }}</a>: all figures, with what to look at</li>
-{% endfor %}
-<li>Figures: {% for name in captions %}{{ name|replace("_", " ") }} (<a href="../figures/{{ name }}.png">PNG</a>,
-<a href="../figures/{{ name }}.svg">SVG</a>){{ ", " if not loop.last }}{% endfor %}</li>
-<li>Tables: {% for file, name in tables.items() %}<a href="../tables/{{ file }}">{{ name }}</a> (CSV), {% endfor
-%}<a href="../headline.json">headline</a> (JSON)</li>
+<li><a href="{{ s.page }}">{{ s.page_title }}</a>: all figures, with what to look at</li>
+<li>Figures: {% for name in s.captions %}{{ name|replace("_", " ") }} (<a
+href="../figures/{{ s.setting }}/{{ name }}.png">PNG</a>,
+<a href="../figures/{{ s.setting }}/{{ name }}.svg">SVG</a>){{ ", " if not loop.last }}{% endfor %}</li>
+<li>Tables: {% for file, name in s.tables.items() %}<a href="../tables/{{ s.setting }}/{{ file }}">{{ name }}</a> (CSV),
+{% endfor %}<a href="../headline/{{ s.setting }}.json">headline</a> (JSON)</li>
 <li><details><summary>Result files of every run (JSON)</summary>
-<ul class="plain">{% for file in files %}<li><a href="{{ file|urlencode }}">{{ file.rpartition("/")[2] }}</a></li>
+<ul class="plain">{% for file in s.files %}<li><a
+href="{{ file|urlencode }}">{{ file.rpartition("/")[2] }}</a></li>
 {% endfor %}</ul></details></li>
 </ul>
+{% endfor %}
 <p class="soft">Versions: {{ versions }}.</p>
 </main>
 {% endblock %}
 """
 
 
-def write_report(params: Params, root: Path | None = None, setting: str = "english") -> Path:
-    """Write ``reports/<profile>/html``: index.html and one page per executed analysis notebook; return the index.
+def write_report(params: Params, root: Path | None = None) -> Path:
+    """Write ``reports/<profile>/html``: index.html and one page per setting's comparison; return the index.
 
     The pages hold no picture of their own: they show the files in ``../figures``. Nothing in them comes from the clock
     or from the network, so the same results, figures and notebooks give the same bytes.
 
     Args:
-        params: the study's parameters; their profile names the folder.
+        params: the study's parameters; their profile names the folder, ``grid.settings`` what is shown.
         root: the study's folder; by default found from the working folder.
-        setting: one of ``params.settings``.
 
     Raises:
         StudyError: a result, figure, table or executed notebook is missing, or the folder cannot be written.
     """
     root = root or find_root()
-    layout = Layout(params, setting, root)
-    results = load_results(params, setting, root)
-    notebooks = [root / "runs" / params.profile / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
-    needed = [layout.reports / "figures" / f"{name}.{kind}" for name in figures.CAPTIONS for kind in ("png", "svg")]
-    needed += [layout.reports / "tables" / name for name in TABLES] + [layout.reports / "headline.json"]
-    missing = [str(path.relative_to(root)) for path in (*notebooks, *needed) if not path.is_file()]
+    layouts = [Layout(params, setting, root) for setting in params.grid.settings]
+    loaded = {layout: load_results(params, layout.setting, root) for layout in layouts}
+    missing = []
+    for layout, results in loaded.items():
+        needed = [layout.figures / f"{name}.{kind}" for name in figures.names(results) for kind in ("png", "svg")]
+        needed += [layout.tables / name for name in tables(results)] + [layout.headline, layout.comparison]
+        missing += [str(path.relative_to(root)) for path in needed if not path.is_file()]
     if missing:
         raise StudyError(f"the report lacks {', '.join(missing)}; executing notebooks/50_compare.ipynb makes them")
 
     templates = jinja2.DictLoader({"page": PAGE, "index": INDEX})
     environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True)
-    pages = []
-    for path in notebooks:
-        title, content = notebook_page(path, layout.reports / "figures")
+    html, settings = layouts[0].reports / "html", []
+    for layout, results in loaded.items():
+        name = f"{layout.comparison.stem}.html"
+        title, content = notebook_page(layout.comparison, layout.figures)
         page = environment.get_template("page").render(title=title, style=Markup(STYLE), content=Markup(content))
-        write_file(layout.reports / "html" / f"{path.stem}.html", page + "\n")
-        pages.append((f"{path.stem}.html", title))
+        write_file(html / name, page + "\n")
+        values = index_values(results) | {
+            "teacher": params.settings[layout.setting].teacher.name,
+            "page": name,
+            "page_title": title,
+            "picture": picture(layout.figures / f"{MAIN_FIGURE}.png"),
+            "files": [f"../results/{layout.setting}/{path.name}" for path in result_files(params, layout)],
+        }
+        settings.append(values)
     index = environment.get_template("index").render(
         title="Task-agnostic distillation: methods compared",
         style=Markup(STYLE),
-        teacher=params.settings[setting].teacher.name,
+        profile=params.profile,
         seeds=len(params.grid.seeds),
-        pages=pages,
-        picture=picture(layout.reports / "figures" / f"{MAIN_FIGURE}.png"),
-        files=[f"../results/{setting}/{path.name}" for path in result_files(params, layout)],
-        **index_values(results),
+        settings=settings,
+        **machine(pd.concat([results.runs for results in loaded.values()])),
     )
-    write_file(layout.reports / "html" / "index.html", index + "\n")
-    return layout.reports / "html" / "index.html"
+    write_file(html / "index.html", index + "\n")
+    return html / "index.html"
 
 
 def result_files(params: Params, layout: Layout) -> list[Path]:
     """The result files behind the report, in the order of the grid."""
-    grid = params.grid
-    cells = [(method, student, seed) for student in grid.students for method in grid.methods for seed in grid.seeds]
-    return [layout.result(*cell) for cell in [(TEACHER, TEACHER, 0), *cells]] + [layout.results / "latency.json"]
+    cells = [(TEACHER, TEACHER, 0), *params.grid.cells(layout.setting)]
+    return [*(layout.result(*cell) for cell in cells), layout.results / "latency.json"]
 
 
 def notebook_page(path: Path, figure_folder: Path) -> tuple[str, str]:
@@ -277,7 +315,8 @@ def picture(path: Path) -> Markup:
     """HTML that shows a PNG of ``../figures`` at its printed size or narrower and leads to its SVG."""
     width = int.from_bytes(path.read_bytes()[16:20], "big") * 96 // 200  # in the PNG header; CSS has 96 pixels an inch
     tag = '<a href="../figures/{0}.svg"><img src="../figures/{0}.png" width="{1}" alt="{2}"></a>'
-    return Markup(tag).format(path.stem, width, figures.CAPTIONS.get(path.stem, path.stem))
+    place = f"{path.parent.name}/{path.stem}"
+    return Markup(tag).format(place, width, figures.CAPTIONS.get(path.stem, path.stem))
 
 
 def index_values(results: Results) -> dict:
@@ -314,15 +353,20 @@ def index_values(results: Results) -> dict:
         }
         for _, row in costs(results).iterrows()
     ]
-    packages = ["python", "torch", "transformers", "datasets"]
+    languages = per_language(results)
     return {
-        "profile": runs["profile"].iloc[0],
         "setting": runs["setting"].iloc[0],
         "headline": headline(results),
         "labels": labels,
-        "captions": figures.CAPTIONS,
+        "captions": {name: figures.CAPTIONS[name] for name in figures.names(results)},
         "main_figure": MAIN_FIGURE,
-        "tables": TABLES,
+        "tables": tables(results),
+        "languages": list(languages.columns[5:]),
+        "by_language": [
+            {"student": row[2], "label": labels[row[1]], "task": row[3]}
+            | {"first": row[2] != previous, "scores": [_text(100 * score, 1) for score in row[5:]]}
+            for previous, row in zip([None, *languages["student"]], languages.itertuples(index=False), strict=False)
+        ],
         "scores": scores,
         "tasks": [
             {"task": row.task, "label": figures.METRICS.get(row.metric, row.metric), "test_examples": row.test_examples}
@@ -332,11 +376,23 @@ def index_values(results: Results) -> dict:
         "costs": rows,
         "sizes": sizes,
         "latency": latency.to_dict(),
+    }
+
+
+def machine(runs: pd.DataFrame) -> dict[str, str]:
+    """Where and when runs were made, and with what versions, as text."""
+    packages = ["python", "torch", "transformers", "datasets"]
+    return {
         "dates": " to ".join(sorted({runs["date"].min(), runs["date"].max()})),
         "processor": " and ".join(runs["processor"].unique()),
         "cores": " or ".join(str(cores) for cores in sorted(runs["cores"].unique())),
         "versions": ", ".join(f"{package} {' and '.join(runs[package].unique())}" for package in packages),
     }
+
+
+def tables(results: Results) -> dict[str, str]:
+    """The tables that the comparison writes, and what they hold."""
+    return TABLES if per_language(results).empty else TABLES | LANGUAGE_TABLE
 
 
 def _text(value: float, digits: int) -> str:

@@ -205,7 +205,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
     layout = Layout(params, setting, root)
     grid = params.grid
     cells = [(TEACHER, TEACHER, 0)]
-    cells += [(method, student, seed) for student in grid.students for method in grid.methods for seed in grid.seeds]
+    cells += grid.cells(setting)
     files = {layout.result(*cell): cell for cell in cells}
     latency_file = layout.results / "latency.json"
     missing = [str(path.relative_to(root)) for path in (*files, latency_file) if not path.is_file()]
@@ -239,7 +239,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
     latency = _read(latency_file, LatencyResult, root, profile=params.profile, setting=setting)
     _check_latency(latency_file.relative_to(root), latency, params)
     common = {"setting": setting} | latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
-    models = (TEACHER, *grid.students)
+    models = (TEACHER, *grid.students[setting])
     measurements = sorted(
         (m for m in latency.measurements if m.student in models), key=lambda m: models.index(m.student)
     )
@@ -338,7 +338,7 @@ def _check_latency(name: Path, latency: LatencyResult, params: Params) -> None:
     found = {(m.student, m.batch_size, m.threads) for m in latency.measurements}
     missing = [
         f"{model} at batch size {size} with {threads} threads"
-        for model in (TEACHER, *params.grid.students)
+        for model in (TEACHER, *params.grid.students[latency.setting])
         for size in params.latency.batch_sizes
         for threads in params.latency.threads
         if (model, size, threads) not in found

@@ -33,7 +33,7 @@ def measure_latency(params: Params, setting: str, output: Path) -> dict:
     bf16 = use_bf16(params.precision)
     teacher = load_model(layout.teacher, params.attention_implementation).eval()
     measurements, threads_before = [], torch.get_num_threads()
-    for name in params.grid.students:
+    for name in params.grid.students[setting]:
         student = create_student(teacher, params.students[name], "random").base_model.eval()
         for threads in protocol.threads:
             torch.set_num_threads(threads)
@@ -56,7 +56,7 @@ def measure_latency(params: Params, setting: str, output: Path) -> dict:
                     f" | {measurement['speed_up']:.2f} x",
                     flush=True,
                 )
-                if name == params.grid.students[-1]:
+                if name == params.grid.students[setting][-1]:
                     measurements.append({"student": "teacher", **setup, **_summary(seconds[:, 1], batch_size)})
                     measurements[-1] |= {"teacher_median_seconds": float(np.median(seconds[:, 1])), "speed_up": 1.0}
     torch.set_num_threads(threads_before)
