@@ -51,6 +51,7 @@ tune: environment check  ## choose learning rates of SETTING on development data
 	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \
 	  -p profile $(ACTIVE) -p setting $(SETTING) -p method $$0 -p student $$1 \
 	  -p output ../reports/tuning/$(SETTING)/$$0_$$1.json'
+	rm -rf scratch/teacher_outputs
 	python -m study tuned
 
 peers: $(VENV)/peers  ## the public packages that the benchmark compares with, into .venv

@@ -127,12 +127,17 @@ def test_the_floor_repeats_every_product_of_forward_and_backward_once(monkeypatc
     assert set(calls) == expected and len(calls) == 3 * len(expected)
 
 
+def seconds_of(speed: float) -> dict:
+    quartiles = {"lower_quartile": 0.8, "median": 1.0, "upper_quartile": 1.25}
+    return {f"{name}_seconds": factor / speed for name, factor in quartiles.items()}
+
+
 def result_of(subjects: list[tuple]) -> dict:
     """Constructed result: (kind, name, precision, fast paths, tokens per second by round)."""
     return {
         "subjects": [
             {"kind": kind, "name": name, "precision": precision, **({"fast_paths": paths} if kind == "method" else {})}
-            | {"rounds": [{"left_out": "absent"} if s is None else {"tokens_per_second": s} for s in speeds]}
+            | {"rounds": [{"left_out": "absent"} if s is None else seconds_of(s) for s in speeds]}
             for kind, name, precision, paths, speeds in subjects
         ]
     }
@@ -153,8 +158,10 @@ def test_ratios_pair_all_rounds_and_skip_what_was_left_out():
     )
     table = speed.ratios(result)
     assert list(table["fast_paths"]) == ["none", "kept-memory, fused-losses", ", ".join(all_paths)]
-    assert list(table["ratio"]) == [1.0, 3.5, 7.0]  # medians of 1 2 0.5 1, of 4 6 2 3, of 8 12 4 6
-    assert list(table["lowest"]) == [0.5, 2.0, 4.0] and list(table["highest"]) == [2.0, 6.0, 12.0]
+    assert list(table["ratio"]) == pytest.approx([1.0, 3.5, 7.0])  # medians of 1 2 0.5 1, of 4 6 2 3, of 8 12 4 6
+    spread = 1.25 / 0.8
+    assert list(table["lowest"]) == pytest.approx([0.5 / spread, 2.0 / spread, 4.0 / spread])
+    assert list(table["highest"]) == pytest.approx([2.0 * spread, 6.0 * spread, 12.0 * spread])
 
 
 # The cost model

@@ -311,7 +311,7 @@ def test_a_failing_switch_leaves_the_file_as_it_was(folder):
 
 def test_every_key_has_a_comment():
     """On its own line, or on the line of the mapping whose uniform entries it explains."""
-    explained_by_their_mapping = ("methods", "finetuning.tasks", "students")
+    explained_by_their_mapping = ("methods", "finetuning.tasks", "students", "grid.students")
     stack, missing = [], []
     for line in (ROOT / "params.yaml").read_text().splitlines():
         entry = re.match(r"( *)([\w+-]+):(.*)", line)
@@ -371,7 +371,8 @@ def test_layout_keeps_profiles_apart_and_names_an_unknown_setting(folder):
 
 def test_title_counts_the_cells_of_the_grid(folder):
     params = load_params(folder / "params.yaml", profile="smoke")
-    methods = len(params.grid.methods)
-    assert cell_title(params, "english", params.grid.methods[-1], "L3-H192", 1).startswith(f"[{methods}/{methods}] ")
+    last, methods = params.grid.methods[-1], len(params.grid.methods)
+    assert cell_title(params, "english", last, "L3-H192", 1).startswith(f"[{methods}/{2 * methods}] ")
+    assert cell_title(params, "multilingual", last, "L4-H192", 1).startswith(f"[{2 * methods}/{2 * methods}] ")
     assert cell_title(params, "english", "hs-last", "L6-H192", 5) == "english hs-last L6-H192 seed 5"
     assert cell_title(params, "english", "teacher", "teacher", 0) == "english teacher"

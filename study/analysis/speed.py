@@ -69,14 +69,17 @@ def steps(result: dict) -> pd.DataFrame:
 
 
 def ratios(result: dict) -> pd.DataFrame:
-    """Our tokens per second over a peer's, for every pair of rounds: median, lowest and highest.
+    """How many times a peer's speed ours is: median over pairs of rounds, and the extremes of their steps' quartiles.
 
-    Rows are the methods of :data:`COMPARISONS` in every precision measured, without fast paths, with all but the shared
-    teacher, and with all; peers run in float32, as their users run them.
+    ``lowest`` compares the slower quartile of our steps with the faster of the peer's, ``highest`` the reverse, over
+    all pairs of rounds. Rows are the methods of :data:`COMPARISONS` in every precision measured, without fast paths,
+    with all but the shared teacher, and with all; peers run in float32, as their users run them.
     """
     rounds = {
         (subject["name"], subject["precision"], tuple(subject.get("fast_paths", ()))): [
-            r["tokens_per_second"] for r in subject["rounds"] if "left_out" not in r
+            [r[f"{quartile}_seconds"] for quartile in ("lower_quartile", "median", "upper_quartile")]
+            for r in subject["rounds"]
+            if "left_out" not in r
         ]
         for subject in result["subjects"]
     }
@@ -86,16 +89,16 @@ def ratios(result: dict) -> pd.DataFrame:
         for peer in COMPARISONS[method]:
             theirs = rounds.get((peer, "fp32", ()), [])
             for key in [*ladder[:1], *ladder[-2:]] if theirs else []:
-                found = [ours / other for ours, other in product(rounds[key], theirs)]
+                pairs = list(product(rounds[key], theirs))
                 rows.append(
                     {
                         "method": method,
                         "precision": precision,
                         "fast_paths": ", ".join(key[2]) or NO_FAST_PATH,
                         "peer": peer,
-                        "ratio": statistics.median(found),
-                        "lowest": min(found),
-                        "highest": max(found),
+                        "ratio": statistics.median(other[1] / ours[1] for ours, other in pairs),
+                        "lowest": min(other[0] / ours[2] for ours, other in pairs),
+                        "highest": max(other[2] / ours[0] for ours, other in pairs),
                     }
                 )
     return pd.DataFrame(rows)

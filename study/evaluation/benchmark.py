@@ -56,7 +56,8 @@ PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_"
 def benchmark(params: Params, output: str | os.PathLike) -> dict:
     """Measure every method with fast paths added one by one, in every precision, and every peer; write one JSON file.
 
-    bf16 is measured only where the processor has instructions for it: elsewhere it is emulated and no one would use it.
+    The file is written after every round. bf16 is measured only where the processor has instructions for it: elsewhere
+    it is emulated, and no one would use it.
 
     Returns:
         ``subjects``: per subject and round, seconds of the timed steps (median and quartiles), tokens per second, peak
@@ -79,24 +80,24 @@ def benchmark(params: Params, output: str | os.PathLike) -> dict:
         for count in range(len(paths) + 1)
     ]
     subjects += [{"kind": "peer", "name": name, "precision": "fp32"} for name in settings.peers]
-    rounds = [[] for _ in subjects]
-    for turn in range(settings.rounds):
-        for i, subject in enumerate(subjects):
-            result = _in_a_process(params, subject)
-            rounds[i].append(result)
-            speed = "left out: {left_out}" if "left_out" in result else "{tokens_per_second:,.0f} tokens/s"
-            print(
-                f"benchmark round {turn + 1}/{settings.rounds} [{i + 1}/{len(subjects)}] {label(subject)} | "
-                + speed.format(**result),
-                flush=True,
-            )
     result = {
         "benchmark": settings.model_dump(),
-        "subjects": [{**subject, "rounds": rounds[i]} for i, subject in enumerate(subjects)],
+        "subjects": [subject | {"rounds": []} for subject in subjects],
         "peaks": _in_a_process(params, {"kind": "peaks"}),
         "environment": environment(),
     }
-    write_json(output, result)
+    for turn in range(settings.rounds):
+        for i, subject in enumerate(subjects):
+            measured = _in_a_process(params, subject)
+            result["subjects"][i]["rounds"].append(measured)
+            speed = "left out: {left_out}" if "left_out" in measured else "{tokens_per_second:,.0f} tokens/s"
+            print(
+                f"benchmark round {turn + 1}/{settings.rounds} [{i + 1}/{len(subjects)}] {label(subject)} | "
+                + speed.format(**measured),
+                flush=True,
+            )
+        result["benchmark"]["rounds"] = turn + 1
+        write_json(output, result)  # a round that was finished is kept, whatever happens to the next
     return result
 
 
