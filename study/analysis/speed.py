@@ -133,7 +133,7 @@ def step_times(result: dict, precision: str) -> Figure:
     axes.set_yticks(places, labels)
     axes.set_ylim(places[-1] + 0.7, -0.7)
     axes.set_xlabel(f"milliseconds per step of {_step_size(result)} tokens, {precision}")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     return figure
 
 
