@@ -13,7 +13,7 @@ STAGES = dvc stage list --name-only | grep -E
 ACTIVE = $$(sed -n 's/^profile: *\([a-z]*\).*/\1/p' params.yaml)
 CELLS = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc repro --single-item
 
-.PHONY: help environment check profile repro report tune peers benchmark costs test lint lab clean
+.PHONY: help environment check profile repro report tune peers benchmark costs test test-units test-pipeline lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,8 +66,14 @@ benchmark: environment check peers  ## speed of a training step beside its floor
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
 	python -m study run notebooks/65_cost_model.ipynb -p profile $(ACTIVE) -p output ../reports/costs
 
-test: environment  ## the tests, the smoke profile end to end among them
-	python -m pytest
+test: environment  ## the tests, the smoke profile end to end among them, side by side
+	@$(MAKE) --no-print-directory -j 2 test-units test-pipeline
+
+test-units: environment
+	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'not pipeline'
+
+test-pipeline: environment
+	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m pipeline
 
 lint: environment  ## style
 	ruff check . && ruff format --check .
