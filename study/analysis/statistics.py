@@ -34,19 +34,20 @@ def score_arrays(results: Results) -> dict[str, np.ndarray]:
     Raises:
         StudyError: a method lacks a student, task or seed that another has.
     """
-    main = results.scores[results.scores["main"]]
     order = ["student", "task", "distillation_seed", "finetuning_seed"]
+    main = results.scores[results.scores["main"]]
+    scores = main.groupby(["method", *order], sort=False)["test"].mean()
     arrays = {}
-    for of_teacher in (True, False):
-        rows = main[(main["method"] == TEACHER) == of_teacher]
+    for teacher in (True, False):
+        rows = main[(main["method"] == TEACHER) == teacher]
         axes = [rows[name].unique() for name in order]
         every = pd.MultiIndex.from_product(axes, names=order)
-        for method, own in rows.groupby("method", sort=False):
-            scores = own.groupby(order)["test"].mean().reindex(every)
-            if scores.isna().any():
-                cell = dict(zip(order, scores.index[scores.isna()][0], strict=True))
-                raise StudyError(f"{method} has no score of {', '.join(f'{key} {cell[key]}' for key in order)}")
-            arrays[method] = scores.to_numpy().reshape([len(axis) for axis in axes])
+        for method in rows["method"].unique():
+            own = scores.loc[method].reindex(every)
+            if own.isna().any():
+                gap = ", ".join(f"{key} {value}" for key, value in zip(order, own.index[own.isna()][0], strict=True))
+                raise StudyError(f"{method} has no score of {gap}")
+            arrays[method] = own.to_numpy().reshape([len(axis) for axis in axes])
     return arrays
 
 

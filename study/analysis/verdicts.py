@@ -167,8 +167,7 @@ def contrasts(results: Results, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFr
     Raises:
         StudyError: scores are incomplete (:func:`statistics.score_arrays`).
     """
-    arrays = _scores(results)
-    return pd.concat([_claim_rows(results, claim, arrays) for claim in claims], ignore_index=True)
+    return _contrasts(_scores(results), results.runs["setting"].iloc[0], claims)
 
 
 def _scores(results: Results) -> dict[str, np.ndarray]:
@@ -177,13 +176,17 @@ def _scores(results: Results) -> dict[str, np.ndarray]:
     return arrays | _by_teacher_layer(results, arrays)
 
 
-def _claim_rows(results: Results, claim: Claim, arrays: dict[str, np.ndarray]) -> pd.DataFrame:
+def _contrasts(arrays: dict[str, np.ndarray], setting: str, claims: tuple[Claim, ...]) -> pd.DataFrame:
+    return pd.concat([_claim_rows(arrays, setting, claim) for claim in claims], ignore_index=True)
+
+
+def _claim_rows(arrays: dict[str, np.ndarray], setting: str, claim: Claim) -> pd.DataFrame:
     rows = []
     for contrast in claim.contrasts:
         there = [method for method in contrast.methods if method in arrays]
         missing = [method for method in contrast.methods if method not in arrays]
         lower, upper = contrast.region
-        row = {"setting": results.runs["setting"].iloc[0], "claim": claim.id, "contrast": contrast.label}
+        row = {"setting": setting, "claim": claim.id, "contrast": contrast.label}
         row |= {"first": contrast.first, "second": contrast.second, "test": contrast.test, "margin": contrast.margin}
         row |= {"lower": lower, "upper": upper}
         row |= dict.fromkeys(("effect", "low", "high", "p_inside", "p_outside"), np.nan)
@@ -237,13 +240,13 @@ def verdicts(results: Results, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFra
     Raises:
         StudyError: scores are incomplete (:func:`statistics.score_arrays`).
     """
-    table, arrays = contrasts(results, claims), _scores(results)
-    rows = []
+    arrays, setting = _scores(results), results.runs["setting"].iloc[0]
+    table, rows = _contrasts(arrays, setting, claims), []
     for claim in claims:
         own = table[table["claim"] == claim.id]
         verdict, reason = _judge(own)
         column = "p_outside" if verdict == CONTRADICTED else "p_inside"
-        row = {"setting": own["setting"].iloc[0], "claim": claim.id, "text": claim.text, "standing": claim.standing}
+        row = {"setting": setting, "claim": claim.id, "text": claim.text, "standing": claim.standing}
         row |= {"verdict": verdict, "reason": reason}
         known = own[own["effect"].notna()]
         ranks = known[column].fillna(0)
@@ -262,6 +265,8 @@ def _judge(own: pd.DataFrame) -> tuple[str, str]:
     missing = list(dict.fromkeys(name for names in own["missing"] if names for name in names.split(", ")))
     if missing:
         return UNDECIDED, f"not run: {', '.join(missing)}"
+    if own["low"].isna().any():
+        return UNDECIDED, "one distillation seed and one fine-tuning seed: no interval"
     if not (own["covers"] == BOTH_SEEDS).all():
         return UNDECIDED, "one distillation seed: the interval covers fine-tuning seeds only"
     if (own["p_outside"] <= ALPHA).any():
