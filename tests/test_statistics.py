@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from constructed_results import results_of_scores
@@ -43,7 +45,7 @@ def test_intervals_of_several_distillation_seeds_cover(students, seeds, finetuni
         assert 0.005 < (p_values <= 0.025).mean() < 0.032
     # The same simulation shows what taking fine-tunings of one model for independent runs would do.
     pooled = scores.swapaxes(2, 3).mean(axis=3).reshape(4000, students, seeds * finetunings)
-    assert coverage(pooled) < 0.88
+    assert coverage(pooled) < 0.92
 
 
 def test_intervals_of_one_distillation_seed_cover_fine_tuning_alone():
@@ -149,7 +151,7 @@ def test_scores_keep_their_places():
 def test_an_incomplete_grid_is_refused():
     results = results_of_scores(dict.fromkeys(("od", "mlm"), np.ones((1, 2, 2, 2))))
     gone = results.scores.query("method == 'od' and task == 'task 1' and distillation_seed == 2").index
-    results.scores.drop(index=gone, inplace=True)
+    results = replace(results, scores=results.scores.drop(index=gone))
     with pytest.raises(StudyError, match="od has no score of student student 0, task task 1, distillation_seed 2"):
         statistics.score_arrays(results)
 

@@ -102,8 +102,9 @@ def estimate(values: np.ndarray) -> Estimate:
     mean = (1/K) sum_k mean_k; standard_error = sqrt(sum_k v_k) / K, v_k = s_k^2 / n;
     freedom = (sum_k v_k)^2 / sum_k (v_k^2 / (n - 1)).
 
-    Strata may vary differently; their chance is taken as independent, given that differences are paired by seed.
-    One replicate has no standard error (NaN).
+    Strata may vary differently. Their chance is taken as independent, differences being paired by seed: a preference of
+    a seed's data for one method that all students share would make intervals too narrow. One replicate has no standard
+    error (NaN).
 
     Args:
         values: (..., K, n), as from :func:`replicates`.
