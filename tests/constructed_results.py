@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from ruamel.yaml import YAML
 
 from study import load_params
@@ -172,6 +174,27 @@ def add_languages(folder, probe: float = 0.5) -> None:
         languages = {"es": accuracies, "hi": {name: value / 2 for name, value in accuracies.items()}}
         probes = {"retrieval": {"metric": "accuracy", "test_examples": 300, "languages": languages}}
         change(path, tasks=content["tasks"], probes=probes)
+
+
+def results_of_scores(scores: dict[str, np.ndarray], options: dict[str, dict] | None = None) -> Results:
+    """Results with the given test scores of every method, each (students, tasks, distillation and fine-tuning seeds).
+
+    The teacher scores 0.80 in every task; ``options`` are the parameters that result files record of a method.
+    """
+    tables, runs = [], []
+    teacher = np.full((1, next(iter(scores.values())).shape[1], 1, 2), 0.80)
+    for method, values in {"teacher": teacher, **scores}.items():
+        students = ["teacher"] if method == "teacher" else [f"student {place}" for place in range(len(values))]
+        axes = {"student": students, "task": [f"task {place}" for place in range(values.shape[1])]}
+        axes |= {"distillation_seed": range(1, values.shape[2] + 1), "finetuning_seed": range(1, values.shape[3] + 1)}
+        rows = pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False)
+        constants = {"setting": "english", "method": method, "metric": "accuracy", "main": True, "language": "en"}
+        tables.append(rows.assign(**constants, test=values.ravel(), development=values.ravel()))
+        models = rows[["student", "distillation_seed"]].drop_duplicates()
+        own = (options or {}).get(method, {})
+        runs.append(models.assign(setting="english", method=method, options=[own] * len(models)))
+    empty = pd.DataFrame()
+    return Results(pd.concat(tables, ignore_index=True), pd.concat(runs, ignore_index=True), empty, empty)
 
 
 def several_languages(root: Path, params: Params) -> Results:

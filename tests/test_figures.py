@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from constructed_results import add_languages, make_study, several_languages, write_grid
+from constructed_results import add_languages, make_study, results_of_scores, several_languages, write_grid
 
 from study import StudyError
 from study.analysis import figures
 from study.analysis.results import load_results
+from study.analysis.verdicts import HS, contrasts, verdicts
 
 NAMES = [name for name in figures.CAPTIONS if name != "per_language"]
 
@@ -27,7 +29,7 @@ def texts(figure) -> set[str]:
     return labels | legends | {axes.get_title() for axes in figure.axes}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "claims"])
 def test_every_method_and_student_is_named(results, name):
     shown = texts(getattr(figures, name)(results))
     untrained_apart = {"per_task", "learning_curves", "distillation_cost"}  # `none` is a line or has not trained
@@ -47,6 +49,32 @@ def test_the_heatmap_shows_percent_of_the_teacher(results):
     cells = [text.get_text() for text in figures.quality_heatmap(results).axes[0].texts]
     assert cells[:2] == ["100", "100"]
     assert cells[2].startswith("75.0\n")  # none, L3-H384: 0.60 / 0.80
+
+
+def test_every_contrast_is_a_row_with_its_interval(results):
+    """The teacher layers of D5 are not in the grid: their rows say so. All methods have the same noise: no width."""
+    (axes,) = figures.claims(results).axes
+    table = contrasts(results)
+    assert [text.get_text() for text in axes.get_yticklabels()] == table["contrast"].tolist()
+    notes = [text.get_text() for text in axes.texts]
+    assert notes.count("not run") == 4 == (table["claim"] == "D5").sum()
+    assert {f"D{place} undecided" for place in range(1, 8)} <= set(notes)
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
+    assert points == pytest.approx(table["effect"].tolist(), nan_ok=True)
+    assert table.loc[0, "effect"] == pytest.approx(6.0)  # mha-minilmv2 is 8th, od 2nd of the methods, 0.01 apart
+
+
+def test_verdicts_look_different_and_intervals_are_drawn(tmp_path):
+    levels = {"mha-minilmv2": 0.7, "mha-direct": 0.6, "od": 0.5} | dict.fromkeys(HS, 0.5)
+    noise = 0.01 * np.random.default_rng(0).normal(size=(len(levels), 2, 2, 3, 2))
+    results = results_of_scores({method: levels[method] + own for method, own in zip(levels, noise, strict=True)})
+    (axes,) = figures.claims(results).axes
+    table = contrasts(results).set_index("claim")
+    verdict = verdicts(results).set_index("claim")["verdict"]
+    assert set(verdict) == {"supported", "contradicted", "undecided"}
+    assert {line.get_marker() for line in axes.lines} >= {marker for _, marker in figures.VERDICT_STYLES.values()}
+    drawn = [path.vertices[:, 0].tolist() for lines in axes.collections for path in lines.get_paths()]
+    assert any(ends == pytest.approx(table.loc["D6", ["low", "high"]].tolist()) for ends in drawn)
 
 
 def test_scores_by_language_have_a_panel_per_student_and_task(results, tmp_path):

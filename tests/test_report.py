@@ -17,8 +17,9 @@ from constructed_results import ENVIRONMENT, REPOSITORY, add_languages, change, 
 
 from study import StudyError
 from study.analysis import figures
-from study.analysis.report import write_report
+from study.analysis.report import TABLES, write_report
 from study.analysis.results import load_results, write_headline, write_tables
+from study.analysis.verdicts import CLAIMS, write_verdicts
 from study.config import Layout
 
 FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
@@ -78,7 +79,7 @@ def test_the_notebook_writes_every_figure_table_and_the_headline(study):
     names = {path.relative_to(reports).as_posix() for path in reports.rglob("*.*") if "results" not in path.parts}
     names = {name for name in names if not name.startswith("html/")}
     expected = {f"figures/english/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    expected |= {f"tables/english/{name}.csv" for name in ("per_task", "costs", "distillation")}
+    expected |= {f"tables/english/{name}" for name in TABLES}
     expected |= {"headline/english.json"}
     assert names == expected
 
@@ -104,6 +105,7 @@ def test_settings_are_shown_side_by_side(tmp_path, study):
         for name in figures.names(results):
             figures.save(getattr(figures, name)(results), layout.figures, name)
         write_tables(results, layout.tables)
+        write_verdicts(results, layout.tables)
         write_headline(results, layout.headline)
         layout.comparison.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(executed, layout.comparison)
@@ -153,6 +155,14 @@ def test_the_index_tells_the_headline(study, pages):
         assert words in text
 
 
+def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
+    text = " ".join(pages["index.html"].text.split())
+    assert "English: what do these results say of the paper's claims?" in text
+    for claim in CLAIMS:
+        assert f"{claim.id} {claim.text} ({claim.standing}) undecided: not run: " in text
+    assert "not run: mha-direct, mha-minilmv2" in text  # D6
+
+
 def test_values_from_files_are_escaped(study, pages):
     assert "<b>quick & new</b>" in pages["index.html"].text  # as text, not as a tag
     assert "&lt;b&gt;quick &amp; new" in (study[0] / "reports/laptop/html/index.html").read_text()
@@ -183,6 +193,7 @@ def test_what_is_missing_is_named(study, tmp_path):
         "compared/compare_english.ipynb",
         "english/per_task.svg",
         "english/costs.csv",
+        "english/verdicts.csv",
         "headline/english.json",
     ):
         assert name in str(error.value)

@@ -98,6 +98,15 @@ def test_a_method_removed_from_the_grid_is_ignored(study):
         assert set(table["setting"]) == {"english"}
 
 
+def test_a_methods_own_parameters_are_those_recorded(study):
+    path = study[2] / "od_L3-H384_1.json"
+    options = {"objective": "output_distribution", "temperature": 2.0, "positions": "masked"}
+    change(path, distillation=json.loads(path.read_text())["distillation"] | {"method": options})
+    runs = load(study).runs.set_index(["method", "student"])
+    assert runs.loc[("od", "L3-H384"), "options"] == options
+    assert runs.loc[("none", "L3-H384"), "options"] == {}
+
+
 def test_languages_by_hand(study):
     """The teacher scores 0.80 + 0.02 on topic, fifth of the tasks, in English; less by 0.1 and 0.2 elsewhere."""
     add_languages(study[2])

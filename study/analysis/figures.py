@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from study.analysis.results import FLOOR, TEACHER, Results, macro, summary
 from study.analysis.results import per_language as language_scores
+from study.analysis.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, contrasts, verdicts
 from study.files import write_file
 
 
@@ -47,6 +48,7 @@ STYLES = {
 SPARE = [("#009e73", "P"), ("#cc79a7", "h"), ("#66c2a4", "d"), ("#8c6bb1", "8"), ("#00441b", "H")]
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman's ρ"}
 STUDENT_STYLES = [("#0072b2", "o"), ("#e69f00", "s"), ("#005c44", "^"), ("#cc79a7", "D"), ("#4d4d4d", "v")]
+VERDICT_STYLES = {SUPPORTED: ("#0072b2", "o"), CONTRADICTED: ("#d55e00", "X"), UNDECIDED: ("#7a7a7a", "D")}
 
 LOOK = {
     "font.size": 9,
@@ -66,6 +68,9 @@ LOOK = {
 }
 
 CAPTIONS = {
+    "claims": "Every contrast of the paper's claims: difference of macro test scores with its 95 % interval. A claim"
+    " has its effects to the right of the ticks (equivalence: between two); the band is the margin on both sides of"
+    " zero.",
     "quality_heatmap": "Share of the teacher's macro test score that each method's student retains, in percent, with"
     " its 95 % interval below. A frame marks each student's best method on development data.",
     "quality_latency": "Macro test score against the median latency of one sequence. Methods of one student have the"
@@ -282,6 +287,40 @@ def per_language(results: Results) -> Figure:
             axes.set_yticks(np.arange(len(shown)) + 0.5, shown, rotation=0)
             axes.set(title=f"{task}, {student}", xlabel="", ylabel="")
             axes.tick_params(length=0)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def claims(results: Results) -> Figure:
+    """Forest plot, one row per contrast of a claim: effect and 95 % interval (points), margin, bounds of the region."""
+    table, judged = contrasts(results), verdicts(results).set_index("claim")["verdict"]
+    table["height"] = np.arange(len(table)) + 0.8 * table["claim"].ne(table["claim"].shift()).cumsum()
+    figure = _figure(7, 0.8 + 0.17 * table["height"].max())
+    axes = figure.subplots()
+    axes.axvline(0, color="#4d4d4d", linewidth=0.8, zorder=1)
+    for row in table.itertuples():
+        color, marker = VERDICT_STYLES[judged[row.claim]]
+        axes.barh(row.height, 2 * row.margin, left=-row.margin, height=1, color="#ececec", zorder=0)
+        bounds = [bound for bound in (row.lower, row.upper) if np.isfinite(bound)]
+        axes.vlines(bounds, row.height - 0.5, row.height + 0.5, color="black", linewidth=1.2, zorder=2)
+        if row.missing:
+            axes.annotate("not run", (0, row.height), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.hlines(row.height, row.low, row.high, color=color, linewidth=1.4, zorder=3)
+        axes.plot(row.effect, row.height, linestyle="", marker=marker, markersize=4.5, color=color, zorder=4)
+    for claim, rows in table.groupby("claim", sort=False):
+        place = (1.01, rows["height"].mean())
+        axes.annotate(f"{claim} {judged[claim]}", place, xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axes.set_yticks(table["height"], table["contrast"], fontsize=7)
+    axes.set_ylim(table["height"].max() + 0.8, table["height"].min() - 0.8)
+    axes.set_xlabel("difference of macro test scores (points of 0–100)")
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.05)
+    figure.legend(
+        handles=[_handle(verdict, *style, linestyle="-") for verdict, style in VERDICT_STYLES.items()],
+        loc="outside upper center",
+        ncols=len(VERDICT_STYLES),
+        frameon=False,
+    )
     return figure
 
 

@@ -23,11 +23,16 @@ from study.analysis.results import (
     per_task,
     sampling_error,
 )
+from study.analysis.verdicts import verdicts
 from study.config import Layout, Params, StudyError, find_root
 from study.files import write_file
 
 MAIN_FIGURE = "quality_heatmap"
 TABLES = {
+    "verdicts.csv": "verdicts on the paper's claims",
+    "contrasts.csv": "their contrasts",
+    "differences.csv": "differences between all pairs of methods",
+    "aggregates.csv": "interquartile means and performance profiles",
     "per_task.csv": "test scores per task",
     "costs.csv": "size and speed",
     "distillation.csv": "what training took",
@@ -56,6 +61,7 @@ th.name, td.name { text-align: left; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 tr.group td { border-top: 2px solid var(--soft); }
 tr.chosen td { font-weight: 600; background: #eef5fc; }
+td.words { white-space: normal; min-width: 9rem; vertical-align: top; }
 ul.plain { padding-left: 1.2rem; }
 .settings { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
 .settings > section { min-width: 0; }
@@ -132,6 +138,28 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 </section>
 {% endwith %}{% endfor %}
 </div>
+
+{% for s in settings %}
+<h2>{{ s.setting|capitalize }}: what do these results say of the paper's claims?</h2>
+<div class="wide"><table>
+<thead><tr><th class="name" colspan="2">claim</th><th class="name">verdict</th><th class="name">settled by</th>
+<th>effect (interval)</th><th>models</th></tr></thead>
+<tbody>
+{% for row in s.verdicts %}
+<tr class="group"><td class="name">{{ row.claim }}</td><td class="name words">{{ row.text }}
+<span class="soft">({{ row.standing }})</span></td>
+<td class="name words"><b>{{ row.verdict }}</b>{% if row.reason %}: {{ row.reason }}{% endif %}</td>
+<td class="name words">{{ row.contrast }}: {{ row.test }}</td>
+<td>{{ row.effect }}{% if row.interval %} ({{ row.interval }}){% endif %}</td><td>{{ row.runs }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<p class="soft">Effect: points of macro test score, paired by student, task and seed, with its 95 % interval over
+{{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-tuning seeds only" }}; of several contrasts, the one
+that settles the claim. Superior: above zero; non-inferior and equivalent: within the margin, a point unless
+<a href="../tables/{{ s.setting }}/contrasts.csv">the table</a> says otherwise. Every contrast is
+<a href="../figures/{{ s.setting }}/claims.png">in this figure</a>. What is not shown either way is undecided, and one
+distillation seed judges no method.</p>
+{% endfor %}
 
 {% for s in settings %}{% with tasks=s.tasks, scores=s.scores, costs=s.costs, sizes=s.sizes, latency=s.latency %}
 <h2>{{ s.setting|capitalize }}: scores per task</h2>
@@ -368,6 +396,11 @@ def index_values(results: Results) -> dict:
             for previous, row in zip([None, *languages["student"]], languages.itertuples(index=False), strict=False)
         ],
         "scores": scores,
+        "verdicts": [
+            row
+            | {"effect": _text(row["effect"], 1, sign="+"), "interval": _range(row["low"], row["high"], 1, sign="+")}
+            for row in verdicts(results).to_dict("records")
+        ],
         "tasks": [
             {"task": row.task, "label": figures.METRICS.get(row.metric, row.metric), "test_examples": row.test_examples}
             | {"standard_error": None if math.isnan(row.standard_error) else _text(100 * row.standard_error, 1)}
@@ -395,9 +428,10 @@ def tables(results: Results) -> dict[str, str]:
     return TABLES if per_language(results).empty else TABLES | LANGUAGE_TABLE
 
 
-def _text(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:,.{digits}f}"
+def _text(value: float, digits: int, sign: str = "") -> str:
+    return "–" if math.isnan(value) else f"{value:{sign},.{digits}f}"
 
 
-def _range(low: float, high: float, digits: int) -> str:
-    return "" if math.isnan(low) else f"{low:,.{digits}f} – {high:,.{digits}f}"
+def _range(low: float, high: float, digits: int, sign: str = "") -> str:
+    between = " to " if sign else " – "
+    return "" if math.isnan(low) else f"{low:{sign},.{digits}f}{between}{high:{sign},.{digits}f}"

@@ -96,6 +96,7 @@ class CurvePoint(Record):
 class Training(Record):
     objective: str
     learning_rate: float
+    method: dict[str, str | int | float | None] = {}
     steps: int
     tokens: int
     seconds: float
@@ -173,7 +174,8 @@ class Results:
             distillation_seed, task, metric, main (the task's main metric?), finetuning_seed, language, development,
             test, development_examples, test_examples. Development data are in English whatever the language.
         runs: one row per run (teacher included): profile, setting, method, student, distillation_seed, its size, its
-            masked-language-modelling loss, what its distillation took, and the machine and versions it ran on.
+            masked-language-modelling loss, what its distillation took, ``options`` (a dict: the method's own
+            parameters, as recorded), and the machine and versions it ran on.
         curves: setting, method, student, distillation_seed, step, tokens, seconds, loss: held-out value of the
             method's own loss; losses of different methods are not comparable.
         latency: one row per model (column ``student``, which may be "teacher"), batch size and number of threads.
@@ -222,7 +224,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
         run = {"setting": setting, "method": method, "student": student, "distillation_seed": seed}
         scores += _score_rows(run, result, params.settings[setting].tasks)
         probes += _probe_rows(run, result, params.settings[setting].tasks)
-        training = result.distillation.model_dump(exclude={"curve"}) if result.distillation else {}
+        training = result.distillation.model_dump(exclude={"curve", "method"}) if result.distillation else {}
         training = {f"{'training_' * (key == 'threads')}{key}": value for key, value in training.items()}
         modelling = result.masked_language_modelling
         runs.append(
@@ -231,6 +233,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
             | result.size.model_dump()
             | {"mlm_loss": modelling and modelling.loss, "mlm_accuracy": modelling and modelling.accuracy}
             | training
+            | {"options": result.distillation.method if result.distillation else {}}
             | {"evaluation_seconds": result.evaluation_seconds}
             | result.environment.model_dump()
         )
