@@ -61,7 +61,7 @@ th.name, td.name { text-align: left; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 tr.group td { border-top: 2px solid var(--soft); }
 tr.chosen td { font-weight: 600; background: #eef5fc; }
-td.words { white-space: normal; min-width: 9rem; vertical-align: top; }
+td.words { white-space: normal; min-width: 10rem; }
 ul.plain { padding-left: 1.2rem; }
 .settings { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
 .settings > section { min-width: 0; }
@@ -146,10 +146,11 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 <th>effect (interval)</th><th>models</th></tr></thead>
 <tbody>
 {% for row in s.verdicts %}
-<tr class="group"><td class="name">{{ row.claim }}</td><td class="name words">{{ row.text }}
+<tr class="group"><td class="name">{{ row.claim }}</td>
+<td class="name words">{{ row.text }}
 <span class="soft">({{ row.standing }})</span></td>
 <td class="name words"><b>{{ row.verdict }}</b>{% if row.reason %}: {{ row.reason }}{% endif %}</td>
-<td class="name words">{{ row.contrast }}: {{ row.test }}</td>
+<td class="name words">{% if row.effect != "–" %}{{ row.contrast }}: {{ row.test }}{% endif %}</td>
 <td>{{ row.effect }}{% if row.interval %} ({{ row.interval }}){% endif %}</td><td>{{ row.runs }}</td></tr>
 {% endfor %}
 </tbody></table></div>
