@@ -153,6 +153,7 @@ def around(low: float, high: float) -> list[float]:
         ("equivalent", (1.1, 3), "contradicted"),
         ("equivalent", (-3, -1.1), "contradicted"),
         ("equivalent", (-1.1, 0.9), "undecided"),
+        ("equivalent", (-0.9, 1.1), "undecided"),
         ("equivalent", (-3, 3), "undecided"),
     ],
 )

@@ -142,11 +142,11 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 {% for s in settings %}
 <h2>{{ s.setting|capitalize }}: what do these results say of the paper's claims?</h2>
 <div class="wide"><table>
-<thead><tr><th class="name" colspan="2">claim</th><th class="name">verdict</th><th class="name">settled by</th>
+<thead><tr><th class="name" colspan="2">claim</th><th class="name">verdict</th><th class="name">decisive contrast</th>
 <th>effect (interval)</th><th>models</th></tr></thead>
 <tbody>
 {% for row in s.verdicts %}
-<tr class="group"><td class="name">{{ row.claim }}</td>
+<tr><td class="name">{{ row.claim }}</td>
 <td class="name words">{{ row.text }}
 <span class="soft">({{ row.standing }})</span></td>
 <td class="name words"><b>{{ row.verdict }}</b>{% if row.reason %}: {{ row.reason }}{% endif %}</td>
@@ -156,10 +156,11 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 </tbody></table></div>
 <p class="soft">Effect: points of macro test score, paired by student, task and seed, with its 95 % interval over
 {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-tuning seeds only" }}; of several contrasts, the one
-that settles the claim. Superior: above zero; non-inferior and equivalent: within the margin, a point unless
-<a href="../tables/{{ s.setting }}/contrasts.csv">the table</a> says otherwise. Every contrast is
+that fails or is least sure to hold. Superior: above zero; non-inferior and equivalent: within the margin, a point
+unless <a href="../tables/{{ s.setting }}/contrasts.csv">the table</a> says otherwise. Every contrast is
 <a href="../figures/{{ s.setting }}/claims.png">in this figure</a>. What is not shown either way is undecided, and one
-distillation seed judges no method.</p>
+distillation seed judges no method. HS: mean over its five mappings; @L_T-2: distilled from the teacher's last layer but
+two.</p>
 {% endfor %}
 
 {% for s in settings %}{% with tasks=s.tasks, scores=s.scores, costs=s.costs, sizes=s.sizes, latency=s.latency %}

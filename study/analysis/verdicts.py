@@ -146,7 +146,7 @@ CLAIMS = (
     ),
     Claim(
         "D7",
-        "`last` is a simple but effective baseline of HS transfer",
+        "The mapping last is a simple but effective baseline of HS transfer",
         IN_NOTES,
         tuple(Contrast(LAST, other, "non-inferior") for other in HS if other != LAST),
     ),
