@@ -322,7 +322,8 @@ def notebook_page(path: Path, figure_folder: Path) -> tuple[str, str]:
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
         raise StudyError(f"{path.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
     names = {picture.read_bytes(): picture.stem for picture in sorted(figure_folder.glob("*.png"))}
-    for cell in notebook.cells:
+    for place, cell in enumerate(notebook.cells):
+        cell["id"] = str(place)  # papermill gives the cell that it injects a random one
         for output in cell.get("outputs", []):
             encoded = output.get("data", {}).get("image/png")
             name = names.get(base64.b64decode(encoded)) if encoded else None
