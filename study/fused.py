@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from study.losses import check_logits, check_relation
 
@@ -39,18 +40,21 @@ class _OutputDistribution(torch.autograd.Function):
     def forward(ctx, student_logits, teacher_logits, temperature):
         vocabulary = student_logits.shape[-1]
         student, teacher = student_logits.reshape(-1, vocabulary), teacher_logits.reshape(-1, vocabulary)
-        gradient = torch.empty_like(student)
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None  # None in evaluation
         positions = max(len(student), 1)
         total = torch.zeros((), device=student.device)
         for block, scores, targets, spare in _blocks(len(student), (vocabulary,), student.device):
             torch.mul(student[block], 1 / temperature, out=scores)
             torch.mul(teacher[block], 1 / temperature, out=targets)
             total += _divergence(scores, targets, spare).sum()
-            gradient[block] = scores.mul_(temperature / positions)
-        ctx.save_for_backward(gradient.view_as(student_logits))
+            if gradient is not None:
+                gradient[block] = scores.mul_(temperature / positions)
+        if gradient is not None:
+            ctx.save_for_backward(gradient.view_as(student_logits))
         return total * (temperature**2 / positions)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         return ctx.saved_tensors[0] * upstream, None, None
 
@@ -60,7 +64,7 @@ class _AttentionRelation(torch.autograd.Function):
     def forward(ctx, student, teacher, relation_heads, attention_mask):
         batch, tokens, width = student.shape
         own, targets = (_scaled_heads(states, relation_heads) for states in (student, teacher))  # (B, A, d, T)
-        gradient = torch.empty_like(own)
+        gradient = torch.empty_like(own) if ctx.needs_input_grad[0] else None  # None in evaluation
         padding = None if attention_mask is None else ~attention_mask.bool()  # (B, T)
         if padding is None:
             weights = own.new_full((batch, 1, 1), 1 / (relation_heads * tokens * batch))
@@ -77,16 +81,20 @@ class _AttentionRelation(torch.autograd.Function):
                     if padding is not None:
                         scores.masked_fill_(padding[block, None, None, :], torch.finfo(scores.dtype).min)
                 total += (_divergence(*spaces) * weights[block]).sum()
+                if gradient is None:
+                    continue
                 difference = spaces[0].flatten(0, 1)
                 if padding is not None:
                     spaces[0].masked_fill_(padding[block, None, :, None], 0.0)
                 part = torch.bmm(heads, difference).baddbmm_(heads, difference.transpose(1, 2))  # (b A, d, T)
                 gradient[block] = part.view(-1, *gradient.shape[1:]) * weights[block].amax(dim=2)[..., None, None]
-        gradient = gradient.mul_((width // relation_heads) ** -0.25).permute(0, 3, 1, 2).reshape(student.shape)
-        ctx.save_for_backward(gradient.to(student.dtype))
+        if gradient is not None:
+            gradient = gradient.mul_((width // relation_heads) ** -0.25).permute(0, 3, 1, 2).reshape(student.shape)
+            ctx.save_for_backward(gradient.to(student.dtype))
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         return ctx.saved_tensors[0] * upstream, None, None, None
 

@@ -117,6 +117,29 @@ def test_fused_losses_give_the_teacher_no_gradient_and_no_positions_no_loss():
     assert study.fused.output_distribution(nothing, nothing.detach()) == 0
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("attention_relation", (3,)), ("output_distribution", (1.0,))])
+def test_fused_losses_compute_no_gradient_where_none_is_asked_for(monkeypatch, name, arguments):
+    """As in evaluation: the same value, and neither the products nor the memory of a gradient."""
+    student, teacher = states(2, 6, 12, seed=1), states(2, 6, 12, seed=2)
+    loss, calls = getattr(study.fused, name), []
+    expected = loss(student.clone().requires_grad_(), teacher, *arguments)
+    monkeypatch.setattr(torch, "empty_like", lambda *given, **named: calls.append(given))
+    assert torch.equal(loss(student, teacher, *arguments), expected.detach())
+    with torch.no_grad():
+        assert torch.equal(loss(student, teacher, *arguments), expected.detach())
+    assert calls == []
+
+
+def test_a_second_derivative_of_fused_losses_is_refused():
+    """It would be silently wrong: the first is a constant to autograd."""
+    student, teacher = states(2, 6, 12, seed=1).requires_grad_(), states(2, 6, 12, seed=2)
+    factor = torch.tensor(2.0, requires_grad=True)
+    value = factor * study.fused.attention_relation(student, teacher, 3)
+    (gradient,) = torch.autograd.grad(value, student, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("module", [losses, study.fused])
 def test_fused_losses_name_the_same_mistakes(module):
     x = states(2, 6, 12, seed=1)
