@@ -202,17 +202,15 @@ def benchmark_steps(result: dict, params: Params) -> pd.DataFrame:
     """
     sizes, rows = Benchmark.model_validate(result["benchmark"]), []
     for subject in result["subjects"]:
-        usual = set(
-            applicable(params.methods[subject["name"]].objective, subject["precision"])
-            if subject["kind"] == "method"
-            else ()
-        )
-        if not usual or usual - {"shared-teacher"} - set(subject["fast_paths"]):
+        if subject["kind"] != "method":
+            continue
+        method = params.methods[subject["name"]]
+        if set(applicable(method.objective, subject["precision"])) - {"shared-teacher", *subject["fast_paths"]}:
             continue
         run = Run(
             sizes.teacher,
             sizes.student,
-            params.methods[subject["name"]],
+            method,
             sizes.vocabulary,
             sizes.batch_size,
             sizes.sequence_length,
@@ -228,6 +226,8 @@ def benchmark_steps(result: dict, params: Params) -> pd.DataFrame:
 
 def stage_steps(results: Results, params: Params, setting: str) -> pd.DataFrame:
     """The distillation stages of a profile as they were run; position embeddings are counted as vocabulary.
+
+    Where the teacher was shared, its part is left out for every cell, also for the one that computed it.
 
     Returns:
         columns method, student, precision, threads, seconds (per step, mean) and run.
@@ -257,10 +257,9 @@ def result_seconds(results: Results) -> pd.DataFrame:
     Returns:
         columns stage, student, cells, seconds (summed) and tokens_per_second.
     """
-    runs = results.runs.assign(trained=results.runs["tokens"].notna())
-    trained = runs[runs["trained"]].groupby("student", sort=False)
+    trained = results.runs.dropna(subset="tokens").groupby("student", sort=False)
     tables = [trained[["seconds", "tokens"]].sum().assign(cells=trained.size(), stage="train")]
-    everyone = runs.groupby("student", sort=False)
+    everyone = results.runs.groupby("student", sort=False)
     evaluated = everyone[["evaluation_seconds"]].sum().rename(columns={"evaluation_seconds": "seconds"})
     tables.append(evaluated.assign(cells=everyone.size(), stage="evaluate"))
     table = pd.concat(tables).reset_index()

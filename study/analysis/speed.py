@@ -111,10 +111,8 @@ def step_times(result: dict, precision: str) -> Figure:
     hatches = ("", "", "//", "", "..", "xx")
     rows = steps(result)
     rows = rows[(rows["precision"] == precision) & (rows["fast_paths"] != "")]
-    groups = [
-        rows[rows["subject"] == name].iloc[[0, -2, -1] if len(g) > 2 else [0, -1]]
-        for name, g in rows.groupby("subject", sort=False)
-    ]
+    names, ladders = zip(*rows.groupby("subject", sort=False), strict=True)
+    groups = [ladder.iloc[sorted({0, max(len(ladder) - 2, 1), len(ladder) - 1})] for ladder in ladders]
     rows = pd.concat(groups)
     figure = Figure(figsize=(7, 0.9 + 0.21 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -124,13 +122,10 @@ def step_times(result: dict, precision: str) -> Figure:
         axes.barh(places, rows[part], 0.8, left, color=shade, hatch=hatch, edgecolor="white", linewidth=0, label=part)
         left += rows[part].to_numpy()
     axes.plot(rows["floor"], places, "k|", markersize=9, markeredgewidth=1.5, label="floor: matrix products alone")
-    kinds = {NO_FAST_PATH: "no fast path"}
-    labels = [
-        f"{name}: {kinds.get(paths) or ('all, teacher shared' if 'shared-teacher' in paths else 'all fast paths')}"
-        for name, paths in zip(rows["subject"], rows["fast_paths"], strict=True)
-    ]
-    labels = [text.replace("all fast paths", "all but sharing") if "mlm" not in text else text for text in labels]
-    axes.set_yticks(places, labels)
+    kinds = ["no fast path", "fast paths", "and teacher shared"]
+    axes.set_yticks(
+        places, [f"{name}: {kind}" for name, g in zip(names, groups, strict=True) for kind in kinds[: len(g)]]
+    )
     axes.set_ylim(places[-1] + 0.7, -0.7)
     axes.set_xlabel(f"milliseconds per step of {_step_size(result)} tokens, {precision}")
     axes.legend(loc="upper right", frameon=False)

@@ -22,11 +22,14 @@ from typing import get_args
 import numpy as np
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    PreTrainedTokenizerFast,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
@@ -265,16 +268,11 @@ def sequences(params: Params, length: int) -> MaskedSequences:
     settings = params.benchmark
     shape = (4 * settings.batch_size, settings.sequence_length)
     tokens = np.random.default_rng(0).integers(10, settings.vocabulary, size=shape)
-    return MaskedSequences(Dataset.from_dict({"input_ids": tokens}), params.masking, _Tokenizer(), 0, length)
-
-
-class _Tokenizer:
-    """What MaskedSequences asks of a tokenizer."""
-
-    mask_token_id, all_special_ids = 4, [0, 1, 2, 3, 4]
-
-    def __len__(self) -> int:
-        return 1000
+    pieces = {name: index for index, name in enumerate(("[UNK]", "[MASK]"))}
+    pieces |= {str(index): index for index in range(len(pieces), settings.vocabulary)}
+    backend = Tokenizer(WordLevel(pieces, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]")
+    return MaskedSequences(Dataset.from_dict({"input_ids": tokens}), params.masking, tokenizer, 0, length)
 
 
 class _Timer(TrainerCallback):
