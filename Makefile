@@ -46,6 +46,7 @@ report: environment check  ## figures and pages again, from the committed result
 	$(STAGES) '^(compare|report)@' | xargs dvc repro --single-item
 
 tune: environment check  ## choose learning rates of SETTING on development data (writes reports/tuning)
+	@python -m study cells $(SETTING) > /dev/null
 	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
 	python -m study cells $(SETTING) | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \

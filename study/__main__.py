@@ -99,7 +99,13 @@ def main(arguments: list[str] | None = None) -> int:
             run_notebook(options.notebook, executed, values)
         elif options.command == "cells":
             trained = [name for name in params.grid.methods if params.methods[name].objective != "none"]
-            cells = itertools.product(trained, params.grid.students.get(options.setting, []))
+            students = params.grid.students.get(options.setting)
+            if not students:
+                raise StudyError(
+                    f"setting {options.setting!r} has no students in grid.students of params.yaml; allowed:"
+                    f" {', '.join(params.grid.settings)}"
+                )
+            cells = itertools.product(trained, students)
             print("\n".join(f"{method} {student}" for method, student in cells))
         elif options.command == "tuned":
             from study.training.tune import choose

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from study.__main__ import main
 from study.config import Layout, StudyError, cell_title, find_root, load_params, use_profile
 
 ROOT = Path(__file__).parents[1]
@@ -367,6 +368,19 @@ def test_layout_keeps_profiles_apart_and_names_an_unknown_setting(folder):
     assert places[0].student("od", "L3-H192", 1) != places[1].student("od", "L3-H192", 1)
     with pytest.raises(StudyError, match="'german'.*english"):
         Layout(params["smoke"], "german", folder)
+
+
+def test_cells_are_printed_by_setting_and_a_setting_without_students_is_an_error(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    params = load_params(folder / "params.yaml")
+    assert main(["cells", "english"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    trained = [method for method in params.grid.methods if method != "none"]
+    assert printed == [f"{m} {s}" for m in trained for s in params.grid.students["english"]]
+    for setting in ("multilingual", "klingon"):
+        assert main(["cells", setting]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{setting!r} has no students" in error and "allowed: english" in error
 
 
 def test_title_counts_the_cells_of_the_grid(folder):
