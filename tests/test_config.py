@@ -74,8 +74,8 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ["grid.students.english", "[]", "at least one student"],
     ),
     "students of a setting that is not run": (
-        put(["L4-H192"], "grid", "students", "multilingual"),
-        ["grid.students.multilingual", "['L4-H192']", "grid.settings"],
+        put(["english"], "grid", "settings"),
+        ["grid.students.multilingual", "['L6-H384', 'L4-H192']", "grid.settings"],
     ),
     "unknown setting in the grid": (put(["german"], "grid", "settings"), ["grid.settings", "'german'", "english"]),
     "empty grid": (put([], "grid", "seeds"), ["grid.seeds", "[]", "at least 1"]),
@@ -373,14 +373,15 @@ def test_layout_keeps_profiles_apart_and_names_an_unknown_setting(folder):
 def test_cells_are_printed_by_setting_and_a_setting_without_students_is_an_error(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     params = load_params(folder / "params.yaml")
-    assert main(["cells", "english"]) == 0
-    printed = capsys.readouterr().out.splitlines()
     trained = [method for method in params.grid.methods if method != "none"]
-    assert printed == [f"{m} {s}" for m in trained for s in params.grid.students["english"]]
-    for setting in ("multilingual", "klingon"):
-        assert main(["cells", setting]) == 1
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and f"{setting!r} has no students" in error and "allowed: english" in error
+    for setting in ("english", "multilingual"):
+        assert main(["cells", setting]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert printed == [f"{m} {s}" for m in trained for s in params.grid.students[setting]]
+    assert main(["cells", "klingon"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "'klingon' has no students" in error and "allowed: english, multilingual" in error
 
 
 def test_title_counts_the_cells_of_the_grid(folder):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, Value
 from transformers import AutoModel, BertTokenizerFast
 
 from study import StudyError
@@ -101,23 +101,6 @@ def test_losses_of_the_classifier():
     assert outcome["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
-WORDS = [a + b for a in "abcdefghijk" for b in ("", "x", "y", "z", "q")]
-
-
-def sentences(count: int, seed: int, flip: bool = False) -> Dataset:
-    """Label yes where the words come from the second half of the vocabulary, of 3 to 12 words."""
-    generator = np.random.default_rng(seed)
-    rows = {"text": [], "label": []}
-    for _ in range(count):
-        label = int(generator.integers(2))
-        words = generator.integers(27, size=generator.integers(3, 13)) + 27 * label
-        rows["text"].append(" ".join(WORDS[word] for word in words))
-        rows["label"].append(1 - label if flip else label)
-    return Dataset.from_dict(
-        rows, features=Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    )
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -131,7 +114,7 @@ def tuned(folder, **changes):
 
 @pytest.fixture
 def dataset():
-    return DatasetDict(train=sentences(128, 1), development=sentences(64, 2), test=sentences(64, 3))
+    return DatasetDict(train=tiny.sentences(128, 1), development=tiny.sentences(64, 2), test=tiny.sentences(64, 3))
 
 
 def test_a_learnable_task_is_learnt(folder, dataset):
@@ -149,7 +132,7 @@ def test_selection_reads_development_data_only(folder, dataset):
     words = tiny.tokenizer(folder / "words")
     runs = []
     for flip in (False, True):
-        dataset["test"] = sentences(64, 3, flip)
+        dataset["test"] = tiny.sentences(64, 3, flip)
         splits = encode(dataset, CLASSES, BUDGET, words, "separate", 1)
         runs.append(finetune(tuned(folder), folder / "pretrained", CLASSES, splits, words, 1, 5e-3, look_at_test=True))
     assert (runs[0].epoch, runs[0].development) == (runs[1].epoch, runs[1].development)
@@ -209,7 +192,11 @@ def test_every_language_of_the_budget_is_tested_with_the_one_model_kept(folder, 
     """Spanish labels are upside down, French data are the English ones, and German is not in the budget."""
     monkeypatch.setitem(scores.TASKS, "topic", LANGUAGES)
     monkeypatch.setitem(tasks.TASKS, "topic", LANGUAGES)
-    dataset |= {"test-es": sentences(64, 3, flip=True), "test-fr": dataset["test"], "test-de": sentences(9, 4)}
+    dataset |= {
+        "test-es": tiny.sentences(64, 3, flip=True),
+        "test-fr": dataset["test"],
+        "test-de": tiny.sentences(9, 4),
+    }
     tasks.save(DatasetDict(dataset), folder / "tasks" / "topic")
     budget = {"train": 128, "development": 64, "test": 48, "max_length": 16}
     words, entries, params = tiny.tokenizer(folder / "words"), {}, tuned(folder)
@@ -269,7 +256,7 @@ def test_retrieval_by_hand(folder, monkeypatch):
 
 
 def test_retrieval_finds_a_text_that_is_its_own_translation(folder, monkeypatch):
-    texts = list(dict.fromkeys(sentences(80, 5)["text"]))
+    texts = list(dict.fromkeys(tiny.sentences(80, 5)["text"]))
     backwards = list(zip(texts, texts[::-1], strict=True))
     save_probe(folder, monkeypatch, es=[(text, text) for text in texts], fr=backwards)
     params, words = with_probe(tuned(folder), 41, ["en", "es", "fr"]), tiny.tokenizer(folder / "words")
@@ -280,7 +267,7 @@ def test_retrieval_finds_a_text_that_is_its_own_translation(folder, monkeypatch)
 
 def test_embeddings_are_pooled_states_of_length_one_in_the_order_of_the_texts(folder):
     words, model = tiny.tokenizer(folder / "words"), MeanPoolingClassifier(tiny.masked_language_model().bert, 1, False)
-    texts = sentences(11, 6)["text"][:]
+    texts = tiny.sentences(11, 6)["text"][:]
     together = scores.embed(tuned(folder), model, texts, words, max_length=9, batch_size=4)
     assert len(together) == 11
     for text, vector in zip(texts, together, strict=True):
@@ -315,7 +302,7 @@ def pairs(count: int, seed: int) -> Dataset:
     rows = {"text": [], "text_pair": [], "label": []}
     for _ in range(count):
         halves = generator.random(8) < generator.random()
-        words = [WORDS[27 * half + generator.integers(27)] for half in halves]
+        words = [tiny.WORDS[27 * half + generator.integers(27)] for half in halves]
         rows["text"].append(" ".join(words[:4]))
         rows["text_pair"].append(" ".join(words[4:]))
         rows["label"].append(5 * float(halves.mean()))
@@ -325,7 +312,7 @@ def pairs(count: int, seed: int) -> Dataset:
 @pytest.mark.parametrize("way", ["separate", "joint"])
 def test_pairs_are_cut_to_the_maximal_length(folder, way):
     words = tiny.tokenizer(folder / "words")
-    short, long = " ".join(WORDS[:4]), " ".join(WORDS[:40])
+    short, long = " ".join(tiny.WORDS[:4]), " ".join(tiny.WORDS[:40])
     for first, second in ((short, long), (long, short), (long, long)):
         rows = Dataset.from_dict({"text": [first], "text_pair": [second], "label": [1.0]}, features=PAIRS)
         row = encode(DatasetDict(train=rows, development=rows, test=rows), SIMILARITY, BUDGET, words, way, 1)["train"][
@@ -409,6 +396,33 @@ def test_training_starts_from_a_linear_probe(folder, dataset, task):
     )
 
 
+def test_a_probe_of_two_of_four_classes_names_these_two_and_of_one_class_is_an_error(folder, dataset):
+    params, words = tuned(folder), tiny.tokenizer(folder / "words")
+    four = replace(CLASSES, labels=("a", "no", "b", "yes"))
+    for split in dataset:
+        rows = {"text": dataset[split]["text"], "label": [1 + 2 * label for label in dataset[split]["label"]]}
+        dataset[split] = Dataset.from_dict(rows)
+    splits = encode(dataset, four, BUDGET, words, "separate", 1)
+    assert module.linear_probe(params, folder / "pretrained", four, splits, words, 1) > 0.75
+    splits["train"] = splits["train"].filter(lambda row: row["labels"] == 3, keep_in_memory=True)
+    with pytest.raises(StudyError, match="training examples have label 3; allowed: at least two labels"):
+        module.linear_probe(params, folder / "pretrained", four, splits, words, 1)
+
+
+@pytest.mark.parametrize("task", [CLASSES, SIMILARITY])
+def test_a_linear_probe_is_scored_on_development_data_one_by_one(folder, dataset, task):
+    """By hand: each development example alone through the classifier that fine-tuning starts from."""
+    params, words = tuned(folder), tiny.tokenizer(folder / "words")
+    if task is SIMILARITY:
+        dataset = DatasetDict(train=pairs(200, 1), development=pairs(64, 2), test=pairs(64, 3))
+    splits = encode(dataset, task, BUDGET, words, "separate", 1)
+    model, collate = module.probed_classifier(params, folder / "pretrained", task, splits, words, 1)
+    with torch.no_grad():
+        logits = np.concatenate([model.eval()(**collate([row]))["logits"].numpy() for row in splits["development"]])
+    expected = task_metrics(task, logits, np.array(splits["development"]["labels"]))[task.metric]
+    assert module.linear_probe(params, folder / "pretrained", task, splits, words, 1) == pytest.approx(expected)
+
+
 def test_encoding_keeps_to_the_budget_with_the_same_examples_for_every_model(folder, dataset):
     """A fine-tuning seed draws its own training examples; development and test examples are always the same."""
     words = tiny.tokenizer(folder / "words")
@@ -474,7 +488,7 @@ def test_the_result_file_of_a_student_and_of_the_teacher(folder, dataset, monkey
     (runs / "teacher" / "record.json").write_text(json.dumps({"steps": 3}))
     for method in ("none", "mlm", "hs-last"):
         distil(params, "english", method, "L2-H12", 1, runs / "students" / f"{method}_L2-H12_1")
-    save_probe(runs / "tasks", monkeypatch, es=[(text, text) for text in WORDS[:9]])
+    save_probe(runs / "tasks", monkeypatch, es=[(text, text) for text in tiny.WORDS[:9]])
     setting = params.settings["english"].model_copy(update={"tasks": ["topic", "retrieval"]})
     probing = with_probe(params).model_copy(update={"settings": {"english": setting}})
     probed = scores.evaluate(probing, "english", "teacher", "teacher", 0, folder / "results" / "probed.json")

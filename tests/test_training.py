@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoModel, AutoModelForMaskedLM, TrainingArguments, default_data_collator
 
 from study import StudyError
 from study.config import Layout
+from study.data.tasks import save
 from study.models.students import create_student
 from study.models.teachers import has_language_modelling_head, load_pretrained
 from study.training import distill
@@ -805,29 +807,39 @@ def test_adaptation_starts_from_the_unigram_distribution(folder):
     assert record["curve"][0]["loss"] < random
 
 
-def test_tuning_tries_every_candidate_and_keeps_the_best_on_held_out_text(folder):
+def test_tuning_tries_every_candidate_and_looks_at_development_data_only(folder):
     params = tiny.parameters(folder, tuning={"learning_rates": [1e-6, 1e-3], "steps": 20})
+    place = folder / "runs" / "test" / "english" / "tasks" / "topic"
+    dataset = DatasetDict(train=tiny.sentences(128, 1), development=tiny.sentences(64, 2), test=tiny.sentences(64, 3))
+    save(dataset, place)
     result = tune(params, "english", "mlm", "L2-H12", folder / "tuning" / "mlm.json")
     assert json.loads((folder / "tuning" / "mlm.json").read_text()) == result
-    tried = {entry["learning_rate"]: entry["held_out_loss"] for entry in result["tried"]}
-    assert set(tried) == {1e-6, 1e-3} and tried[1e-3] < tried[1e-6]
-    assert choose([result]) == {"mlm": 1e-3}
+    tried = {entry["learning_rate"]: entry for entry in result["tried"]}
+    assert set(tried) == {1e-6, 1e-3} and tried[1e-3]["held_out_loss"] < tried[1e-6]["held_out_loss"]
     assert len({entry["held_out_loss_before"] for entry in result["tried"]}) == 1
+    for entry in tried.values():
+        assert entry["development"].keys() == {"topic"}
+        assert entry["development_mean"] == entry["development"]["topic"] > 0.75
+    dataset["test"] = tiny.sentences(64, 4, flip=True)
+    shutil.rmtree(place)
+    save(dataset, place)
+    again = tune(params, "english", "mlm", "L2-H12", folder / "tuning" / "again.json")
+    assert again["tried"] == result["tried"]
     with pytest.raises(StudyError, match="'magic'.*mlm"):
         tune(params, "english", "magic", "L2-H12", folder / "tuning" / "magic.json")
 
 
-def test_the_rate_chosen_has_the_lowest_mean_of_relative_losses():
-    """Rate 1: 0.5 and 0.9 of the start, mean 0.7. Rate 2: 0.6 and 0.6, mean 0.6, though its losses sum to more."""
+def test_the_rate_chosen_has_the_highest_mean_over_students():
+    """Rate 1: 0.9 and 0.5, mean 0.7. Rate 2: 0.7 and 0.8, mean 0.75. What a method's own loss says does not count."""
 
-    def record(method, before, *losses):
+    def record(method, *scores):
         tried = [
-            {"learning_rate": float(rate), "held_out_loss_before": before, "held_out_loss": loss}
-            for rate, loss in enumerate(losses, start=1)
+            {"learning_rate": float(rate), "development_mean": score, "held_out_loss_before": 1, "held_out_loss": score}
+            for rate, score in enumerate(scores, start=1)
         ]
         return {"method": method, "tried": tried}
 
-    records = [record("od", 10.0, 5.0, 6.0), record("od", 1.0, 0.9, 0.6), record("mlm", 2.0, 1.0, 1.5)]
+    records = [record("od", 0.9, 0.7), record("od", 0.5, 0.8), record("mlm", 0.4, 0.3)]
     assert choose(records) == {"od": 2.0, "mlm": 1.0}
 
 

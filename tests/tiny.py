@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from torch import nn
 from transformers import (
     BertConfig,
@@ -28,6 +28,7 @@ FAMILIES = {
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForMaskedLM),
 }
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [a + b for a in "abcdefghijk" for b in ("", "x", "y", "z", "q")]
 VOCABULARY = 60
 LENGTH = 16
 TEACHER = {"layers": 4, "width": 24, "heads": 4, "intermediate": 48}
@@ -58,10 +59,23 @@ def masked_language_model(family="bert", attention="eager", seed=0, layers=4, wi
 
 def tokenizer(folder: Path) -> BertTokenizerFast:
     """WordPiece over five special tokens and 55 words of one or two letters."""
-    words = [a + b for a in "abcdefghijk" for b in ("", "x", "y", "z", "q")]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(SPECIAL + words) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
     return BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+
+
+def sentences(count: int, seed: int, flip: bool = False) -> Dataset:
+    """Label yes where the words come from the second half of the vocabulary, of 3 to 12 words."""
+    generator = np.random.default_rng(seed)
+    rows = {"text": [], "label": []}
+    for _ in range(count):
+        label = int(generator.integers(2))
+        words = generator.integers(27, size=generator.integers(3, 13)) + 27 * label
+        rows["text"].append(" ".join(WORDS[word] for word in words))
+        rows["label"].append(1 - label if flip else label)
+    return Dataset.from_dict(
+        rows, features=Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    )
 
 
 def sequences(count: int, seed: int) -> np.ndarray:

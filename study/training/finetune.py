@@ -151,6 +151,29 @@ class Collator:
 
 
 @torch.no_grad()
+def pooled_features(
+    model: MeanPoolingClassifier, examples: Dataset, collate: Collator, batch_size: int, bf16: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, H) or (N, 4 H) of the encoder as it is, and labels (N,), ordered by length.
+
+    Raises:
+        StudyError: the features are not finite.
+    """
+    model.eval()
+    features, labels = [], []
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
+    for first in range(0, len(order), batch_size):
+        batch = collate([examples[i] for i in order[first : first + batch_size]])
+        labels.append(batch.pop("labels"))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            features.append(model.features(**batch))
+    features, labels = torch.cat(features).numpy(), torch.cat(labels).numpy()
+    if not np.isfinite(features).all():
+        raise StudyError("fine-tuning: the encoder's features are not finite, no result written")
+    return features, labels
+
+
+@torch.no_grad()
 def start_from_probe(
     model: MeanPoolingClassifier, train: Dataset, collate: Collator, batch_size: int, bf16: bool
 ) -> None:
@@ -159,34 +182,68 @@ def start_from_probe(
     Ridge regression or multinomial logistic regression (scikit-learn) on standardised features, with the scaling folded
     into the weights. A few hundred steps then refine features instead of being spent on finding a readout.
 
+    Raises:
+        StudyError: all training examples of a classification have the same label.
+
     Source: Kumar et al. (2202.10054), LP-FT.
     """
-    model.eval()
-    features, labels = [], []
-    order = sorted(range(len(train)), key=lambda i: len(train[i]["input_ids"]))
-    for first in range(0, len(order), batch_size):
-        batch = collate([train[i] for i in order[first : first + batch_size]])
-        labels.append(batch.pop("labels"))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            features.append(model.features(**batch))
-    features, labels = torch.cat(features).numpy(), torch.cat(labels).numpy()
-    if not np.isfinite(features).all():
-        raise StudyError("fine-tuning: the encoder's features are not finite, no result written")
+    features, labels = pooled_features(model, train, collate, batch_size, bf16)
+    regression = model.output.out_features == 1
+    if not regression and len(np.unique(labels)) == 1:
+        raise StudyError(
+            f"fine-tuning: all {len(labels)} training examples have label {labels[0]}; allowed: at least two labels"
+            " (raise finetuning.tasks.<task>.train)"
+        )
     scaler = StandardScaler().fit(features)
-    probe = (
-        RidgeCV(np.logspace(1, 4, 7)) if model.output.out_features == 1 else LogisticRegression(C=0.01, max_iter=500)
-    )
+    probe = RidgeCV(np.logspace(1, 4, 7)) if regression else LogisticRegression(C=0.01, max_iter=500)
     probe.fit(scaler.transform(features), labels)
     weight, bias = np.atleast_2d(probe.coef_), np.atleast_1d(probe.intercept_)
-    if len(weight) == 1 and model.output.out_features == 2:  # scikit-learn keeps one row for two classes
+    if not regression and len(weight) == 1:  # scikit-learn keeps one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scaler.scale_
-    classes = getattr(probe, "classes_", np.arange(model.output.out_features)).astype(int)
-    classes = classes if len(weight) > 1 else [0]
+    classes = [0] if regression else probe.classes_.astype(int)
     model.output.weight.zero_()
-    model.output.bias.fill_(-10.0 if len(weight) > 1 else 0.0)  # a class without training examples
+    model.output.bias.fill_(0.0 if regression else -10.0)  # a class without training examples
     model.output.weight[classes] = torch.from_numpy(weight).float()
     model.output.bias[classes] = torch.from_numpy(bias - weight @ scaler.mean_).float()
+
+
+def probed_classifier(
+    params: Params,
+    encoder_folder: Path,
+    task: Task,
+    splits: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> tuple[MeanPoolingClassifier, Collator]:
+    """What fine-tuning starts from: the encoder saved in ``encoder_folder`` under a linear probe, and its collator."""
+    if "kept-memory" in params.fast_paths:
+        keep_freed_memory()
+    set_seed(seed)
+    encoder = load_model(encoder_folder, params.attention_implementation, head=False)
+    model = MeanPoolingClassifier(
+        encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names
+    )
+    collate = Collator(tokenizer, params.finetuning.pad_to_multiple_of)
+    start_from_probe(model, splits["train"], collate, 2 * params.finetuning.batch_size, use_bf16(params.precision))
+    return model, collate
+
+
+@torch.no_grad()
+def linear_probe(
+    params: Params,
+    encoder_folder: Path,
+    task: Task,
+    splits: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> float:
+    """The task's main metric on development data of a linear probe: what fine-tuning reaches before its first step."""
+    model, collate = probed_classifier(params, encoder_folder, task, splits, tokenizer, seed)
+    batch_size, bf16 = 2 * params.finetuning.batch_size, use_bf16(params.precision)
+    features, labels = pooled_features(model, splits["development"], collate, batch_size, bf16)
+    logits = model.output(torch.from_numpy(features)).numpy()
+    return task_metrics(task, logits, labels)[task.metric]
 
 
 def finetune(
@@ -204,17 +261,8 @@ def finetune(
     Args:
         look_at_test: score the test splits with the model kept; False while candidates are still being compared.
     """
-    budget = params.finetuning
-    if "kept-memory" in params.fast_paths:
-        keep_freed_memory()
-    set_seed(seed)
-    encoder = load_model(encoder_folder, params.attention_implementation, head=False)
-    model = MeanPoolingClassifier(
-        encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names
-    )
-    collate = Collator(tokenizer, budget.pad_to_multiple_of)
-    bf16 = use_bf16(params.precision)
-    start_from_probe(model, splits["train"], collate, 2 * budget.batch_size, bf16)
+    budget, bf16 = params.finetuning, use_bf16(params.precision)
+    model, collate = probed_classifier(params, encoder_folder, task, splits, tokenizer, seed)
     steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

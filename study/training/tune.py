@@ -8,24 +8,42 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
-from study.config import Params, StudyError
+from study.config import Layout, Params, StudyError
+from study.data.tasks import TASKS, load_task
 from study.files import write_json
+from study.models.teachers import load_tokenizer
 from study.runtime import environment
 from study.training.distill import distil
+from study.training.finetune import encode, linear_probe
 
 
 def tune(params: Params, setting: str, method: str, student: str, output: Path) -> dict:
     """Try every candidate learning rate on one method and student, and write what was tried.
 
-    Each candidate trains for ``tuning.steps`` steps; what counts is the held-out value of the method's own loss. No
-    downstream task is touched, and every method gets the same candidates and steps. Source: this study's choice.
+    Each candidate trains for ``tuning.steps`` steps. What counts is the mean over the setting's tasks of a linear
+    probe's main metric on development data; the held-out value of the method's own loss is kept beside it, to look at.
+    It does not choose: a relation loss may fall while the representations on top of it get worse. No test data is
+    touched, and every method gets the same candidates, steps and examples. Source: this study's choice.
 
     Raises:
-        StudyError: as :func:`study.training.distill.distil`.
+        StudyError: as :func:`study.training.distill.distil`; tasks are missing.
     """
     if method not in params.methods:
         raise StudyError(f"method {method!r} is unknown; allowed: {', '.join(params.methods)}")
-    budget, tried = params.tuning, []
+    budget, tried, layout = params.tuning, [], Layout(params, setting)
+    tokenizer = load_tokenizer(layout.teacher)
+    splits = {
+        name: encode(
+            load_task(layout.tasks, name),
+            TASKS[name],
+            params.finetuning.tasks[name].model_copy(update={"languages": []}),
+            tokenizer,
+            params.finetuning.pairs,
+            budget.seed,
+        )
+        for name in params.settings[setting].tasks
+        if not TASKS[name].probe
+    }
     for rate in budget.learning_rates:
         chosen = params.methods[method].model_copy(update={"learning_rate": rate})
         distillation = params.distillation.model_copy(update={"steps": budget.steps, "evaluate_every": budget.steps})
@@ -34,8 +52,20 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
         )
         with tempfile.TemporaryDirectory() as folder:
             record = distil(candidate, setting, method, student, budget.seed, Path(folder))
+            scores = {
+                name: linear_probe(params, Path(folder), TASKS[name], splits[name], tokenizer, budget.seed)
+                for name in splits
+            }
         first, last = record["curve"][0]["loss"], record["curve"][-1]["loss"]
-        tried.append({"learning_rate": rate, "held_out_loss_before": first, "held_out_loss": last})
+        tried.append(
+            {
+                "learning_rate": rate,
+                "development_mean": mean(scores.values()),
+                "development": scores,
+                "held_out_loss_before": first,
+                "held_out_loss": last,
+            }
+        )
     result = {
         "setting": setting,
         "method": method,
@@ -50,16 +80,15 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
 
 
 def choose(records: Iterable[dict]) -> dict[str, float]:
-    """Per method, the learning rate with the lowest mean over students of held-out loss / loss before training.
+    """Per method, the learning rate with the highest mean over settings and students of its development mean.
 
     Args:
-        records: what :func:`tune` wrote, any number of methods and students.
+        records: what :func:`tune` wrote, any number of methods, settings and students.
 
     Source: this study's choice.
     """
-    relative = defaultdict(lambda: defaultdict(list))
+    scores = defaultdict(lambda: defaultdict(list))
     for record in records:
         for candidate in record["tried"]:
-            ratio = candidate["held_out_loss"] / candidate["held_out_loss_before"]
-            relative[record["method"]][candidate["learning_rate"]].append(ratio)
-    return {method: min(rates, key=lambda rate: mean(rates[rate])) for method, rates in relative.items()}
+            scores[record["method"]][candidate["learning_rate"]].append(candidate["development_mean"])
+    return {method: max(rates, key=lambda rate: mean(rates[rate])) for method, rates in scores.items()}
