@@ -25,6 +25,8 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Initialisation = Literal["random", "teacher-embeddings", "teacher-layers"]
+Inputs = Literal["masked", "plain"]
 TextName = Literal[
     "wikipedia",
     "boolq",
@@ -127,10 +129,11 @@ class Distillation(Section):
     steps: Positive
     batch_size: Positive
     accumulation_steps: Positive
-    inputs: Literal["masked", "plain"]
+    inputs: Inputs
     warmup_fraction: Fraction
     weight_decay: Weight
     adam_epsilon: Annotated[float, Field(gt=0)]
+    max_gradient_norm: Annotated[float, Field(gt=0)]
     evaluate_every: Positive
     validation_sequences: Positive
     save_every: Positive
@@ -152,37 +155,44 @@ class Tuning(Section):
 
 class Untrained(Section):
     objective: Literal["none"]
+    initialisation: Initialisation | None = None
 
 
-class MaskedLanguageModelling(Section):
+class Trained(Section):
+    """What a method may set for itself instead of the value that all methods share: for ablations."""
+
+    learning_rate: LearningRate
+    initialisation: Initialisation | None = None
+    inputs: Inputs | None = None
+    steps: Positive | None = None
+
+
+class MaskedLanguageModelling(Trained):
     objective: Literal["masked_language_modelling"]
-    learning_rate: LearningRate
+    inputs: Literal["masked"] | None = None
 
 
-class OutputDistribution(Section):
+class OutputDistribution(Trained):
     objective: Literal["output_distribution"]
-    learning_rate: LearningRate
+    inputs: Literal["masked"] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     positions: Literal["masked", "all"] = "masked"
     mlm_weight: Weight = 0.0
 
 
-class HiddenState(Section):
+class HiddenState(Trained):
     objective: Literal["hidden_state"]
-    learning_rate: LearningRate
     mapping: Literal[STRATEGIES]
 
 
-class AttentionRelation(Section):
+class AttentionRelation(Trained):
     objective: Literal["attention_relation"]
-    learning_rate: LearningRate
     teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
     relation_heads: Positive = 12
 
 
-class DirectAttention(Section):
+class DirectAttention(Trained):
     objective: Literal["direct_attention"]
-    learning_rate: LearningRate
     teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
 
 
@@ -263,13 +273,24 @@ class Params(Section):
     masking: Masking
     adaptation: Adaptation
     students: dict[str, Encoder]
-    initialisation: Literal["random", "teacher-embeddings", "teacher-layers"]
+    initialisation: Initialisation
     distillation: Distillation
     tuning: Tuning
     methods: dict[str, Method]
     finetuning: Finetuning
     latency: Latency
     benchmark: Benchmark
+
+    def of_method(self, name: str) -> Params:
+        """These parameters with what the method sets for itself in the place of what all methods share."""
+        method = self.methods[name]
+        own = {key: getattr(method, key) for key in ("inputs", "steps") if getattr(method, key, None) is not None}
+        return self.model_copy(
+            update={
+                "initialisation": method.initialisation or self.initialisation,
+                "distillation": self.distillation.model_copy(update=own),
+            }
+        )
 
     @model_validator(mode="after")
     def _sections_agree(self):
@@ -306,14 +327,14 @@ class Params(Section):
             own, limit = getattr(student, size), getattr(teacher, size)
             if own > limit:
                 raise ValueError(f"students.{name}.{size} = {own} exceeds {where}.{size}; allowed: at most {limit}")
-        if self.initialisation == "teacher-layers" and student.heads != teacher.heads:
-            raise ValueError(
-                f"students.{name}.heads = {student.heads}: initialisation 'teacher-layers' needs {teacher.heads} heads,"
-                " as the teacher has"
-            )
 
     def _method_fits(self, name: str, student_name: str, teacher: Teacher) -> None:
         method, student = self.methods[name], self.students[student_name]
+        if (method.initialisation or self.initialisation) == "teacher-layers" and student.heads != teacher.heads:
+            raise ValueError(
+                f"students.{student_name}.heads = {student.heads}: initialisation 'teacher-layers' needs"
+                f" {teacher.heads} heads, as the teacher has"
+            )
         if isinstance(method, (AttentionRelation, DirectAttention)) and method.teacher_layer_from_top >= teacher.layers:
             raise ValueError(
                 f"methods.{name}.teacher_layer_from_top = {method.teacher_layer_from_top} leaves no teacher layer;"

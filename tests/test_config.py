@@ -69,6 +69,10 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put(["L2-H128"], "grid", "students", "english"),
         ["grid.students.english", "'L2-H128'", "L3-H192"],
     ),
+    "plain inputs for a method that predicts masked tokens": (
+        put("plain", "methods", "od", "inputs"),
+        ["methods.od.inputs", "'plain'", "'masked'"],
+    ),
     "a setting without students": (
         put([], "grid", "students", "english"),
         ["grid.students.english", "[]", "at least one student"],

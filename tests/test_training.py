@@ -841,6 +841,42 @@ def test_the_rate_chosen_has_the_highest_mean_over_students():
 
     records = [record("od", 0.9, 0.7), record("od", 0.5, 0.8), record("mlm", 0.4, 0.3)]
     assert choose(records) == {"od": 2.0, "mlm": 1.0}
+    records[1]["tried"][1] = {"learning_rate": 2.0, "diverged": "loss = nan"}
+    assert choose(records) == {"od": 1.0, "mlm": 1.0}
+    records[0]["tried"][0] = {"learning_rate": 1.0, "diverged": "loss = nan"}
+    with pytest.raises(StudyError, match=r"od: diverged at every learning rate of \[1.0, 2.0\]"):
+        choose(records)
+
+
+def test_a_candidate_that_diverges_is_recorded_and_the_others_are_tried(folder, monkeypatch):
+    params = tiny.parameters(folder, tuning={"learning_rates": [1e-3, 1.0]})
+    dataset = DatasetDict(train=tiny.sentences(32, 1), development=tiny.sentences(16, 2), test=tiny.sentences(16, 3))
+    save(dataset, folder / "runs" / "test" / "english" / "tasks" / "topic")
+    calm = distill.DistillationTrainer.log
+
+    def log(trainer, logs, start_time=None):
+        calm(trainer, logs | ({"loss": math.nan} if trainer.args.learning_rate == 1.0 else {}), start_time)
+
+    monkeypatch.setattr(distill.DistillationTrainer, "log", log)
+    result = tune(params, "english", "mlm", "L2-H12", folder / "mlm.json")
+    first, second = result["tried"]
+    assert "diverged" not in first and first["development_mean"] >= 0
+    assert "loss = nan" in second["diverged"] and choose([result]) == {"mlm": 1e-3}
+
+
+def test_what_a_method_sets_for_itself_stands_in_the_place_of_what_all_share(folder):
+    """Steps, inputs and initialisation: as if the shared values were these, in the students' very weights."""
+    params = tiny.parameters(folder)
+    shared = params.methods["mha-direct"]
+    own = {"steps": 3, "inputs": "plain", "initialisation": "random"}
+    methods = {**params.methods, "own": shared.model_copy(update=own)}
+    first = distil(params.model_copy(update={"methods": methods}), "english", "own", "L2-H12", 1, folder / "own")
+    assert (first["steps"], first["inputs"], first["initialisation"]) == (3, "plain", "random")
+    others = tiny.parameters(folder, distillation={"steps": 3, "inputs": "plain"}, initialisation="random")
+    distil(others, "english", "mha-direct", "L2-H12", 1, folder / "shared")
+    assert tiny.identical(tiny.weights(folder / "own"), tiny.weights(folder / "shared"))
+    distil(params, "english", "mha-direct", "L2-H12", 1, folder / "other")
+    assert not tiny.identical(tiny.weights(folder / "own"), tiny.weights(folder / "other"))
 
 
 def test_checkpoints_outlive_crashes_but_not_success(tmp_path):

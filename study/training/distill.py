@@ -131,13 +131,17 @@ class Progress(TrainerCallback):
         print(f"{self.title} | step {state.global_step}/{state.max_steps} | {' | '.join(shown)}", flush=True)
 
 
+class DivergedError(StudyError):
+    """A loss that is not finite: the learning rate is too high, or the input is damaged."""
+
+
 class DistillationTrainer(Trainer):
     """The Trainer, with elapsed time in its log and an error as soon as a logged loss is not finite."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for key in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(key, 0.0)):
-                raise StudyError(
+                raise DivergedError(
                     f"{key} = {logs[key]} at step {self.state.global_step}: training stopped, no result written"
                 )
         now = time.monotonic()
@@ -161,7 +165,7 @@ def train(
         the curve of held-out losses, the training losses, steps, tokens and seconds.
 
     Raises:
-        StudyError: a loss that is not finite.
+        DivergedError: a loss that is not finite.
     """
     checkpoint = _last_complete_checkpoint(Path(arguments.output_dir))
     arguments.eval_on_start = checkpoint is None  # else the curve would hold that step twice
@@ -213,13 +217,15 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
     and teacher.
 
     Raises:
-        StudyError: an unknown name, a missing input, a corpus shorter than one batch, or a loss that is not finite.
+        StudyError: an unknown name, a missing input, a corpus shorter than one batch.
+        DivergedError: a loss that is not finite.
     """
     layout = Layout(params, setting)
     _make_folder(output.parent)  # before any work
     for key, name, known in (("method", method, params.methods), ("student", student, params.students)):
         if name not in known:
             raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known)}")
+    params = params.of_method(method)
     chosen, budget = params.methods[method], params.distillation
     tokenizer = load_tokenizer(layout.teacher)
     teacher = load_model(layout.teacher, params.attention_implementation)
@@ -240,7 +246,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
         "initialisation": params.initialisation,
         "inputs": budget.inputs,
         "fast_paths": params.fast_paths,
-        "method": chosen.model_dump(),
+        "method": chosen.model_dump(exclude_none=True),
     }
     if isinstance(chosen, Untrained):
         record.update(steps=0, tokens=0, seconds=0.0)
@@ -263,7 +269,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
     identity = common | {
         "initialisation": params.initialisation,
         "fast_paths": params.fast_paths,
-        "method": chosen.model_dump(),
+        "method": chosen.model_dump(exclude_none=True),
         "student": params.students[student].model_dump(),
     }
     with Checkpoints(layout.checkpoints, identity) as folder:
@@ -276,6 +282,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
             warmup_steps=round(budget.warmup_fraction * budget.steps),
             weight_decay=budget.weight_decay,
             adam_epsilon=budget.adam_epsilon,
+            max_grad_norm=budget.max_gradient_norm,
             eval_steps=budget.evaluate_every,
             save_steps=budget.save_every,
             seed=seed,

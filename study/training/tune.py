@@ -13,7 +13,7 @@ from study.data.tasks import TASKS, load_task
 from study.files import write_json
 from study.models.teachers import load_tokenizer
 from study.runtime import environment
-from study.training.distill import distil
+from study.training.distill import DivergedError, distil
 from study.training.finetune import encode, linear_probe
 
 
@@ -50,22 +50,23 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
         candidate = params.model_copy(
             update={"methods": {**params.methods, method: chosen}, "distillation": distillation}
         )
+        tried.append({"learning_rate": rate})
         with tempfile.TemporaryDirectory() as folder:
-            record = distil(candidate, setting, method, student, budget.seed, Path(folder))
+            try:
+                record = distil(candidate, setting, method, student, budget.seed, Path(folder))
+            except DivergedError as error:
+                tried[-1]["diverged"] = str(error)
+                continue
             scores = {
                 name: linear_probe(params, Path(folder), TASKS[name], splits[name], tokenizer, budget.seed)
                 for name in splits
             }
-        first, last = record["curve"][0]["loss"], record["curve"][-1]["loss"]
-        tried.append(
-            {
-                "learning_rate": rate,
-                "development_mean": mean(scores.values()),
-                "development": scores,
-                "held_out_loss_before": first,
-                "held_out_loss": last,
-            }
-        )
+        tried[-1] |= {
+            "development_mean": mean(scores.values()),
+            "development": scores,
+            "held_out_loss_before": record["curve"][0]["loss"],
+            "held_out_loss": record["curve"][-1]["loss"],
+        }
     result = {
         "setting": setting,
         "method": method,
@@ -82,13 +83,28 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
 def choose(records: Iterable[dict]) -> dict[str, float]:
     """Per method, the learning rate with the highest mean over settings and students of its development mean.
 
+    A rate at which any student diverged is out.
+
     Args:
         records: what :func:`tune` wrote, any number of methods, settings and students.
 
+    Raises:
+        StudyError: every rate of a method diverged.
+
     Source: this study's choice.
     """
-    scores = defaultdict(lambda: defaultdict(list))
+    scores, diverged = defaultdict(lambda: defaultdict(list)), defaultdict(set)
     for record in records:
         for candidate in record["tried"]:
-            scores[record["method"]][candidate["learning_rate"]].append(candidate["development_mean"])
-    return {method: max(rates, key=lambda rate: mean(rates[rate])) for method, rates in scores.items()}
+            rate = candidate["learning_rate"]
+            scores[record["method"]][rate].append(candidate.get("development_mean", 0.0))
+            if "diverged" in candidate:
+                diverged[record["method"]].add(rate)
+    chosen = {}
+    for method, rates in scores.items():
+        if not rates.keys() - diverged[method]:
+            raise StudyError(
+                f"{method}: diverged at every learning rate of {sorted(rates)}; lower tuning.learning_rates"
+            )
+        chosen[method] = max(rates.keys() - diverged[method], key=lambda rate: mean(rates[rate]))
+    return chosen
