@@ -3,7 +3,7 @@
 python -m study check                     validate params.yaml
 python -m study use PROFILE               write a profile's values into params.yaml
 python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
-python -m study cells SETTING             print method and student of every cell that trains
+python -m study cells SETTING             print method and student of what `make tune` tries
 python -m study tuned                     print the learning rates that reports/tuning speaks for
 python -m study report                    turn the executed comparison into the HTML report
 """
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("notebook", type=Path)
     run.add_argument("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
     run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
-    cells = commands.add_parser("cells", help="print methods and students of a setting")
+    cells = commands.add_parser("cells", help="print the methods and students of a setting that `make tune` tries")
     cells.add_argument("setting")
     commands.add_parser("tuned", help="print the learning rates chosen by `make tune`")
     commands.add_parser("report", help="write the HTML report")
@@ -99,11 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
             run_notebook(options.notebook, executed, values)
         elif options.command == "cells":
             trained = [name for name in params.grid.methods if params.methods[name].objective != "none"]
-            students = params.grid.students.get(options.setting)
+            students = [s for s in params.grid.students.get(options.setting, []) if s in params.tuning.students]
             if not students:
                 raise StudyError(
-                    f"setting {options.setting!r} has no students in grid.students of params.yaml; allowed:"
-                    f" {', '.join(params.grid.settings)}"
+                    f"setting {options.setting!r} has no student to tune on; allowed: a setting of grid.settings"
+                    f" ({', '.join(params.grid.settings)}) with a student named in tuning.students"
+                    f" ({', '.join(params.tuning.students)})"
                 )
             cells = itertools.product(trained, students)
             print("\n".join(f"{method} {student}" for method, student in cells))

@@ -148,6 +148,7 @@ class Distillation(Section):
 
 
 class Tuning(Section):
+    students: list[str]
     learning_rates: list[LearningRate] = Field(min_length=1)
     steps: Positive
     seed: int
@@ -296,11 +297,12 @@ class Params(Section):
     def _sections_agree(self):
         lists = {key: getattr(self.grid, key) for key in ("settings", "methods")}
         lists |= {f"students.{name}": own for name, own in self.grid.students.items()}
+        lists = {f"grid.{key}": names for key, names in lists.items()} | {"tuning.students": self.tuning.students}
         for key, names in lists.items():
-            known = getattr(self, key.partition(".")[0])
+            known = getattr(self, key.split(".")[1])
             for name in names:
                 if name not in known:
-                    raise ValueError(f"grid.{key}: {name!r} is unknown; allowed: {', '.join(known)}")
+                    raise ValueError(f"{key}: {name!r} is unknown; allowed: {', '.join(known)}")
         for name in self.settings:
             if (name in self.grid.settings) != bool(self.grid.students.get(name)):
                 allowed = (

@@ -73,6 +73,7 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put("plain", "methods", "od", "inputs"),
         ["methods.od.inputs", "'plain'", "'masked'"],
     ),
+    "unknown student to tune on": (put(["L9"], "tuning", "students"), ["tuning.students", "'L9'", "L3-H192"]),
     "a setting without students": (
         put([], "grid", "students", "english"),
         ["grid.students.english", "[]", "at least one student"],
@@ -374,18 +375,18 @@ def test_layout_keeps_profiles_apart_and_names_an_unknown_setting(folder):
         Layout(params["smoke"], "german", folder)
 
 
-def test_cells_are_printed_by_setting_and_a_setting_without_students_is_an_error(folder, monkeypatch, capsys):
+def test_cells_to_tune_are_printed_by_setting_and_a_setting_without_them_is_an_error(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     params = load_params(folder / "params.yaml")
     trained = [method for method in params.grid.methods if method != "none"]
-    for setting in ("english", "multilingual"):
+    for setting, tried in (("english", "L3-H192"), ("multilingual", "L4-H192")):
         assert main(["cells", setting]) == 0
         printed = capsys.readouterr().out.splitlines()
-        assert printed == [f"{m} {s}" for m in trained for s in params.grid.students[setting]]
+        assert printed == [f"{m} {tried}" for m in trained]
     assert main(["cells", "klingon"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "'klingon' has no students" in error and "allowed: english, multilingual" in error
+    assert "'klingon' has no student to tune on" in error and "(english, multilingual)" in error
 
 
 def test_title_counts_the_cells_of_the_grid(folder):
