@@ -82,11 +82,17 @@ class Setting(Section):
     tasks: list[TaskName] = Field(min_length=1)
 
 
+class Ablations(Section):
+    methods: list[str]
+    students: list[str]
+
+
 class Grid(Section):
     settings: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     students: dict[str, list[str]]
     seeds: list[int] = Field(min_length=1)
+    ablations: dict[str, Ablations] = {}
 
     def cells(self, setting: str) -> list[tuple[str, str, int]]:
         """Method, student and seed of every run of a setting."""
@@ -282,6 +288,16 @@ class Params(Section):
     latency: Latency
     benchmark: Benchmark
 
+    def of_ablations(self, setting: str) -> Params | None:
+        """These parameters with the setting's ablations as their grid, what they vary included; None without any."""
+        ablations = self.grid.ablations.get(setting)
+        if not ablations or not ablations.methods:
+            return None
+        methods = [*self.grid.methods, *ablations.methods]
+        students = {**self.grid.students, setting: ablations.students}
+        grid = self.grid.model_copy(update={"methods": methods, "students": students, "ablations": {}})
+        return self.model_copy(update={"grid": grid})
+
     def of_method(self, name: str) -> Params:
         """These parameters with what the method sets for itself in the place of what all methods share."""
         method = self.methods[name]
@@ -297,9 +313,11 @@ class Params(Section):
     def _sections_agree(self):
         lists = {key: getattr(self.grid, key) for key in ("settings", "methods")}
         lists |= {f"students.{name}": own for name, own in self.grid.students.items()}
+        for name, ablations in self.grid.ablations.items():
+            lists |= {f"ablations.{name}.{key}": getattr(ablations, key) for key in ("methods", "students")}
         lists = {f"grid.{key}": names for key, names in lists.items()} | {"tuning.students": self.tuning.students}
         for key, names in lists.items():
-            known = getattr(self, key.split(".")[1])
+            known = getattr(self, next(part for part in key.split(".")[::-1] if part not in self.settings))
             for name in names:
                 if name not in known:
                     raise ValueError(f"{key}: {name!r} is unknown; allowed: {', '.join(known)}")
@@ -321,7 +339,23 @@ class Params(Section):
                 self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
                 for method in self.grid.methods:
                     self._method_fits(method, student, self.settings[name].teacher)
+        for name, ablations in self.grid.ablations.items():
+            self._ablations_fit(name, ablations)
         return self
+
+    def _ablations_fit(self, setting: str, ablations: Ablations) -> None:
+        where, run = f"grid.ablations.{setting}", self.grid.students.get(setting, [])
+        if bool(ablations.methods) != bool(ablations.students):
+            raise ValueError(
+                f"{where}: methods = {ablations.methods}, students = {ablations.students}; allowed: both, or both []"
+            )
+        for student in ablations.students:
+            if student not in run:
+                raise ValueError(f"{where}.students: {student!r} is not in the grid; allowed: {', '.join(run)}")
+            for method in ablations.methods:
+                if method in self.grid.methods:
+                    raise ValueError(f"{where}.methods: {method!r} is in grid.methods already; allowed: other methods")
+                self._method_fits(method, student, self.settings[setting].teacher)
 
     def _student_fits(self, name: str, teacher: Teacher, where: str) -> None:
         student = self.students[name]
@@ -480,7 +514,11 @@ class Layout:
         self.figures = self.reports / "figures" / setting
         self.tables = self.reports / "tables" / setting
         self.headline = self.reports / "headline" / f"{setting}.json"
-        self.comparison = self.root / "runs" / params.profile / "compared" / f"compare_{setting}.ipynb"
+        executed = self.root / "runs" / params.profile / "compared"
+        self.analyses = {  # executed notebooks, and the folders of their figures
+            executed / f"compare_{setting}.ipynb": self.figures,
+            executed / f"ablations_{setting}.ipynb": self.reports / "ablations" / setting,
+        }
         self.tasks = self.runs / "tasks"
         self.corpus = self.runs / "corpus"
         self.encoder = self.runs / "encoder"

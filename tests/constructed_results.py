@@ -29,7 +29,7 @@ def make_study(root: Path, methods=None, students=("L3-H384", "L3-H192"), seeds=
     values["latency"] |= {"batch_sizes": [1, 32], "threads": [1]}
     values["grid"] = {
         "settings": ["english"],
-        "methods": list(methods or values["methods"]),
+        "methods": list(methods or values["grid"]["methods"]),
         "students": {"english": list(students)},
         "seeds": list(seeds),
     }
@@ -146,7 +146,7 @@ def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
     """
     layout = Layout(params, "english", root)
     layout.results.mkdir(parents=True)
-    _write(layout.result("teacher", "teacher", 0), run_result("teacher", "teacher", 0, 0.80))
+    write(layout.result("teacher", "teacher", 0), run_result("teacher", "teacher", 0, 0.80))
     for row, student in enumerate(params.grid.students["english"]):
         for place, method in enumerate(params.grid.methods):
             value = (scores or {}).get((method, student), 0.60 + 0.01 * place - 0.05 * row)
@@ -154,8 +154,8 @@ def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
             for seed in params.grid.seeds:
                 shift = 0.004 * (seed - 1)
                 run = run_result(method, student, seed, test + shift, development + shift)
-                _write(layout.result(method, student, seed), run)
-    _write(layout.results / "latency.json", latency_result(params.grid.students["english"]))
+                write(layout.result(method, student, seed), run)
+    write(layout.results / "latency.json", latency_result(params.grid.students["english"]))
     return layout.results
 
 
@@ -205,8 +205,8 @@ def several_languages(root: Path, params: Params) -> Results:
 
 
 def change(path: Path, **values) -> None:
-    _write(path, json.loads(path.read_text()) | values)
+    write(path, json.loads(path.read_text()) | values)
 
 
-def _write(path: Path, values: dict) -> None:
+def write(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values))

@@ -74,6 +74,29 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ["methods.od.inputs", "'plain'", "'masked'"],
     ),
     "unknown student to tune on": (put(["L9"], "tuning", "students"), ["tuning.students", "'L9'", "L3-H192"]),
+    "ablations without students": (
+        put(["hs-reverse"], "grid", "ablations", "english", "methods"),
+        ["grid.ablations.english", "['hs-reverse']", "both"],
+    ),
+    "ablations of a student that is not run": (
+        put({"methods": ["hs-reverse"], "students": ["L6-H192"]}, "grid", "ablations", "english"),
+        ["grid.ablations.english.students", "'L6-H192'", "L3-H384, L3-H192"],
+    ),
+    "an ablation that the grid runs anyway": (
+        put({"methods": ["od"], "students": ["L3-H192"]}, "grid", "ablations", "english"),
+        ["grid.ablations.english.methods", "'od'", "other methods"],
+    ),
+    "an unknown ablation": (
+        put({"methods": ["magic"], "students": ["L3-H192"]}, "grid", "ablations", "english"),
+        ["grid.ablations.english.methods", "'magic'", "hs-reverse"],
+    ),
+    "an ablation below the teacher's layers": (
+        both(
+            put(7, "methods", "mha-direct-from-top-3", "teacher_layer_from_top"),
+            put({"methods": ["mha-direct-from-top-3"], "students": ["L3-H192"]}, "grid", "ablations", "english"),
+        ),
+        ["methods.mha-direct-from-top-3.teacher_layer_from_top = 7", "0 to 5"],
+    ),
     "a setting without students": (
         put([], "grid", "students", "english"),
         ["grid.students.english", "[]", "at least one student"],
@@ -317,7 +340,7 @@ def test_a_failing_switch_leaves_the_file_as_it_was(folder):
 
 def test_every_key_has_a_comment():
     """On its own line, or on the line of the mapping whose uniform entries it explains."""
-    explained_by_their_mapping = ("methods", "finetuning.tasks", "students", "grid.students")
+    explained_by_their_mapping = ("methods", "finetuning.tasks", "students", "grid.students", "grid.ablations")
     stack, missing = [], []
     for line in (ROOT / "params.yaml").read_text().splitlines():
         entry = re.match(r"( *)([\w+-]+):(.*)", line)

@@ -1,4 +1,4 @@
-"""The comparison notebook, executed once as the pipeline does (some seconds), and the report made from it."""
+"""The analysis notebooks, executed once as the pipeline does (some seconds), and the report made from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from study.analysis.verdicts import CLAIMS, write_verdicts
 from study.config import Layout
 
 FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
-NOTEBOOK = REPOSITORY / "notebooks" / "50_compare.ipynb"
 
 
 class Page(HTMLParser):
@@ -50,21 +49,23 @@ def study(tmp_path_factory):
     params = make_study(root, ["none", "mlm", "hs-uniform+last"])
     for path in write_grid(root, params).glob("*_1.json"):
         change(path, environment=ENVIRONMENT | {"processor": "<b>quick & new</b>"})
-    executed = root / "runs" / "laptop" / "compared" / "compare_english.ipynb"
     (root / "notebooks").mkdir()
-    executed.parent.mkdir(parents=True)
+    layout = Layout(params, "english", root)
+    outputs = {"50_compare": "../reports/laptop", "52_ablations": "../reports/laptop/ablations/english"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
-        papermill.execute_notebook(
-            str(NOTEBOOK),
-            str(executed),
-            parameters={"profile": "laptop", "output": "../reports/laptop"},
-            kernel_name="python3",
-            language="python",
-            cwd=str(root / "notebooks"),
-            progress_bar=False,
-        )
-    return root, params, executed
+        for executed, (name, output) in zip(layout.analyses, outputs.items(), strict=True):
+            executed.parent.mkdir(parents=True, exist_ok=True)
+            papermill.execute_notebook(
+                str(REPOSITORY / "notebooks" / f"{name}.ipynb"),
+                str(executed),
+                parameters={"profile": "laptop", "output": output},
+                kernel_name="python3",
+                language="python",
+                cwd=str(root / "notebooks"),
+                progress_bar=False,
+            )
+    return root, params, layout.analyses
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_the_notebook_writes_every_figure_table_and_the_headline(study):
     names = {name for name in names if not name.startswith("html/")}
     expected = {f"figures/english/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     expected |= {f"tables/english/{name}" for name in TABLES}
-    expected |= {"headline/english.json"}
+    expected |= {"headline/english.json", "ablations/english/effects.csv"}
     assert names == expected
 
 
@@ -107,8 +108,9 @@ def test_settings_are_shown_side_by_side(tmp_path, study):
         write_tables(results, layout.tables)
         write_verdicts(results, layout.tables)
         write_headline(results, layout.headline)
-        layout.comparison.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(executed, layout.comparison)
+        for notebook, copy in zip(executed, layout.analyses, strict=True):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(notebook, copy)
     page = Page(write_report(params, tmp_path))
     text = " ".join(page.text.split())
     for setting in ("english", "several"):
@@ -121,7 +123,8 @@ def test_settings_are_shown_side_by_side(tmp_path, study):
 
 
 def test_the_report_has_an_index_and_the_notebook(pages):
-    assert set(pages) == {"index.html", "compare_english.html"}
+    assert set(pages) == {"index.html", "compare_english.html", "ablations_english.html"}
+    assert "No variant was run" in pages["ablations_english.html"].text
     shown = {attributes["src"] for attributes in pages["compare_english.html"].named("img")}
     assert shown == {f"../figures/english/{name}.png" for name in FIGURES}
 
@@ -169,24 +172,26 @@ def test_values_from_files_are_escaped(study, pages):
 
 
 def test_pages_have_titles_languages_and_alternative_texts(pages):
-    for page in pages.values():
+    for name, page in pages.items():
         assert page.named("title") and page.named("html") == [{"lang": "en"}]
         assert any(meta.get("name") == "viewport" for meta in page.named("meta"))
-        assert page.named("img") and all(len(image["alt"]) > 20 for image in page.named("img"))
+        assert page.named("img") or name == "ablations_english.html"  # no variant among three methods
+        assert all(len(image["alt"]) > 20 for image in page.named("img"))
 
 
 def test_the_report_is_byte_stable_and_small(study, pages):
     root, params, _ = study
     folder = root / "reports" / "laptop" / "html"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    executed = study[2].read_text()
+    notebook, *_ = study[2]
+    executed = notebook.read_text()
     again = nbformat.reads(executed, as_version=4)
     for cell in again.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "another"  # as after another execution
-    nbformat.write(again, study[2])
+    nbformat.write(again, notebook)
     write_report(params, root)
-    study[2].write_text(executed)
+    notebook.write_text(executed)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert all(len(content) < 1_000_000 for content in before.values())
 
@@ -207,7 +212,7 @@ def test_what_is_missing_is_named(study, tmp_path):
 
 
 def test_a_damaged_notebook_is_named(study):
-    root, params, executed = study
+    root, params, (executed, *_) = study
     whole = executed.read_text()
     try:
         executed.write_text(whole[:300])
@@ -217,8 +222,9 @@ def test_a_damaged_notebook_is_named(study):
         executed.write_text(whole)
 
 
-def test_the_notebook_is_thin_and_stripped():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("name", ["50_compare", "52_ablations"])
+def test_the_notebook_is_thin_and_stripped(name):
+    notebook = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)

@@ -104,7 +104,7 @@ def test_a_methods_own_parameters_are_those_recorded(study):
     change(path, distillation=json.loads(path.read_text())["distillation"] | {"method": options})
     runs = load(study).runs.set_index(["method", "student"])
     assert runs.loc[("od", "L3-H384"), "options"] == options
-    assert runs.loc[("none", "L3-H384"), "options"] == {}
+    assert runs.loc[("none", "L3-H384"), "options"] == {"objective": "none"}
 
 
 def test_languages_by_hand(study):

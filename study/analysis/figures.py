@@ -12,10 +12,12 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
+from IPython.display import Image
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from study.analysis.ablations import ABLATIONS, effects
 from study.analysis.results import FLOOR, TEACHER, Results, macro, summary
 from study.analysis.results import per_language as language_scores
 from study.analysis.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, contrasts, verdicts
@@ -84,6 +86,12 @@ CAPTIONS = {
     " can be compared: the losses measure different things.",
     "distillation_cost": "Training speed of every method: tokens of text per second, the teacher's part included.",
 }
+
+
+ABLATION_CAPTION = (
+    "Macro test score of a reference (filled) and its variants (open), mean over distillation seeds; dots are single"
+    " distilled models."
+)
 
 
 def names(results: Results) -> list[str]:
@@ -325,6 +333,41 @@ def claims(results: Results) -> Figure:
 
 
 @matplotlib.rc_context(LOOK)
+def ablation(results: Results, name: str) -> Figure | None:
+    """One entry of ABLATIONS: macro test score (0-100) of every distilled model, their mean, one line per variant.
+
+    References are filled and dark, variants open; None where the results hold no variant.
+    """
+    table = effects(results, {name: ABLATIONS[name]})
+    if table.empty:
+        return None
+    runs = macro(results.ablations or results)
+    groups = table.groupby("reference", sort=False)["variant"].agg(list)
+    lines = [[(reference, True), *((variant, False) for variant in own)] for reference, own in groups.items()]
+    heights = np.cumsum([1.6 * (first and place > 0) + (not first) for place, (_, first) in enumerate(sum(lines, []))])
+    figure = _figure(6.4, 0.9 + 0.24 * (heights[-1] + 1))
+    axes, labels = figure.subplots(), []
+    for height, (method, reference) in zip(heights, sum(lines, []), strict=True):
+        color = STYLES[method].color if reference else "#4d4d4d"
+        for student, (_, marker) in _students(results.ablations or results).items():
+            own = 100 * runs.loc[(runs["method"] == method) & (runs["student"] == student), "test"]
+            axes.plot(own, [height] * len(own), ".", color=color, markersize=4, alpha=0.7)
+            axes.plot(own.mean(), height, marker, color=color, markersize=7, zorder=3,
+                      markerfacecolor=color if reference else "white")  # fmt: skip
+        labels.append(STYLES[method].label if method in STYLES else method)
+    axes.set_yticks(heights, labels)
+    axes.set_ylim(heights[-1] + 0.7, -0.7)
+    axes.set_xlabel("macro test score (0–100)")
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.08)
+    axes.grid(axis="x")
+    students = _students(results.ablations or results).items()
+    handles = [_handle(student, "#4d4d4d", marker) for student, (_, marker) in students]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
 def learning_curves(results: Results) -> Figure:
     """Held-out loss(step) / loss(0) of each method's own loss against millions of tokens, one panel per student."""
     look, students = styles(results), _students(results)
@@ -369,6 +412,11 @@ def distillation_cost(results: Results) -> Figure:
         axes.tick_params(axis="y", length=0)
     figure.supxlabel("training speed (tokens per second)", fontsize=9)
     return figure
+
+
+def show(figure: Figure | None, folder: str | os.PathLike, name: str) -> Image | None:
+    """:func:`save`, and what a notebook displays of it; nothing where there is no figure."""
+    return Image(filename=save(figure, folder, name), alt=CAPTIONS.get(name, ABLATION_CAPTION)) if figure else None
 
 
 def save(figure: Figure, folder: str | os.PathLike, name: str) -> Path:

@@ -233,7 +233,8 @@ initialisation and data order in distillation. Small differences between methods
 {% for s in settings %}
 <h3>{{ s.setting|capitalize }}</h3>
 <ul class="plain">
-<li><a href="{{ s.page }}">{{ s.page_title }}</a>: all figures, with what to look at</li>
+{% for page, title in s.pages.items() %}<li><a href="{{ page }}">{{ title }}</a></li>
+{% endfor %}
 <li>Figures: {% for name in s.captions %}{{ name|replace("_", " ") }} (<a
 href="../figures/{{ s.setting }}/{{ name }}.png">PNG</a>,
 <a href="../figures/{{ s.setting }}/{{ name }}.svg">SVG</a>){{ ", " if not loop.last }}{% endfor %}</li>
@@ -252,10 +253,10 @@ href="{{ file|urlencode }}">{{ file.rpartition("/")[2] }}</a></li>
 
 
 def write_report(params: Params, root: Path | None = None) -> Path:
-    """Write ``reports/<profile>/html``: index.html and one page per setting's comparison; return the index.
+    """Write ``reports/<profile>/html``: index.html and a page per analysis and setting; return the index.
 
-    The pages hold no picture of their own: they show the files in ``../figures``. Nothing in them comes from the clock
-    or from the network, so the same results, figures and notebooks give the same bytes.
+    The pages hold no picture of their own: they show the files of figures beside them. Nothing in them comes from the
+    clock or from the network, so the same results, figures and notebooks give the same bytes.
 
     Args:
         params: the study's parameters; their profile names the folder, ``grid.settings`` what is shown.
@@ -270,23 +271,26 @@ def write_report(params: Params, root: Path | None = None) -> Path:
     missing = []
     for layout, results in loaded.items():
         needed = [layout.figures / f"{name}.{kind}" for name in figures.names(results) for kind in ("png", "svg")]
-        needed += [layout.tables / name for name in tables(results)] + [layout.headline, layout.comparison]
+        needed += [layout.tables / name for name in tables(results)] + [layout.headline, *layout.analyses]
         missing += [str(path.relative_to(root)) for path in needed if not path.is_file()]
     if missing:
-        raise StudyError(f"the report lacks {', '.join(missing)}; executing notebooks/50_compare.ipynb makes them")
+        raise StudyError(f"the report lacks {', '.join(missing)}; `dvc repro` makes them")
 
     templates = jinja2.DictLoader({"page": PAGE, "index": INDEX})
     environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True)
     html, settings = layouts[0].reports / "html", []
     for layout, results in loaded.items():
-        name = f"{layout.comparison.stem}.html"
-        title, content = notebook_page(layout.comparison, layout.figures)
-        page = environment.get_template("page").render(title=title, style=Markup(STYLE), content=Markup(content))
-        write_file(html / name, page + "\n")
+        pages = {}
+        for notebook, folder in layout.analyses.items():
+            name = f"{notebook.stem}.html"
+            pages[name], content = notebook_page(notebook, folder)
+            page = environment.get_template("page").render(
+                title=pages[name], style=Markup(STYLE), content=Markup(content)
+            )
+            write_file(html / name, page + "\n")
         values = index_values(results) | {
             "teacher": params.settings[layout.setting].teacher.name,
-            "page": name,
-            "page_title": title,
+            "pages": pages,
             "picture": picture(layout.figures / f"{MAIN_FIGURE}.png"),
             "files": [f"../results/{layout.setting}/{path.name}" for path in result_files(params, layout)],
         }
@@ -312,7 +316,7 @@ def result_files(params: Params, layout: Layout) -> list[Path]:
 def notebook_page(path: Path, figure_folder: Path) -> tuple[str, str]:
     """Title (its first heading) and HTML of an executed notebook, without code.
 
-    A picture that is byte for byte one of ``figure_folder`` becomes a reference to ``../figures``; others stay inside.
+    A picture that is byte for byte one of ``figure_folder`` becomes a reference to that file; others stay inside.
 
     Raises:
         StudyError: the file is no notebook.
@@ -343,11 +347,11 @@ def notebook_page(path: Path, figure_folder: Path) -> tuple[str, str]:
 
 
 def picture(path: Path) -> Markup:
-    """HTML that shows a PNG of ``../figures`` at its printed size or narrower and leads to its SVG."""
+    """HTML that shows a PNG of a report's figures at its printed size or narrower and leads to its SVG."""
     width = int.from_bytes(path.read_bytes()[16:20], "big") * 96 // 200  # in the PNG header; CSS has 96 pixels an inch
-    tag = '<a href="../figures/{0}.svg"><img src="../figures/{0}.png" width="{1}" alt="{2}"></a>'
-    place = f"{path.parent.name}/{path.stem}"
-    return Markup(tag).format(place, width, figures.CAPTIONS.get(path.stem, path.stem))
+    tag = '<a href="../{0}.svg"><img src="../{0}.png" width="{1}" alt="{2}"></a>'
+    place = "/".join(path.with_suffix("").parts[-3:])  # <kind>/<setting>/<name>
+    return Markup(tag).format(place, width, figures.CAPTIONS.get(path.stem, figures.ABLATION_CAPTION))
 
 
 def index_values(results: Results) -> dict:

@@ -182,6 +182,7 @@ class Results:
         probes: one row per run, probe and language, empty where a setting has no probes: setting, method, student,
             distillation_seed, task, metric, language, test (the main metric), test_examples, and the probe's other
             scores.
+        ablations: the same of ``grid.ablations``, with the methods that they vary; None where none are run.
     """
 
     scores: pd.DataFrame
@@ -189,10 +190,11 @@ class Results:
     curves: pd.DataFrame
     latency: pd.DataFrame
     probes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    ablations: Results | None = None
 
 
 def load_results(params: Params, setting: str, root: Path | None = None) -> Results:
-    """Read the result files that ``params.grid`` asks for; other files in their folder are left alone.
+    """Read the result files that ``params.grid`` asks for, ablations included; others in their folder are left alone.
 
     Args:
         params: the study's parameters; their profile names the folder.
@@ -233,7 +235,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
             | result.size.model_dump()
             | {"mlm_loss": modelling and modelling.loss, "mlm_accuracy": modelling and modelling.accuracy}
             | training
-            | {"options": result.distillation.method if result.distillation else {}}
+            | {"options": result.distillation.method if result.distillation else _untrained(params, method)}
             | {"evaluation_seconds": result.evaluation_seconds}
             | result.environment.model_dump()
         )
@@ -252,7 +254,12 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
         curves=pd.DataFrame(curves),
         latency=pd.DataFrame([common | m.model_dump() for m in measurements]),
         probes=pd.DataFrame(probes),
+        ablations=load_results(ablated, setting, root) if (ablated := params.of_ablations(setting)) else None,
     )
+
+
+def _untrained(params: Params, method: str) -> dict:
+    return params.methods[method].model_dump(exclude_none=True) if method in params.methods else {}
 
 
 def _score_rows(run: dict, result: RunResult, tasks: list[str]) -> list[dict]:

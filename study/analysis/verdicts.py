@@ -30,6 +30,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from study.analysis.ablations import variants
 from study.analysis.results import TEACHER, Results
 from study.analysis.statistics import (
     BOTH_SEEDS,
@@ -173,7 +174,7 @@ def contrasts(results: Results, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFr
 def _scores(results: Results) -> dict[str, np.ndarray]:
     arrays = score_arrays(results)
     del arrays[TEACHER]
-    return arrays | _by_teacher_layer(results, arrays)
+    return arrays | _by_teacher_layer(results.ablations or results)
 
 
 def _contrasts(arrays: dict[str, np.ndarray], setting: str, claims: tuple[Claim, ...]) -> pd.DataFrame:
@@ -209,20 +210,16 @@ def _mean(arrays: dict[str, np.ndarray], side: str) -> np.ndarray:
     return np.mean([arrays[method] for method in GROUPS.get(side, (side,))], axis=0)
 
 
-def _by_teacher_layer(results: Results, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _by_teacher_layer(results: Results) -> dict[str, np.ndarray]:
     """Scores of methods that differ from MiniLMv2 or DirectMiniLM in the teacher layer alone, as <method>@L_T-k.
 
     What they differ in is read from the result files, not from their names; learning rates are each method's own.
     """
-    layer, own = "teacher_layer_from_top", {"teacher_layer_from_top", "learning_rate"}
+    layer, arrays, found = "teacher_layer_from_top", score_arrays(results), {}
     options = results.runs.groupby("method", sort=False)["options"].first()
-    found = {}
     for base in (MINILMV2, DIRECT):
-        for method in arrays:
-            if base not in options or layer not in options[method]:
-                continue
-            same = [{key: value for key, value in options[name].items() if key not in own} for name in (base, method)]
-            if same[0] == same[1]:
+        for method in (base, *variants(results, base, (layer,))):
+            if layer in options.get(method, {}):
                 above = options[method][layer]
                 found.setdefault(f"{base}@L_T-{above}" if above else f"{base}@L_T", arrays[method])
     return found

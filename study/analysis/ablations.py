@@ -1,0 +1,111 @@
+"""What one choice within a method changes: variants that differ from a method of the grid in that choice alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.results import TEACHER, Results
+from study.analysis.statistics import covered, estimate, holm, replicates, score_arrays
+from study.files import write_file
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """``references`` are varied in ``options``, keys of their entries in ``params.methods``, and in nothing else."""
+
+    references: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+#: Which variants belong to an ablation is read from the result files, not from names.
+ABLATIONS = {
+    "layer_mapping": Ablation(("hs-uniform+last",), ("mapping",)),
+    "teacher_layer": Ablation(("mha-minilmv2", "mha-direct"), ("teacher_layer_from_top",)),
+    "relation_heads": Ablation(("mha-minilmv2",), ("relation_heads",)),
+    "output_distribution": Ablation(("od",), ("temperature", "positions", "mlm_weight")),
+    "inputs": Ablation(("hs-uniform+last", "mha-minilmv2", "mha-direct"), ("inputs",)),
+    "initialisation": Ablation(("none", "hs-uniform+last", "mha-minilmv2"), ("initialisation",)),
+}
+
+
+def variants(results: Results, reference: str, options: tuple[str, ...]) -> list[str]:
+    """Methods of the results that differ from ``reference`` in one or more of ``options`` and in nothing else.
+
+    Learning rates are each method's own and do not count. A method without an entry has the value of all methods.
+    """
+    of = results.runs.groupby("method", sort=False)["options"].first()
+    if reference not in of:
+        return []
+
+    def rest(method: str) -> dict:
+        own = {key: value for key, value in of[method].items() if value is not None}
+        return {key: value for key, value in own.items() if key not in (*options, "learning_rate")}
+
+    return [m for m in of.index if m not in (TEACHER, reference) and of[m] and rest(m) == rest(reference)]
+
+
+def effects(results: Results, ablations: dict[str, Ablation] = ABLATIONS) -> pd.DataFrame:
+    """Variant less reference in points of macro test score (0-100), one row per variant, in the order of the results.
+
+    Where the results hold runs for ablations, these are compared; else the methods of the grid among themselves.
+
+    Columns: setting, ablation, reference, variant, macro (of the variant), effect (paired by student, task and seeds),
+    low, high (95 %, :func:`statistics.estimate`), covers (the seeds behind them), p_holm (two-sided, of no effect,
+    corrected over the ablation), runs (distilled models of the variant).
+
+    Raises:
+        StudyError: scores are incomplete (:func:`statistics.score_arrays`).
+    """
+    results = results.ablations or results
+    arrays, rows = score_arrays(results), []
+    for name, ablation in ablations.items():
+        for reference in ablation.references:
+            for variant in variants(results, reference, ablation.options):
+                found = estimate(replicates(100 * (arrays[variant] - arrays[reference])))
+                low, high = found.interval()
+                row = {"setting": results.runs["setting"].iloc[0], "ablation": name, "reference": reference}
+                row |= {"variant": variant, "macro": 100 * arrays[variant].mean(), "effect": float(found.mean)}
+                row |= {"low": float(low), "high": float(high), "covers": covered(arrays[variant])}
+                row |= {"p_holm": float(2 * np.minimum(found.p_above(0), found.p_below(0)))}
+                rows.append(row | {"runs": arrays[variant].shape[0] * arrays[variant].shape[2]})
+    columns = ["setting", "ablation", "reference", "variant", "macro", "effect", "low", "high", "covers", "p_holm"]
+    table = pd.DataFrame(rows, columns=[*columns, "runs"])
+    table["p_holm"] = table.groupby("ablation", sort=False)["p_holm"].transform(holm)
+    return table
+
+
+def found(table: pd.DataFrame, ablation: str) -> str:
+    """What the rows of one ablation show, in sentences: made from the numbers, so that other results say other things.
+
+    An effect is said to be there if its Holm-corrected p-value is at most 5 % and the interval covers distillation.
+    """
+    own = table[table["ablation"] == ablation]
+    if own.empty:
+        return "**Found.** No variant was run in this profile (`grid.ablations` of params.yaml)."
+    if not own["covers"].str.startswith("distillation").all():
+        lead = "One distillation seed tells nothing apart; as numbers alone, against the reference:"
+    else:
+        shown = own[own["p_holm"] <= 0.05]
+        lead = f"{len(shown)} of {len(own)} variants differ from their reference by more than chance (Holm, 5 %):"
+    rows = []
+    for row in own.itertuples():
+        interval = "" if np.isnan(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
+        sure = " **shown**" if row.p_holm <= 0.05 and row.covers.startswith("distillation") else ""
+        rows.append(f"* `{row.variant}` less `{row.reference}`: {row.effect:+.1f} points{interval}{sure}")
+    return "\n".join([f"**Found.** {lead}", "", *rows])
+
+
+def write_effects(results: Results, folder: str | os.PathLike) -> pd.DataFrame:
+    """Write effects.csv into ``folder`` and return :func:`effects`.
+
+    Raises:
+        StudyError: scores are incomplete, or the folder cannot be written.
+    """
+    table = effects(results)
+    write_file(Path(folder) / "effects.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
+    return table
