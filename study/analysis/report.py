@@ -13,6 +13,8 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from study.analysis import figures
+from study.analysis.published import COMPARABLE, PUBLISHED
+from study.analysis.recommendation import recommendation
 from study.analysis.results import (
     TEACHER,
     Results,
@@ -139,6 +141,28 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 {% endwith %}{% endfor %}
 </div>
 
+<h2>Which student should I ship?</h2>
+<div class="settings">
+{% for s in settings %}
+<section>
+<h3>Setting {{ s.setting }}</h3>
+<div class="wide"><table>
+<thead><tr><th>if a sequence may take</th><th class="name">take</th><th class="name">distilled by</th>
+<th>teacher's score kept</th><th>points lost</th></tr></thead>
+<tbody>
+{% for row in s.recommendation %}
+<tr><td>{{ row.budget }} ms (1 / {{ row.speed_up }} of the teacher's time)</td><td class="name">{{ row.student }}</td>
+<td class="name words">{{ row.label }}{% if row.reservation %}: {{ row.reservation }}{% endif %}</td>
+<td>{{ row.retained }} %{% if row.interval %} ({{ row.interval }}){% endif %}</td><td>{{ row.loss }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+{% endfor %}
+</div>
+<p class="soft">Read from the top: the first row whose time you have. Students and methods were chosen on development
+data, and a student that a faster one equals is left out; what is kept and lost is from test data, on the tasks and
+machine of this report.</p>
+
 {% for s in settings %}
 <h2>{{ s.setting|capitalize }}: what do these results say of the paper's claims?</h2>
 <div class="wide"><table>
@@ -216,6 +240,22 @@ English alone; gap: English less the mean without English.</p>
 {{ latency.precision }}; medians of {{ latency.runs }} runs after {{ latency.warmup_runs }} uncounted ones, quartiles in
 brackets; the teacher is timed in turn with each student. FLOPs: floating-point operations of one sequence.</p>
 {% endwith %}{% endfor %}
+
+<h2>Published numbers, not ours</h2>
+<div class="wide"><table>
+<thead><tr><th class="name">student</th><th class="name">teacher</th><th class="name">method</th>
+<th class="name">measure</th><th>score</th><th>of its teacher's</th><th class="name">source</th></tr></thead>
+<tbody>
+{% for row in published %}
+<tr><td class="name">{{ row.student }}</td><td class="name">{{ row.teacher }}</td><td class="name">{{ row.method }}</td>
+<td class="name">{{ row.measure }}</td><td>{{ "%.1f"|format(row.score) }}</td>
+<td>{% if row.retained %}{{ "%.1f"|format(row.retained) }} %{% else %}–{% endif %}</td>
+<td class="name words">{{ row.source }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<p class="soft">{{ comparable }} Ours: {% for s in settings %}{% for student, best in s.headline.students.items() %}{{
+student }} ({{ s.setting }}) keeps {{ best.retained_percent }} %{{ ", " if not loop.last }}{% endfor %}{{
+"; " if not loop.last else "." }}{% endfor %}</p>
 
 <h2>What these numbers do not say</h2>
 <ul class="plain">
@@ -301,6 +341,8 @@ def write_report(params: Params, root: Path | None = None) -> Path:
         profile=params.profile,
         seeds=len(params.grid.seeds),
         settings=settings,
+        published=PUBLISHED,
+        comparable=COMPARABLE,
         **machine(pd.concat([results.runs for results in loaded.values()])),
     )
     write_file(html / "index.html", index + "\n")
@@ -393,6 +435,13 @@ def index_values(results: Results) -> dict:
         "setting": runs["setting"].iloc[0],
         "headline": headline(results),
         "labels": labels,
+        "recommendation": [
+            {key: row[key] for key in ("student", "reservation")}
+            | {"budget": _text(row["budget_ms"], 1), "speed_up": _text(row["speed_up"], 1)}
+            | {"label": labels[row["method"]], "retained": _text(row["retained"], 1), "loss": _text(row["loss"], 1)}
+            | {"interval": _range(row["retained_low"], row["retained_high"], 1)}
+            for row in recommendation(results).to_dict("records")
+        ],
         "captions": {name: figures.CAPTIONS[name] for name in figures.names(results)},
         "main_figure": MAIN_FIGURE,
         "tables": tables(results),

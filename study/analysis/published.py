@@ -1,0 +1,49 @@
+"""Numbers that others published, to be shown beside the study's and never as its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """``score`` of a student as its authors give it, ``teacher_score`` on the same measure where they give it too."""
+
+    student: str
+    teacher: str
+    method: str
+    measure: str
+    score: float
+    source: str
+    teacher_score: float | None = None
+
+    @property
+    def retained(self) -> float | None:
+        """Percent of the teacher's score."""
+        return 100 * self.score / self.teacher_score if self.teacher_score else None
+
+
+MINILMV2 = "Wang et al., Findings of ACL 2021, arXiv 2012.15828"
+DISTILBERT, DISTILROBERTA = "Sanh et al., arXiv 1910.01108", "model card of distilroberta-base"
+TINYBERT = "Jiao et al., Findings of EMNLP 2020, arXiv 1909.10351"
+GLUE = "GLUE, average on development sets"
+
+PUBLISHED = (
+    Published("6 x 768", "BERT-base", "MiniLMv2", "MNLI-m, accuracy", 84.2, MINILMV2),
+    Published("6 x 384", "BERT-base", "MiniLMv2", "MNLI-m, accuracy", 82.8, MINILMV2),
+    Published("6 x 768", "RoBERTa-large", "MiniLMv2", "MNLI-m, accuracy", 87.0, MINILMV2),
+    Published("6 x 384", "XLM-R-large", "MiniLMv2", "XNLI, mean accuracy", 69.3, MINILMV2),
+    Published("12 x 384", "XLM-R-large", "MiniLMv2", "XNLI, mean accuracy", 72.9, MINILMV2),
+    Published("DistilBERT", "BERT-base", "OD, MLM and cosine", GLUE, 77.0, DISTILBERT, 79.5),
+    Published("DistilRoBERTa", "RoBERTa-base", "OD, MLM and cosine", GLUE, 82.3, DISTILROBERTA, 86.4),
+    Published("TinyBERT 4 x 312", "BERT-base", "mapping uniform", "average of its ablation", 75.6, TINYBERT),
+    Published("TinyBERT 4 x 312", "BERT-base", "mapping top", "average of its ablation", 70.9, TINYBERT),
+    Published("TinyBERT 4 x 312", "BERT-base", "mapping bottom", "average of its ablation", 71.3, TINYBERT),
+)
+
+#: What of these may be set against the study's numbers.
+COMPARABLE = (
+    "Other teachers, texts, tasks and budgets, thousands of times larger: no score above or below is comparable. What"
+    " may be compared is what is relative: the share of the teacher's score that a student keeps, and the order of"
+    " layer mappings."
+)

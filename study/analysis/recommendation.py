@@ -1,0 +1,42 @@
+"""For a latency budget: which student, distilled how, and what is lost."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from study.analysis.results import BASELINE, FLOOR, Results, headline
+
+COLUMNS = ["setting", "budget_ms", "speed_up", "student", "method", "retained", "retained_low", "retained_high", "loss"]
+
+
+def recommendation(results: Results) -> pd.DataFrame:
+    """What to take for every budget of latency, from the largest budget down, one row per model worth taking.
+
+    A student comes with its best method. It is worth taking if no faster student scores as well. Both choices are made
+    on development data; what is promised is from test data. Latency: median of the smallest batch and number of threads
+    measured, here, so budgets are better read as shares of the teacher's time (``speed_up``).
+
+    Columns: setting, budget_ms (the least budget that this model fits in), speed_up, student, method, retained,
+    retained_low, retained_high (percent of the teacher's macro test score, with the interval of
+    :func:`results.summary`), loss (points of macro test score, 0-100, below the teacher), reservation (what is not
+    shown of this model: better than no training, than training without a teacher; empty if both are, or were not run).
+
+    Source: this study's choice.
+    """
+    values = headline(results)
+    ceiling, rows = values["teacher"]["test"], []
+    for name, best in sorted(values["students"].items(), key=lambda item: item[1]["latency_ms"]):
+        if rows and best["development"] <= max(row["development"] for row in rows):
+            continue
+        unsure = [
+            words
+            for baseline, words in ((FLOOR, "no training"), (BASELINE, "training without a teacher"))
+            if f"margin_over_{baseline}" in best and not (best[f"margin_over_{baseline}_low"] or 0) > 0
+        ]
+        row = {"setting": values["setting"], "budget_ms": best["latency_ms"], "speed_up": best["speed_up"]}
+        row |= {"student": name, "method": best["method"], "retained": best["retained_percent"]}
+        row |= {f"retained_{end}": best[f"retained_percent_{end}"] for end in ("low", "high")}
+        row |= {"loss": 100 * (ceiling - best["test"]), "development": best["development"]}
+        rows.append(row | {"reservation": f"not shown to beat {' or '.join(unsure)}" if unsure else ""})
+    table = pd.DataFrame(rows[::-1], columns=[*COLUMNS, "reservation"])
+    return table.astype({name: float for name in ("retained_low", "retained_high")})

@@ -1,0 +1,58 @@
+"""What is recommended for a budget, on constructed results; published numbers stay what they are."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from constructed_results import latency_result, make_study, run_result, write
+
+from study.analysis.published import PUBLISHED
+from study.analysis.recommendation import recommendation
+from study.analysis.results import load_results
+
+#: Test scores; development scores are given apart where they differ.
+SCORES = {
+    ("none", "L3-H384"): 0.50,
+    ("mlm", "L3-H384"): 0.60,
+    ("od", "L3-H384"): 0.70,
+    ("none", "L3-H192"): 0.50,
+    ("mlm", "L3-H192"): 0.66,
+    ("od", "L3-H192"): 0.66,
+    ("none", "L6-H192"): 0.50,
+    ("mlm", "L6-H192"): 0.55,
+    ("od", "L6-H192"): 0.79,
+}
+
+
+def recommended(root, development=None) -> pd.DataFrame:
+    students = ("L3-H384", "L3-H192", "L6-H192")
+    params = make_study(root, ["none", "mlm", "od"], students)
+    folder = root / "reports" / "laptop" / "results" / "english"
+    folder.mkdir(parents=True)
+    write(folder / "teacher_teacher_0.json", run_result("teacher", "teacher", 0, 0.8))
+    write(folder / "latency.json", latency_result(students))
+    for cell, test in SCORES.items():
+        result = run_result(*cell, 1, test, (development or {}).get(cell, test))
+        write(folder / f"{cell[0]}_{cell[1]}_1.json", result)
+    return recommendation(load_results(params, "english", root))
+
+
+def test_every_budget_has_its_model_and_the_promise_is_from_test_data(tmp_path):
+    """Latencies: L3-H384 10 ms, L6-H192 9 ms, L3-H192 5 ms; on development data the slowest is the best."""
+    table = recommended(tmp_path, {("od", "L3-H384"): 0.79, ("od", "L6-H192"): 0.70, ("od", "L3-H192"): 0.67})
+    assert table["student"].tolist() == ["L3-H384", "L6-H192", "L3-H192"]
+    assert table["budget_ms"].tolist() == [10, 9, 5] and set(table["method"]) == {"od"}
+    assert table["retained"].tolist() == pytest.approx([100 * 70 / 80, 100 * 79 / 80, 100 * 66 / 80], abs=0.06)
+    assert table["loss"].tolist() == pytest.approx([10, 1, 14])
+    assert table["reservation"].tolist() == ["", "", "not shown to beat training without a teacher"]
+
+
+def test_a_student_that_a_faster_one_beats_on_development_data_is_left_out(tmp_path):
+    table = recommended(tmp_path, {("od", "L6-H192"): 0.60, ("mlm", "L6-H192"): 0.55, ("od", "L3-H192"): 0.66})
+    assert table["student"].tolist() == ["L3-H384", "L3-H192"]
+
+
+def test_published_shares_of_the_teacher():
+    (distilbert,) = (row for row in PUBLISHED if row.student == "DistilBERT")
+    assert distilbert.retained == pytest.approx(96.86, abs=0.01)
+    assert all(row.source and 0 < row.score < 100 for row in PUBLISHED)
