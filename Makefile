@@ -43,7 +43,7 @@ repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the ac
 
 report: environment check  ## figures and pages again, from the committed results alone
 	dvc repro params notebook
-	$(STAGES) '^(compare|ablate|report)@' | xargs dvc repro --single-item
+	$(STAGES) '^(compare|ablate|similarity|report)@' | xargs dvc repro --single-item
 
 tune: environment check  ## choose learning rates of SETTING on development data (writes reports/tuning)
 	@python -m study cells $(SETTING) > /dev/null

@@ -253,6 +253,11 @@ class Latency(Section):
     threads: list[Positive] = Field(min_length=1)
 
 
+class Representations(Section):
+    sequences: Positive
+    relation_sequences: Positive
+
+
 class Benchmark(Section):
     vocabulary: Annotated[int, Field(ge=1000)]
     teacher: Encoder
@@ -286,6 +291,7 @@ class Params(Section):
     methods: dict[str, Method]
     finetuning: Finetuning
     latency: Latency
+    representations: Representations
     benchmark: Benchmark
 
     def of_ablations(self, setting: str) -> Params | None:
@@ -515,9 +521,11 @@ class Layout:
         self.tables = self.reports / "tables" / setting
         self.headline = self.reports / "headline" / f"{setting}.json"
         executed = self.root / "runs" / params.profile / "compared"
+        self.representations = self.results / "representations.json"
         self.analyses = {  # executed notebooks, and the folders of their figures
             executed / f"compare_{setting}.ipynb": self.figures,
             executed / f"ablations_{setting}.ipynb": self.reports / "ablations" / setting,
+            executed / f"representations_{setting}.ipynb": self.reports / "representations" / setting,
         }
         self.tasks = self.runs / "tasks"
         self.corpus = self.runs / "corpus"

@@ -156,7 +156,21 @@ def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
                 run = run_result(method, student, seed, test + shift, development + shift)
                 write(layout.result(method, student, seed), run)
     write(layout.results / "latency.json", latency_result(params.grid.students["english"]))
+    write(layout.representations, representations_result(params))
     return layout.results
+
+
+def representations_result(params: Params) -> dict:
+    """Students of 2 layers, a teacher of 4: the k-th method's last layers have a CKA of 0.5 + 0.1 k, others 0.3."""
+    models = []
+    for method, student, seed in params.grid.cells("english"):
+        cka = np.full((2, 4), 0.3)
+        cka[0, 1], cka[1, 3] = 0.4, 0.5 + 0.04 * params.grid.methods.index(method)
+        divergence = {name: (shift + 1 - cka).tolist() for name, shift in (("query", 0), ("key", 1), ("value", 2))}
+        models.append({"method": method, "student": student, "seed": seed, "cka": cka.tolist()})
+        models[-1]["relation_divergence"] = divergence
+    common = {"profile": "laptop", "setting": "english", "environment": ENVIRONMENT}
+    return common | {"sequences": 64, "relation_sequences": 16, "relation_heads": 12, "models": models}
 
 
 def add_languages(folder, probe: float = 0.5) -> None:

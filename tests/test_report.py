@@ -52,6 +52,7 @@ def study(tmp_path_factory):
     (root / "notebooks").mkdir()
     layout = Layout(params, "english", root)
     outputs = {"50_compare": "../reports/laptop", "52_ablations": "../reports/laptop/ablations/english"}
+    outputs["54_representations"] = "../reports/laptop/representations/english"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
         for executed, (name, output) in zip(layout.analyses, outputs.items(), strict=True):
@@ -82,6 +83,9 @@ def test_the_notebook_writes_every_figure_table_and_the_headline(study):
     expected = {f"figures/english/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     expected |= {f"tables/english/{name}" for name in TABLES}
     expected |= {"headline/english.json", "ablations/english/effects.csv"}
+    drawn = ("layer_similarity", "relation_divergence")
+    expected |= {f"representations/english/{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    expected |= {f"representations/english/{name}.csv" for name in ("layers", "likeness")}
     assert names == expected
 
 
@@ -123,7 +127,12 @@ def test_settings_are_shown_side_by_side(tmp_path, study):
 
 
 def test_the_report_has_an_index_and_the_notebook(pages):
-    assert set(pages) == {"index.html", "compare_english.html", "ablations_english.html"}
+    assert set(pages) == {
+        "index.html",
+        "compare_english.html",
+        "ablations_english.html",
+        "representations_english.html",
+    }
     assert "No variant was run" in pages["ablations_english.html"].text
     shown = {attributes["src"] for attributes in pages["compare_english.html"].named("img")}
     assert shown == {f"../figures/english/{name}.png" for name in FIGURES}
@@ -222,7 +231,7 @@ def test_a_damaged_notebook_is_named(study):
         executed.write_text(whole)
 
 
-@pytest.mark.parametrize("name", ["50_compare", "52_ablations"])
+@pytest.mark.parametrize("name", ["50_compare", "52_ablations", "54_representations"])
 def test_the_notebook_is_thin_and_stripped(name):
     notebook = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)

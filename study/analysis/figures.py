@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn
@@ -88,10 +89,21 @@ CAPTIONS = {
 }
 
 
+OTHER_CAPTIONS = {
+    "layer_similarity": "Linear centred kernel alignment of the hidden states of every student layer and teacher layer"
+    " on held-out text, mean over distillation seeds; brighter is more alike.",
+    "relation_divergence": "Divergence of the attention relations of the student's last layer from those of each"
+    " teacher layer (mean over queries, keys and values) on held-out text; lower is more alike.",
+}
 ABLATION_CAPTION = (
     "Macro test score of a reference (filled) and its variants (open), mean over distillation seeds; dots are single"
     " distilled models."
 )
+
+
+def caption(name: str) -> str:
+    """What the figure of that name shows."""
+    return (CAPTIONS | OTHER_CAPTIONS).get(name, ABLATION_CAPTION)
 
 
 def names(results: Results) -> list[str]:
@@ -368,6 +380,64 @@ def ablation(results: Results, name: str) -> Figure | None:
 
 
 @matplotlib.rc_context(LOOK)
+def layer_similarity(similarity: pd.DataFrame) -> Figure:
+    """CKA of every student layer (row) and teacher layer (column), a panel per student and method, mean over seeds."""
+    methods, students = similarity["method"].unique(), similarity["student"].unique()
+    columns = min(5, len(methods))
+    lines = -(-len(methods) // columns)
+    depths = [similarity.loc[similarity["student"] == student, "layer"].max() for student in students]
+    figure = _figure(7, 0.6 + lines * sum(0.75 + 0.14 * depth for depth in depths))
+    ratios = [0.75 + 0.14 * depth for depth in depths for _ in range(lines)]
+    grid = figure.subplots(lines * len(students), columns, squeeze=False, sharex=True, height_ratios=ratios)
+    lowest = similarity["cka"].min()
+    for axes, (student, method) in itertools.zip_longest(
+        grid.flat,
+        (
+            (student, method)
+            for student in students
+            for method in [*methods, *[None] * (lines * columns - len(methods))]
+        ),
+    ):
+        if method is None:
+            axes.axis("off")
+            continue
+        own = similarity[(similarity["student"] == student) & (similarity["method"] == method)]
+        values = own.groupby(["layer", "teacher_layer"])["cka"].mean().unstack()
+        image = axes.imshow(values, cmap="cividis", vmin=lowest, vmax=1, origin="lower", aspect="auto")
+        axes.set_title(f"{student}\n{method}", fontsize=6.5)
+        axes.set_xticks([0, values.shape[1] - 1], [1, values.shape[1]])
+        axes.set_yticks([0, values.shape[0] - 1], [1, values.shape[0]])
+        axes.tick_params(length=0, labelsize=6.5)
+    figure.supxlabel("teacher layer", fontsize=9)
+    figure.supylabel("student layer", fontsize=9)
+    figure.colorbar(image, ax=grid, label="linear CKA", aspect=40, shrink=0.8)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def relation_divergence(similarity: pd.DataFrame, results: Results) -> Figure:
+    """Divergence (nats) of attention relations, last student layer from each teacher layer, a line per method."""
+    look, students = styles(results), list(_students(results))
+    figure = _figure(7, 3.6)
+    panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]
+    for axes, student in zip(panels, students, strict=True):
+        own = similarity[similarity["student"] == student]
+        last = own[own["layer"] == own["layer"].max()]
+        for method, rows in last.groupby("method", sort=False):
+            mean = rows.groupby("teacher_layer")["divergence"].mean()
+            axes.plot(mean.index, mean, color=look[method].color, marker=look[method].marker, markersize=4, linewidth=1)
+        axes.set_title(student)
+        axes.set_yscale("log")
+        axes.grid()
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    panels[0].set_ylabel("divergence of attention relations (nats)")
+    figure.supxlabel("teacher layer", fontsize=9)
+    handles = [_handle(style.label, style.color, style.marker, linestyle="-") for style in look.values()]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
 def learning_curves(results: Results) -> Figure:
     """Held-out loss(step) / loss(0) of each method's own loss against millions of tokens, one panel per student."""
     look, students = styles(results), _students(results)
@@ -416,7 +486,7 @@ def distillation_cost(results: Results) -> Figure:
 
 def show(figure: Figure | None, folder: str | os.PathLike, name: str) -> Image | None:
     """:func:`save`, and what a notebook displays of it; nothing where there is no figure."""
-    return Image(filename=save(figure, folder, name), alt=CAPTIONS.get(name, ABLATION_CAPTION)) if figure else None
+    return Image(filename=save(figure, folder, name), alt=caption(name)) if figure else None
 
 
 def save(figure: Figure, folder: str | os.PathLike, name: str) -> Path:

@@ -352,7 +352,7 @@ def write_report(params: Params, root: Path | None = None) -> Path:
 def result_files(params: Params, layout: Layout) -> list[Path]:
     """The result files behind the report, in the order of the grid."""
     cells = [(TEACHER, TEACHER, 0), *params.grid.cells(layout.setting)]
-    return [*(layout.result(*cell) for cell in cells), layout.results / "latency.json"]
+    return [*(layout.result(*cell) for cell in cells), layout.results / "latency.json", layout.representations]
 
 
 def notebook_page(path: Path, figure_folder: Path) -> tuple[str, str]:
@@ -393,7 +393,7 @@ def picture(path: Path) -> Markup:
     width = int.from_bytes(path.read_bytes()[16:20], "big") * 96 // 200  # in the PNG header; CSS has 96 pixels an inch
     tag = '<a href="../{0}.svg"><img src="../{0}.png" width="{1}" alt="{2}"></a>'
     place = "/".join(path.with_suffix("").parts[-3:])  # <kind>/<setting>/<name>
-    return Markup(tag).format(place, width, figures.CAPTIONS.get(path.stem, figures.ABLATION_CAPTION))
+    return Markup(tag).format(place, width, figures.caption(path.stem))
 
 
 def index_values(results: Results) -> dict:

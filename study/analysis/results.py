@@ -220,7 +220,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
     teacher = None
     for path, (method, student, seed) in files.items():
         expected = {"method": method, "student": student, "seed": seed}
-        result = _read(path, RunResult, root, profile=params.profile, setting=setting, **expected)
+        result = read_result(path, RunResult, root, profile=params.profile, setting=setting, **expected)
         teacher = teacher or result
         _check_tasks(path.relative_to(root), result, teacher, params)
         run = {"setting": setting, "method": method, "student": student, "distillation_seed": seed}
@@ -241,7 +241,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
         )
         curves += [run | point.model_dump() for point in (result.distillation.curve if result.distillation else [])]
 
-    latency = _read(latency_file, LatencyResult, root, profile=params.profile, setting=setting)
+    latency = read_result(latency_file, LatencyResult, root, profile=params.profile, setting=setting)
     _check_latency(latency_file.relative_to(root), latency, params)
     common = {"setting": setting} | latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
     models = (TEACHER, *grid.students[setting])
@@ -301,7 +301,12 @@ def _probe_rows(run: dict, result: RunResult, tasks: list[str]) -> list[dict]:
     ]
 
 
-def _read(path: Path, model: type[ResultFile], root: Path, **expected) -> ResultFile:
+def read_result(path: Path, model: type[ResultFile], root: Path, **expected) -> ResultFile:
+    """One validated result file.
+
+    Raises:
+        StudyError: it cannot be read, is invalid, or one of the ``expected`` values is another.
+    """
     name = path.relative_to(root)
     try:
         result = model.model_validate_json(path.read_bytes())

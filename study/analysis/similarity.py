@@ -1,0 +1,111 @@
+"""Likeness of layers against quality: tables of what study/evaluation/representations.py measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import model_validator
+from scipy.stats import spearmanr
+
+from study.analysis.results import FLOOR, TEACHER, Record, ResultFile, Results, macro, read_result
+from study.config import Layout, Params, StudyError, find_root
+from study.files import write_file
+
+RUN = ["method", "student", "seed"]
+
+
+class Compared(Record):
+    method: str
+    student: str
+    seed: int
+    cka: list[list[float]]
+    relation_divergence: dict[str, list[list[float]]]
+
+    @model_validator(mode="after")
+    def _same_layers(self):
+        shape = np.shape(self.cka)
+        for name, matrix in self.relation_divergence.items():
+            if len(shape) != 2 or np.shape(matrix) != shape:
+                raise ValueError(f"relation_divergence.{name} is {np.shape(matrix)}; allowed: {shape}, as cka")
+        return self
+
+
+class RepresentationsResult(ResultFile):
+    sequences: int
+    relation_sequences: int
+    relation_heads: int
+    models: list[Compared]
+
+
+def load_similarity(params: Params, setting: str, root: Path | None = None) -> pd.DataFrame:
+    """Every pair of layers of every run of the grid, one row each.
+
+    Columns: method, student, seed, layer (of the student, 1..L_S), teacher_layer (1..L_T), cka, divergence (of the
+    attention relations, mean over queries, keys and values, nats).
+
+    Raises:
+        StudyError: the file is missing or invalid, or lacks a run of the grid.
+    """
+    root = root or find_root()
+    path = Layout(params, setting, root).representations
+    result = read_result(path, RepresentationsResult, root, profile=params.profile, setting=setting)
+    models = {(model.method, model.student, model.seed): model for model in result.models}
+    rows = []
+    for cell in params.grid.cells(setting):
+        if cell not in models:
+            raise StudyError(f"{path.relative_to(root)}: models: {' '.join(map(str, cell))} is missing")
+        divergence = np.mean(list(models[cell].relation_divergence.values()), axis=0)
+        for (layer, teacher_layer), cka in np.ndenumerate(models[cell].cka):
+            row = dict(zip(RUN, cell, strict=True)) | {"layer": layer + 1, "teacher_layer": teacher_layer + 1}
+            rows.append(row | {"cka": cka, "divergence": divergence[layer, teacher_layer]})
+    return pd.DataFrame(rows)
+
+
+def likeness(similarity: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """One row per student and method: how alike its layers are to the teacher's, beside what it scores.
+
+    Columns: student, method, last_layers (CKA of the two last layers), depth_kept (Spearman's rho of a student layer
+    and the teacher layer most like it: 1 if the order of layers is kept; NaN where it is the same for all),
+    divergence (of attention relations, the student's last layer from the teacher's last but one), macro (test, 0-100);
+    means over distillation seeds.
+    """
+    deepest, top = similarity["teacher_layer"].max(), similarity.groupby("student")["layer"].transform("max")
+    rows = []
+    for (student, method), own in similarity.groupby(["student", "method"], sort=False):
+        mean = own.groupby(["layer", "teacher_layer"])[["cka", "divergence"]].mean()
+        last = top[own.index[0]]
+        nearest = mean["cka"].unstack().idxmax(axis=1)
+        order = spearmanr(nearest.index, nearest).statistic if nearest.nunique() > 1 else np.nan
+        row = {"student": student, "method": method, "last_layers": mean.loc[(last, deepest), "cka"]}
+        rows.append(row | {"depth_kept": order, "divergence": mean.loc[(last, deepest - 1), "divergence"]})
+    scores = macro(results).groupby(["student", "method"])["test"].mean().mul(100).rename("macro")
+    return pd.DataFrame(rows).merge(scores.reset_index(), on=["student", "method"], how="left")
+
+
+def found(table: pd.DataFrame) -> str:
+    """What :func:`likeness` shows, in sentences made from the numbers."""
+    lines = []
+    for student, own in table.groupby("student", sort=False):
+        trained = own[~own["method"].isin([FLOOR, TEACHER])]
+        near, best = trained.loc[trained["last_layers"].idxmax()], trained.loc[trained["macro"].idxmax()]
+        rho = spearmanr(trained["last_layers"], trained["macro"])
+        lines.append(
+            f"* {student}: the last layer most like the teacher's is that of `{near.method}` (CKA"
+            f" {near.last_layers:.2f}); the best macro test score has `{best.method}` (CKA {best.last_layers:.2f})."
+            f" Rank correlation of CKA and score over {len(trained)} methods: {rho.statistic:+.2f}"
+            f" (p = {rho.pvalue:.2f})."
+        )
+    return "\n".join(["**Found.**", "", *lines])
+
+
+def write_similarity(similarity: pd.DataFrame, table: pd.DataFrame, folder: str | os.PathLike) -> None:
+    """Write layers.csv (every pair of layers) and likeness.csv into ``folder``.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    for name, rows in (("layers", similarity), ("likeness", table)):
+        write_file(Path(folder) / f"{name}.csv", rows.round(4).to_csv(index=False, lineterminator="\n"))
