@@ -80,7 +80,8 @@ def test_every_notebook_has_its_canonical_copy():
 
 def test_every_notebook_is_run_by_a_stage_or_by_make():
     by_make = set(re.findall(r"study run notebooks/([\w-]+)\.ipynb", (ROOT / "Makefile").read_text()))
-    assert {notebook_of(STAGES[name]) for name in NOTEBOOK_STAGES} | by_make == set(NOTEBOOKS)
+    interactive = {"70_explore"}  # executed on the smoke results below
+    assert {notebook_of(STAGES[name]) for name in NOTEBOOK_STAGES} | by_make | interactive == set(NOTEBOOKS)
 
 
 def test_parameters_given_by_make_exist_in_its_notebooks():
@@ -157,7 +158,10 @@ READ = {
         "settings.${item.setting}.tasks",
     },
     "latency": {"attention_implementation", "grid.students.${item.setting}", "latency", "precision", "students"},
+    "represent": {"attention_implementation", "grid", "representations"},
     "compare": {"grid"},
+    "ablate": {"grid", "methods"},
+    "similarity": {"grid"},
     "report": {"grid"},
 }
 
@@ -291,7 +295,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         for method, student, seed in [*params.grid.cells(setting), ("teacher", "teacher", 0)]:
             result = json.loads((results / f"{method}_{student}_{seed}.json").read_text())
             assert {*result["tasks"], *result.get("probes", {})} == set(params.settings[setting].tasks)
-        for name in ("latency.json", "corpus.json"):
+        for name in ("latency.json", "corpus.json", "representations.json"):
             assert json.loads((results / name).read_text())
         figures = {path.stem for path in (reports / "figures" / setting).glob("*.png")}
         assert {"quality_heatmap", "quality_latency", "per_task", "learning_curves", "distillation_cost"} <= figures
@@ -299,12 +303,23 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         assert all((reports / "figures" / setting / f"{name}.svg").stat().st_size > 1000 for name in figures)
         assert any((reports / "tables" / setting).iterdir())
         assert json.loads((reports / "headline" / f"{setting}.json").read_text())["students"]
+        assert (reports / "representations" / setting / "layer_similarity.svg").stat().st_size > 1000
+    effects = (reports / "ablations" / "english" / "effects.csv").read_text()
+    assert "teacher_layer,mha-minilmv2,mha-minilmv2-from-top-0" in effects
     pages = {path.name: path.read_text() for path in (reports / "html").glob("*.html")}
-    assert set(pages) == {"index.html", "compare_english.html", "compare_multilingual.html"}
+    analyses = [f"{name}_{s}.html" for name in ("compare", "ablations", "representations") for s in params.settings]
+    assert set(pages) == {"index.html", *analyses}
     for page in pages.values():
         assert str(tmp_path) not in page  # no path of this machine
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', pages["index.html"]):
         assert (reports / "html" / unquote(link)).exists(), link
+
+    # The interactive notebook has something to show of these results.
+    explored = tmp_path / "scratch" / "notebooks" / "70_explore.ipynb"
+    outcome = command(tmp_path, sys.executable, "-m", "study", "run", "notebooks/70_explore.ipynb", seconds=600)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    shown = [output for cell in nbformat.read(explored, as_version=4).cells for output in cell.get("outputs", [])]
+    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) == 3
 
     # A second time nothing is done.
     outcome = command(tmp_path, "dvc", "repro", seconds=600)
@@ -327,18 +342,23 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     # A figure's code retrains nothing.
     with (tmp_path / "study" / "analysis" / "figures.py").open("a") as stream:
         stream.write("\n# a comment\n")
-    assert {name.partition("@")[0] for name in stale(tmp_path)} == {"compare", "report"}
+    assert {name.partition("@")[0] for name in stale(tmp_path)} == {
+        "compare",
+        "ablate",
+        "similarity",
+        "report",
+    }
 
     # A bare clone without cache makes every figure from the small results, as `make report` does.
     before = files_below(reports)
     shutil.rmtree(tmp_path / "runs")
     shutil.rmtree(tmp_path / ".dvc" / "cache")
     shutil.rmtree(tmp_path / "scratch")
-    for made in ("figures", "tables", "headline", "html"):
+    for made in ("figures", "tables", "headline", "html", "ablations", "representations"):
         shutil.rmtree(reports / made)
     assert command(tmp_path, "dvc", "repro", "notebook", "params", seconds=600).returncode == 0
     names = command(tmp_path, "dvc", "stage", "list", "--name-only", seconds=600).stdout.split()
-    pages = [name for name in names if name.startswith(("compare@", "report@"))]
+    pages = [name for name in names if name.startswith(("compare@", "ablate@", "similarity@", "report@"))]
     outcome = command(tmp_path, "dvc", "repro", "--single-item", *pages, seconds=600)
     assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     after = files_below(reports)

@@ -1,0 +1,140 @@
+"""One sentence through teacher and student: attention relations, likeness of layers, predictions of masked words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from study.analysis.figures import LOOK
+from study.config import Layout, Params, StudyError
+from study.evaluation.representations import linear_cka, relations
+from study.models.taps import PROJECTIONS, Readings, read
+from study.models.teachers import has_language_modelling_head, load_model, load_tokenizer
+
+
+@dataclass
+class Explorer:
+    """A teacher and its students of one setting, loaded when first looked at.
+
+    Raises:
+        StudyError: a sentence without words or longer than the model reads, a sentence without ``[MASK]`` where words
+            are to be predicted, an unknown method or student, or a model that was not trained yet.
+    """
+
+    params: Params
+    setting: str
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.params, self.setting)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.layout.teacher)
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel:
+        return load_model(self.layout.teacher, "eager").eval()
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.params.grid.methods)
+
+    @property
+    def students(self) -> list[str]:
+        return list(self.params.grid.students[self.setting])
+
+    def folder(self, method: str, student: str) -> Path:
+        """Where the student of the grid's first seed is saved."""
+        for name, value, known in (("method", method, self.methods), ("student", student, self.students)):
+            if value not in known:
+                raise StudyError(f"{name} {value!r} is not in the grid; allowed: {', '.join(known)}")
+        return self.layout.student(method, student, self.params.grid.seeds[0])
+
+    def encode(self, sentence: str) -> torch.Tensor:
+        """(1, T) token ids; ``[MASK]`` stands for the tokenizer's own mask token."""
+        ids = self.tokenizer(sentence.replace("[MASK]", self.tokenizer.mask_token), return_tensors="pt")["input_ids"]
+        limit = self.params.corpus.sequence_length
+        if not 2 < ids.shape[1] <= limit:
+            raise StudyError(f"the sentence has {ids.shape[1] - 2} tokens; allowed: 1 to {limit - 2}")
+        return ids
+
+    def tokens(self, sentence: str) -> list[str]:
+        return self.tokenizer.convert_ids_to_tokens(self.encode(sentence)[0].tolist())
+
+    @torch.inference_mode()
+    def readings(self, sentence: str, model: PreTrainedModel) -> Readings:
+        layers = range(1, model.config.num_hidden_layers + 1)
+        return read(model, self.encode(sentence), hidden_layers=layers, attention_layers=layers)
+
+    def attention(self, sentence: str, method: str, student: str, teacher_layer: int | None = None) -> Figure:
+        """Relations of queries, keys and values (mean over the teacher's number of heads): teacher above student.
+
+        Args:
+            teacher_layer: 1..L_T; by default the last but one, from which MHA transfer distils. The student's is its
+                last.
+        """
+        model = load_model(self.folder(method, student), "eager", head=False).eval()
+        depth = self.teacher.config.num_hidden_layers
+        teacher_layer = depth - 1 if teacher_layer is None else teacher_layer
+        if not 1 <= teacher_layer <= depth:
+            raise StudyError(f"teacher layer {teacher_layer}; allowed: 1 to {depth}")
+        heads, tokens = self.teacher.config.num_attention_heads, self.tokens(sentence)
+        shown = (
+            (f"teacher, layer {teacher_layer}", self.teacher, teacher_layer),
+            (f"{method} {student}, last layer", model, model.config.num_hidden_layers),
+        )
+        with matplotlib.rc_context(LOOK):
+            figure = Figure(figsize=(9, 6.4), layout="constrained")
+            panels = figure.subplots(2, 3, sharex=True, sharey=True)
+            for line, (title, encoder, layer) in zip(panels, shown, strict=True):
+                of_layer = self.readings(sentence, encoder).attention[layer]
+                for axes, name in zip(line, PROJECTIONS, strict=True):
+                    mean = relations(of_layer[name], heads)[0].mean(dim=0)
+                    axes.imshow(mean, cmap="cividis", vmin=0)
+                    axes.set_title(f"{title}: {name}")
+                    axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+                    axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
+                    axes.tick_params(length=0)
+        return figure
+
+    def nearest_layers(self, sentence: str, method: str, student: str) -> pd.DataFrame:
+        """Linear CKA over the sentence's tokens: student layers (rows) by teacher layers; too high for few tokens."""
+        model = load_model(self.folder(method, student), "eager", head=False).eval()
+        own, other = (self.readings(sentence, encoder).hidden for encoder in (model, self.teacher))
+        return pd.DataFrame(
+            [[linear_cka(own[i][0], other[j][0]) for j in sorted(other)] for i in sorted(own)],
+            index=pd.Index(sorted(own), name="student layer"),
+            columns=pd.Index(sorted(other), name="teacher layer"),
+        )
+
+    @torch.inference_mode()
+    def predictions(self, sentence: str, method: str, student: str, count: int = 5) -> pd.DataFrame:
+        """The ``count`` most probable words for every ``[MASK]``, the teacher's beside the student's.
+
+        HS and MHA train no output: their students keep no language-modelling head, and have no column.
+        """
+        ids = self.encode(sentence)
+        places = (ids[0] == self.tokenizer.mask_token_id).nonzero()[:, 0]
+        if not len(places):
+            raise StudyError(f"the sentence has no [MASK] to predict: {sentence!r}")
+        folder, columns = self.folder(method, student), {}
+        models = {"teacher": self.teacher}
+        if has_language_modelling_head(folder):
+            models[f"{method} {student}"] = load_model(folder, "eager").eval()
+        for name, model in models.items():
+            best = model(input_ids=ids).logits[0, places].softmax(dim=-1).topk(count)
+            columns[name] = [
+                f"{self.tokenizer.decode([token]).strip()} ({value:.0%})"
+                for values, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                for value, token in zip(values, tokens, strict=True)
+            ]
+        index = pd.MultiIndex.from_product([range(1, len(places) + 1), range(1, count + 1)], names=["[MASK]", "rank"])
+        return pd.DataFrame(columns, index=index)
