@@ -276,3 +276,15 @@ def test_an_unwritable_folder_is_one_line(study, tmp_path):
     with pytest.raises(StudyError, match="cannot be written") as error:
         analysis.write_tables(load(study), tmp_path / "file" / "tables")
     assert "\n" not in str(error.value)
+
+
+def test_the_last_interval_says_whether_a_curve_has_flattened(study):
+    """Held-out losses 8, 5, 4.25, 4: the last interval brought 0.25 of 4 in all, 6.25 percent."""
+    path = study[2] / "od_L3-H384_1.json"
+    training = json.loads(path.read_text())["distillation"]
+    for point, loss in zip(training["curve"], (8, 5, 4.25, 4), strict=True):
+        point["loss"] = loss
+    change(path, distillation=training)
+    table = analysis.distillation(load(study)).set_index(["method", "student"])
+    assert table.loc[("od", "L3-H384"), "last_interval_percent"] == pytest.approx(6.25)
+    assert "none" not in table.index and len(table) == len(analysis.distillation(load(study)))

@@ -97,7 +97,7 @@ class Explorer:
             for line, (title, encoder, layer) in zip(panels, shown, strict=True):
                 of_layer = self.readings(sentence, encoder).attention[layer]
                 for axes, name in zip(line, PROJECTIONS, strict=True):
-                    mean = relations(of_layer[name], heads)[0].mean(dim=0)
+                    mean = relations(of_layer[name], heads)[0].mean(dim=0).numpy()
                     axes.imshow(mean, cmap="cividis", vmin=0)
                     axes.set_title(f"{title}: {name}")
                     axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)

@@ -83,8 +83,8 @@ CAPTIONS = {
     "per_task": "Test score of every method in every task. Open marks are single fine-tuning runs, filled ones their"
     " mean; the dashed line is the teacher, the dotted ones are the untrained students.",
     "per_language": "Test score by language of every task that has several, × 100. Training saw English alone.",
-    "learning_curves": "Held-out value of each method's own loss, relative to its value before training. Only shapes"
-    " can be compared: the losses measure different things.",
+    "learning_curves": "Held-out value of each method's own loss, relative to its value before training, by tokens and"
+    " by time. Only shapes can be compared: the losses measure different things.",
     "distillation_cost": "Training speed of every method: tokens of text per second, the teacher's part included.",
 }
 
@@ -439,22 +439,24 @@ def relation_divergence(similarity: pd.DataFrame, results: Results) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def learning_curves(results: Results) -> Figure:
-    """Held-out loss(step) / loss(0) of each method's own loss against millions of tokens, one panel per student."""
+    """Held-out loss(step) / loss(0) of each method's own loss, against tokens and against time, a panel per student."""
     look, students = styles(results), _students(results)
-    figure = _figure(7, 3.4)
-    panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]
-    for axes, student in zip(panels, students, strict=True):
-        own = results.curves[results.curves["student"] == student]
-        for (method, _), curve in own.groupby(["method", "distillation_seed"], sort=False):
-            style = look[method]
-            axes.plot(curve["tokens"] / 1e6, curve["loss"] / curve["loss"].iloc[0], color=style.color,
-                      marker=style.marker, markersize=4, linewidth=1.2)  # fmt: skip
-        axes.axhline(1, color="#a6a6a6", linewidth=0.8, zorder=0)
-        axes.set_title(student)
-        axes.set_ylim(bottom=0)
-        axes.grid()
-    figure.supxlabel("training tokens (millions)", fontsize=9)
-    panels[0].set_ylabel("held-out loss / loss before training")
+    figure = _figure(7, 5)
+    panels = figure.subplots(2, len(students), sharey=True, squeeze=False)
+    axis = {"tokens": ("training tokens (millions)", 1e6), "seconds": ("training time (minutes)", 60)}
+    for line, (column, (label, unit)) in zip(panels, axis.items(), strict=True):
+        for axes, student in zip(line, students, strict=True):
+            own = results.curves[results.curves["student"] == student]
+            for (method, _), curve in own.groupby(["method", "distillation_seed"], sort=False):
+                style = look[method]
+                axes.plot(curve[column] / unit, curve["loss"] / curve["loss"].iloc[0], color=style.color,
+                          marker=style.marker, markersize=4, linewidth=1.2)  # fmt: skip
+            axes.axhline(1, color="#a6a6a6", linewidth=0.8, zorder=0)
+            axes.set_title(student if column == "tokens" else "")
+            axes.set_xlabel(label)
+            axes.set_ylim(bottom=0)
+            axes.grid()
+    figure.supylabel("held-out loss / loss before training", fontsize=9)
     trained = [look[method] for method in look if method in set(results.curves["method"])]
     handles = [_handle(style.label, style.color, style.marker, linestyle="-") for style in trained]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)

@@ -517,10 +517,18 @@ def costs(results: Results) -> pd.DataFrame:
 
 
 def distillation(results: Results) -> pd.DataFrame:
-    """What each training run took, one row per run that trained; the teacher's is its adaptation to MLM."""
+    """What each training run took, one row per run that trained; the teacher's is its adaptation to MLM.
+
+    ``last_interval_percent``: fall of the held-out loss between its last two evaluations, in percent of its whole fall.
+    Near 0 the curve has flattened; at N evaluations a straight line would have 100 / N.
+    """
     columns = [*RUN, "objective", "learning_rate", "steps", "tokens", "seconds", "tokens_per_second", "initialisation"]
     columns += ["inputs", "precision", "training_threads", "mlm_loss", "mlm_accuracy"]
-    table = results.runs.reindex(columns=columns).dropna(subset="objective")
+    falls = results.curves.groupby(RUN, sort=False)["loss"].agg(
+        lambda losses: 100 * (losses.iloc[-2:].iloc[0] - losses.iloc[-1]) / (losses.iloc[0] - losses.iloc[-1])
+    )
+    falls = falls.rename("last_interval_percent").reset_index()
+    table = results.runs.reindex(columns=columns).dropna(subset="objective").merge(falls, how="left", on=RUN)
     return table.astype({"steps": int, "tokens": int, "training_threads": int})
 
 
@@ -587,7 +595,7 @@ def write_tables(results: Results, folder: str | os.PathLike) -> list[Path]:
     tables = {
         "per_task": scores.round(4),
         "costs": costs(results).round(3),
-        "distillation": distillation(results).round({"mlm_loss": 4, "mlm_accuracy": 4}),
+        "distillation": distillation(results).round({"mlm_loss": 4, "mlm_accuracy": 4, "last_interval_percent": 2}),
     }
     languages = per_language(results)
     if not languages.empty:
