@@ -389,18 +389,13 @@ def layer_similarity(similarity: pd.DataFrame) -> Figure:
     figure = _figure(7, 0.6 + lines * sum(0.75 + 0.14 * depth for depth in depths))
     ratios = [0.75 + 0.14 * depth for depth in depths for _ in range(lines)]
     grid = figure.subplots(lines * len(students), columns, squeeze=False, sharex=True, height_ratios=ratios)
-    lowest = similarity["cka"].min()
-    for axes, (student, method) in itertools.zip_longest(
-        grid.flat,
-        (
-            (student, method)
-            for student in students
-            for method in [*methods, *[None] * (lines * columns - len(methods))]
-        ),
-    ):
-        if method is None:
+    lowest, panels = similarity["cka"].min(), iter(grid.flat)
+    for student, place in itertools.product(students, range(lines * columns)):
+        axes = next(panels)
+        if place >= len(methods):
             axes.axis("off")
             continue
+        method = methods[place]
         own = similarity[(similarity["student"] == student) & (similarity["method"] == method)]
         values = own.groupby(["layer", "teacher_layer"])["cka"].mean().unstack()
         image = axes.imshow(values, cmap="cividis", vmin=lowest, vmax=1, origin="lower", aspect="auto")
