@@ -10,6 +10,7 @@ from constructed_results import change_params, latency_result, make_study, resul
 
 from study import StudyError, load_params
 from study.analysis.ablations import ABLATIONS, Ablation, effects, found, variants, write_effects
+from study.analysis.cost import Run, work
 from study.analysis.results import load_results
 
 MINILMV2 = {"objective": "attention_relation", "teacher_layer_from_top": 1, "relation_heads": 12, "learning_rate": 1e-3}
@@ -125,3 +126,18 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone():
             assert rates[0] == rates[1], f"{row.variant} is to be trained at the rate of {row.reference}"
         asked = ABLATIONS if setting == "english" else ["layer_mapping", "teacher_layer"]
         assert set(table["ablation"]) == set(asked)
+
+
+def test_equal_compute_is_that_of_output_distribution_transfer():
+    """Operations of all steps, the teacher's included, within a percent of those of OD."""
+    params = load_params(Path(__file__).parents[1] / "params.yaml", profile="overnight")
+    teacher, (student,) = params.settings["english"].teacher, params.grid.ablations["english"].students
+
+    def operations(method: str) -> float:
+        chosen = params.methods[method]
+        run = Run(teacher, params.students[student], chosen, 30522, params.distillation.batch_size, 128)
+        return work(run).flops * (getattr(chosen, "steps", None) or params.distillation.steps)
+
+    equal = [name for name in params.grid.ablations["english"].methods if name.endswith("-equal-compute")]
+    assert len(equal) == 4
+    assert [operations(name) / operations("od") for name in equal] == pytest.approx([1] * 4, rel=0.01)

@@ -29,6 +29,7 @@ ABLATIONS = {
     "relation_heads": Ablation(("mha-minilmv2",), ("relation_heads",)),
     "output_distribution": Ablation(("od",), ("temperature", "positions", "mlm_weight")),
     "inputs": Ablation(("hs-uniform+last", "mha-minilmv2", "mha-direct"), ("inputs",)),
+    "compute": Ablation(("mlm", "hs-uniform+last", "mha-minilmv2", "mha-direct"), ("steps",)),
     "initialisation": Ablation(("none", "hs-uniform+last", "mha-minilmv2"), ("initialisation",)),
 }
 
