@@ -45,9 +45,17 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
 
     Source: Kornblith et al. (2019), 1905.00414, section 3.
     """
-    x, y = (features.double() - features.double().mean(dim=0) for features in (first, second))
-    shared = (y.T @ x).square().sum()
-    return float(shared / ((x.T @ x).norm() * (y.T @ y).norm()))
+    return _alignment(*_centred(first), *_centred(second))
+
+
+def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, p) less their mean over tokens, and the Frobenius norm of X^T X."""
+    x = features.double() - features.double().mean(dim=0)
+    return x, (x.T @ x).norm()
+
+
+def _alignment(x: Tensor, x_norm: Tensor, y: Tensor, y_norm: Tensor) -> float:
+    return float((y.T @ x).square().sum() / (x_norm * y_norm))
 
 
 def compare_layers(student: Readings, teacher: Readings, relation_heads: int, relation_sequences: int) -> dict:
@@ -59,11 +67,10 @@ def compare_layers(student: Readings, teacher: Readings, relation_heads: int, re
     """
     own, of_teacher = ([layer for layer in sorted(r.hidden) if layer] for r in (student, teacher))
     first = slice(relation_sequences)
+    own_states = [_centred(student.hidden[i].flatten(0, 1)) for i in own]
+    teacher_states = [_centred(teacher.hidden[j].flatten(0, 1)) for j in of_teacher]
     return {
-        "cka": [
-            [round(linear_cka(student.hidden[i].flatten(0, 1), teacher.hidden[j].flatten(0, 1)), 4) for j in of_teacher]
-            for i in own
-        ],
+        "cka": [[round(_alignment(*x, *y), 4) for y in teacher_states] for x in own_states],
         "relation_divergence": {
             name: [
                 [
