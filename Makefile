@@ -80,7 +80,7 @@ lint: environment  ## style
 	ruff check . && ruff format --check .
 
 lab: environment  ## open the notebooks
-	jupyter lab notebooks
+	TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 jupyter lab notebooks
 
 clean:  ## remove scratch files and interrupted runs (never results, caches or sources)
 	rm -rf scratch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -508,6 +509,9 @@ def test_the_result_file_of_a_student_and_of_the_teacher(folder, dataset, monkey
     assert results["hs-last"]["masked_language_modelling"] is None  # it has no head
     assert results["mlm"]["masked_language_modelling"]["loss"] < results["none"]["masked_language_modelling"]["loss"]
     assert results["teacher"]["size"]["parameters"] > results["mlm"]["size"]["parameters"]
+    assert results["teacher"]["commit"] is None  # this folder is no repository; that of the study is
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tiny.ROOT, capture_output=True, text=True).stdout
+    assert scores.commit(tiny.ROOT) == (head[:12] or None)
     with pytest.raises(StudyError, match="no saved model"):
         scores.evaluate(params, "english", "od", "L2-H12", 1, folder / "results" / "od.json")
     assert not (folder / "results" / "od.json").exists()

@@ -48,7 +48,7 @@ def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     params = make_study(root, ["none", "mlm", "hs-uniform+last"])
     for path in write_grid(root, params).glob("*_1.json"):
-        change(path, environment=ENVIRONMENT | {"processor": "<b>quick & new</b>"})
+        change(path, environment=ENVIRONMENT | {"processor": "<b>quick & new</b>"}, commit="0123456789ab")
     (root / "notebooks").mkdir()
     layout = Layout(params, "english", root)
     outputs = {"50_compare": "../reports/laptop", "52_ablations": "../reports/laptop/ablations/english"}
@@ -178,6 +178,10 @@ def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
 def test_values_from_files_are_escaped(study, pages):
     assert "<b>quick & new</b>" in pages["index.html"].text  # as text, not as a tag
     assert "&lt;b&gt;quick &amp; new" in (study[0] / "reports/laptop/html/index.html").read_text()
+
+
+def test_the_index_names_the_commit(pages):
+    assert "evaluated at commit 0123456789ab" in " ".join(pages["index.html"].text.split())
 
 
 def test_pages_have_titles_languages_and_alternative_texts(pages):

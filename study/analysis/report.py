@@ -286,7 +286,7 @@ href="{{ file|urlencode }}">{{ file.rpartition("/")[2] }}</a></li>
 {% endfor %}</ul></details></li>
 </ul>
 {% endfor %}
-<p class="soft">Versions: {{ versions }}.</p>
+<p class="soft">Versions: {{ versions }}{% if commits %}; evaluated at commit {{ commits }}{% endif %}.</p>
 </main>
 {% endblock %}
 """
@@ -475,6 +475,7 @@ def machine(runs: pd.DataFrame) -> dict[str, str]:
         "dates": " to ".join(sorted({runs["date"].min(), runs["date"].max()})),
         "processor": " and ".join(runs["processor"].unique()),
         "cores": " or ".join(str(cores) for cores in sorted(runs["cores"].unique())),
+        "commits": " and ".join(runs["commit"].dropna().unique()),
         "versions": ", ".join(f"{package} {' and '.join(runs[package].unique())}" for package in packages),
     }
 

@@ -144,6 +144,7 @@ class RunResult(ResultFile):
     size: Size
     distillation: Training | None
     evaluation_seconds: float
+    commit: str | None = None
 
 
 class Measurement(Record):
@@ -236,7 +237,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
             | {"mlm_loss": modelling and modelling.loss, "mlm_accuracy": modelling and modelling.accuracy}
             | training
             | {"options": result.distillation.method if result.distillation else _untrained(params, method)}
-            | {"evaluation_seconds": result.evaluation_seconds}
+            | {"evaluation_seconds": result.evaluation_seconds, "commit": result.commit}
             | result.environment.model_dump()
         )
         curves += [run | point.model_dump() for point in (result.distillation.curve if result.distillation else [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,8 +70,18 @@ def evaluate(params: Params, setting: str, method: str, student: str, seed: int,
     result["distillation"] = record if record["steps"] else None
     result["evaluation_seconds"] = round(time.monotonic() - began, 1)
     result["environment"] = environment()
+    result["commit"] = commit(layout.root)
     write_json(output, result)
     return result
+
+
+def commit(folder: Path) -> str | None:
+    """The first 12 digits of the commit that the folder's files come from; None outside a git repository."""
+    try:
+        outcome = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
+    except OSError:  # git is not there
+        return None
+    return outcome.stdout.strip()[:12] if outcome.returncode == 0 else None
 
 
 def evaluate_task(params: Params, folder: Path, name: str, tasks: Path, tokenizer, title: str) -> dict:
