@@ -8,6 +8,7 @@ import pytest
 from constructed_results import change, make_study, write_grid
 
 from study import StudyError
+from study.analysis import figures
 from study.analysis.results import load_results
 from study.analysis.similarity import found, likeness, load_similarity, write_similarity
 
@@ -52,6 +53,14 @@ def test_a_missing_run_and_a_damaged_file_are_named(study):
     change(path, models=models)
     with pytest.raises(StudyError, match=r"relation_divergence.query is \(1, 1\); allowed: \(2, 4\)"):
         load_similarity(params, "english", root)
-    path.unlink()
-    with pytest.raises(StudyError, match="representations.json"):
-        load_similarity(params, "english", root)
+
+
+def test_results_without_compared_layers_stay_readable(study):
+    root, params, folder = study
+    (folder / "representations.json").unlink()
+    layers = load_similarity(params, "english", root)
+    table = likeness(layers, load_results(params, "english", root))
+    assert layers.empty and table.empty and "not compared" in found(table)
+    assert figures.layer_similarity(layers) is None and figures.relation_divergence(layers, None) is None
+    write_similarity(layers, table, root)
+    assert (root / "layers.csv").read_text().startswith("method,student,seed,layer,teacher_layer")

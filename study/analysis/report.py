@@ -352,7 +352,8 @@ def write_report(params: Params, root: Path | None = None) -> Path:
 def result_files(params: Params, layout: Layout) -> list[Path]:
     """The result files behind the report, in the order of the grid."""
     cells = [(TEACHER, TEACHER, 0), *params.grid.cells(layout.setting)]
-    return [*(layout.result(*cell) for cell in cells), layout.results / "latency.json", layout.representations]
+    others = [layout.results / "latency.json", layout.representations]
+    return [*(layout.result(*cell) for cell in cells), *(path for path in others if path.is_file())]
 
 
 def notebook_page(path: Path, figure_folder: Path) -> tuple[str, str]:

@@ -44,13 +44,16 @@ def load_similarity(params: Params, setting: str, root: Path | None = None) -> p
     """Every pair of layers of every run of the grid, one row each.
 
     Columns: method, student, seed, layer (of the student, 1..L_S), teacher_layer (1..L_T), cka, divergence (of the
-    attention relations, mean over queries, keys and values, nats).
+    attention relations, mean over queries, keys and values, nats). Empty where layers were not compared: results made
+    before there was such a stage stay readable.
 
     Raises:
-        StudyError: the file is missing or invalid, or lacks a run of the grid.
+        StudyError: the file is invalid, or lacks a run of the grid.
     """
     root = root or find_root()
     path = Layout(params, setting, root).representations
+    if not path.is_file():
+        return pd.DataFrame(columns=[*RUN, "layer", "teacher_layer", "cka", "divergence"])
     result = read_result(path, RepresentationsResult, root, profile=params.profile, setting=setting)
     models = {(model.method, model.student, model.seed): model for model in result.models}
     rows = []
@@ -81,6 +84,8 @@ def likeness(similarity: pd.DataFrame, results: Results) -> pd.DataFrame:
         order = spearmanr(nearest.index, nearest).statistic if nearest.nunique() > 1 else np.nan
         row = {"student": student, "method": method, "last_layers": mean.loc[(last, deepest), "cka"]}
         rows.append(row | {"depth_kept": order, "divergence": mean.loc[(last, deepest - 1), "divergence"]})
+    if not rows:
+        return pd.DataFrame(columns=["student", "method", "last_layers", "depth_kept", "divergence", "macro"])
     scores = macro(results).groupby(["student", "method"])["test"].mean().mul(100).rename("macro")
     return pd.DataFrame(rows).merge(scores.reset_index(), on=["student", "method"], how="left")
 
@@ -98,7 +103,7 @@ def found(table: pd.DataFrame) -> str:
             f" Rank correlation of CKA and score over {len(trained)} methods: {rho.statistic:+.2f}"
             f" (p = {rho.pvalue:.2f})."
         )
-    return "\n".join(["**Found.**", "", *lines])
+    return "\n".join(["**Found.**", "", *lines]) if lines else "**Found.** Layers were not compared in these results."
 
 
 def write_similarity(similarity: pd.DataFrame, table: pd.DataFrame, folder: str | os.PathLike) -> None:
