@@ -22,6 +22,7 @@ from study import load_params
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+INTERACTIVE = {"70_explore"}  # writes nothing; executed on the smoke results below
 NOTEBOOK_STAGES = [name for name, stage in STAGES.items() if "python -m study run" in str(stage["cmd"])]
 #: What dvc.yaml says is left out on purpose.
 NOT_TRACKED = {"study/__init__.py", "study/config.py", "study/__main__.py"}
@@ -80,8 +81,7 @@ def test_every_notebook_has_its_canonical_copy():
 
 def test_every_notebook_is_run_by_a_stage_or_by_make():
     by_make = set(re.findall(r"study run notebooks/([\w-]+)\.ipynb", (ROOT / "Makefile").read_text()))
-    interactive = {"70_explore"}  # executed on the smoke results below
-    assert {notebook_of(STAGES[name]) for name in NOTEBOOK_STAGES} | by_make | interactive == set(NOTEBOOKS)
+    assert {notebook_of(STAGES[name]) for name in NOTEBOOK_STAGES} | by_make | INTERACTIVE == set(NOTEBOOKS)
 
 
 def test_parameters_given_by_make_exist_in_its_notebooks():
@@ -220,7 +220,7 @@ def test_notebooks_are_thin_clean_and_begin_with_prose(name):
     assert "study.load_params(profile=profile)" in code[1].source
     defaults = {target.id: node.value.value for node in ast.parse(code[0].source).body for target in node.targets}
     assert defaults["profile"] == "smoke"
-    assert defaults["output"].startswith("../scratch/")  # by hand, nothing of a run is overwritten
+    assert name in INTERACTIVE or defaults["output"].startswith("../scratch/")  # by hand, no run is overwritten
 
 
 def command(folder: Path, *arguments: str, seconds: int = 60, **environment: str) -> subprocess.CompletedProcess:
