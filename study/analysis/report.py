@@ -142,26 +142,20 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 </div>
 
 <h2>Which student should I ship?</h2>
-<div class="settings">
-{% for s in settings %}
-<section>
-<h3>Setting {{ s.setting }}</h3>
 <div class="wide"><table>
-<thead><tr><th>if a sequence may take</th><th class="name">take</th><th class="name">distilled by</th>
-<th>teacher's score kept</th><th>points lost</th></tr></thead>
+<thead><tr><th class="name">setting</th><th>if a sequence may take</th><th>of the teacher's time</th>
+<th class="name">take</th><th class="name">distilled by</th><th>teacher's score kept</th><th>points lost</th></tr></thead>
 <tbody>
-{% for row in s.recommendation %}
-<tr><td>{{ row.budget }} ms (1 / {{ row.speed_up }} of the teacher's time)</td><td class="name">{{ row.student }}</td>
+{% for s in settings %}{% for row in s.recommendation %}
+<tr class="{{ "group" if loop.first }}"><td class="name">{{ s.setting if loop.first }}</td><td>{{ row.budget }} ms</td>
+<td>1 / {{ row.speed_up }}</td><td class="name">{{ row.student }}</td>
 <td class="name words">{{ row.label }}{% if row.reservation %}: {{ row.reservation }}{% endif %}</td>
 <td>{{ row.retained }} %{% if row.interval %} ({{ row.interval }}){% endif %}</td><td>{{ row.loss }}</td></tr>
-{% endfor %}
+{% endfor %}{% endfor %}
 </tbody></table></div>
-</section>
-{% endfor %}
-</div>
-<p class="soft">Read from the top: the first row whose time you have. Students and methods were chosen on development
-data, and a student that a faster one equals is left out; what is kept and lost is from test data, on the tasks and
-machine of this report.</p>
+<p class="soft">Within a setting, take the first row whose time you have. Students and methods were chosen on
+development data, and a student that a faster one equals is left out; what is kept and lost is from test data, on the
+tasks and machine of this report.</p>
 
 {% for s in settings %}
 <h2>{{ s.setting|capitalize }}: what do these results say of the paper's claims?</h2>
