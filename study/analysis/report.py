@@ -144,7 +144,8 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 <h2>Which student should I ship?</h2>
 <div class="wide"><table>
 <thead><tr><th class="name">setting</th><th>if a sequence may take</th><th>of the teacher's time</th>
-<th class="name">take</th><th class="name">distilled by</th><th>teacher's score kept</th><th>points lost</th></tr></thead>
+<th class="name">take</th><th class="name">distilled by</th><th>teacher's score kept</th>
+<th>points lost</th></tr></thead>
 <tbody>
 {% for s in settings %}{% for row in s.recommendation %}
 <tr class="{{ "group" if loop.first }}"><td class="name">{{ s.setting if loop.first }}</td><td>{{ row.budget }} ms</td>
