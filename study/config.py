@@ -317,13 +317,19 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self):
-        lists = {key: getattr(self.grid, key) for key in ("settings", "methods")}
-        lists |= {f"students.{name}": own for name, own in self.grid.students.items()}
-        for name, ablations in self.grid.ablations.items():
-            lists |= {f"ablations.{name}.{key}": getattr(ablations, key) for key in ("methods", "students")}
-        lists = {f"grid.{key}": names for key, names in lists.items()} | {"tuning.students": self.tuning.students}
-        for key, names in lists.items():
-            known = getattr(self, next(part for part in key.split(".")[::-1] if part not in self.settings))
+        grid = self.grid
+        lists = [
+            ("grid.settings", grid.settings, self.settings),
+            ("grid.methods", grid.methods, self.methods),
+            ("grid.students", grid.students, self.settings),
+            ("grid.ablations", grid.ablations, self.settings),
+            ("tuning.students", self.tuning.students, self.students),
+        ]
+        lists += [(f"grid.students.{name}", own, self.students) for name, own in grid.students.items()]
+        for name, own in grid.ablations.items():
+            lists.append((f"grid.ablations.{name}.methods", own.methods, self.methods))
+            lists.append((f"grid.ablations.{name}.students", own.students, self.students))
+        for key, names, known in lists:
             for name in names:
                 if name not in known:
                     raise ValueError(f"{key}: {name!r} is unknown; allowed: {', '.join(known)}")

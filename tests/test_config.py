@@ -86,6 +86,10 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put({"methods": ["od"], "students": ["L3-H192"]}, "grid", "ablations", "english"),
         ["grid.ablations.english.methods", "'od'", "other methods"],
     ),
+    "ablations of an unknown setting": (
+        put({"methods": [], "students": []}, "grid", "ablations", "german"),
+        ["grid.ablations", "'german'", "english, multilingual"],
+    ),
     "an unknown ablation": (
         put({"methods": ["magic"], "students": ["L3-H192"]}, "grid", "ablations", "english"),
         ["grid.ablations.english.methods", "'magic'", "hs-reverse"],

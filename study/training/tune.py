@@ -96,15 +96,14 @@ def choose(records: Iterable[dict]) -> dict[str, float]:
     scores, diverged = defaultdict(lambda: defaultdict(list)), defaultdict(set)
     for record in records:
         for candidate in record["tried"]:
-            rate = candidate["learning_rate"]
-            scores[record["method"]][rate].append(candidate.get("development_mean", 0.0))
+            method, rate = record["method"], candidate["learning_rate"]
             if "diverged" in candidate:
-                diverged[record["method"]].add(rate)
+                diverged[method].add(rate)
+            scores[method][rate].append(candidate.get("development_mean", 0.0))
     chosen = {}
     for method, rates in scores.items():
-        if not rates.keys() - diverged[method]:
-            raise StudyError(
-                f"{method}: diverged at every learning rate of {sorted(rates)}; lower tuning.learning_rates"
-            )
-        chosen[method] = max(rates.keys() - diverged[method], key=lambda rate: mean(rates[rate]))
+        left = [rate for rate in rates if rate not in diverged[method]]
+        if not left:
+            raise StudyError(f"{method}: diverged at every learning rate of {list(rates)}; lower tuning.learning_rates")
+        chosen[method] = max(left, key=lambda rate: mean(rates[rate]))
     return chosen
