@@ -11,7 +11,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 THREADS_PER_JOB := $(shell n=$$(( $(CORES) / $(JOBS) )); [ $$n -gt 0 ] && echo $$n || echo 1)
 STAGES = dvc stage list --name-only | grep -E
 ACTIVE = $$(sed -n "s/^profile: *\([a-z]*\).*/\1/p" params.yaml)
-CELLS = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc repro --single-item
+CELLS = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
 .PHONY: help environment check profile repro report tune peers benchmark costs test test-units test-pipeline lint lab clean
 
