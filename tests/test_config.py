@@ -107,7 +107,7 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
     ),
     "students of a setting that is not run": (
         put(["english"], "grid", "settings"),
-        ["grid.students.multilingual", "['L4-H192']", "grid.settings"],
+        ["grid.students.multilingual", "['L6-H384', 'L4-H192']", "grid.settings"],
     ),
     "unknown setting in the grid": (put(["german"], "grid", "settings"), ["grid.settings", "'german'", "english"]),
     "empty grid": (put([], "grid", "seeds"), ["grid.seeds", "[]", "at least 1"]),
