@@ -161,7 +161,10 @@ def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
 
 
 def representations_result(params: Params) -> dict:
-    """Students of 2 layers, a teacher of 4: the k-th method's last layers have a CKA of 0.5 + 0.1 k, others 0.3."""
+    """Students of 2 layers, a teacher of 4: the k-th method's last layers have a CKA of 0.5 + 0.04 k, others 0.3.
+
+    Its last layer adds k - 1 points to a probe, two more or less by task.
+    """
     models = []
     for method, student, seed in params.grid.cells("english"):
         cka = np.full((2, 4), 0.3)
@@ -169,6 +172,9 @@ def representations_result(params: Params) -> dict:
         divergence = {name: (shift + 1 - cka).tolist() for name, shift in (("query", 0), ("key", 1), ("value", 2))}
         models.append({"method": method, "student": student, "seed": seed, "cka": cka.tolist()})
         models[-1]["relation_divergence"] = divergence
+        adds = 0.01 * (params.grid.methods.index(method) - 1)
+        probes = (("boolq", 0.02), ("topic", -0.02))
+        models[-1]["probes"] = {task: {"last": 0.5 + adds + shift, "last_but_one": 0.5} for task, shift in probes}
     common = {"profile": "laptop", "setting": "english", "environment": ENVIRONMENT}
     return common | {"sequences": 64, "relation_sequences": 16, "relation_heads": 12, "models": models}
 

@@ -85,7 +85,7 @@ def test_the_notebook_writes_every_figure_table_and_the_headline(study):
     expected |= {"headline/english.json", "ablations/english/effects.csv"}
     drawn = ("layer_similarity", "relation_divergence")
     expected |= {f"representations/english/{name}.{kind}" for name in drawn for kind in ("png", "svg")}
-    expected |= {f"representations/english/{name}.csv" for name in ("layers", "likeness")}
+    expected |= {f"representations/english/{name}.csv" for name in ("layers", "likeness", "probes")}
     assert names == expected
 
 

@@ -7,11 +7,18 @@ import json
 import pytest
 import tiny
 import torch
+from datasets import DatasetDict
+from transformers import BertConfig, BertModel
 
 from study import losses
-from study.evaluation.representations import linear_cka, relations, represent
+from study.data import tasks
+from study.data.tasks import TASKS
+from study.evaluation.representations import linear_cka, probe_last_layers, relations, represent
 from study.models.taps import read
+from study.models.teachers import load_tokenizer
 from study.training.distill import distil
+from study.training.finetune import linear_probe
+from study.training.tune import splits_without_test
 
 
 def test_alignment_by_hand():
@@ -40,9 +47,16 @@ def test_relations_are_those_of_the_loss():
     assert losses.attention_relation(student, teacher, 4).item() == pytest.approx(divergence.item(), rel=1e-5)
 
 
-def test_every_student_of_the_grid_is_compared_with_its_teacher(tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to run in, with the task topic."""
     monkeypatch.chdir(tmp_path)
-    folder = tiny.workspace(tmp_path)
+    splits = {"train": tiny.sentences(96, 1), "development": tiny.sentences(48, 2)}
+    tasks.save(DatasetDict(splits), tmp_path / "runs" / "test" / "english" / "tasks" / "topic")
+    return tiny.workspace(tmp_path)
+
+
+def test_every_student_of_the_grid_is_compared_with_its_teacher(folder):
     params = tiny.parameters(folder, representations={"sequences": 8, "relation_sequences": 2})
     runs = folder / "runs" / "test" / "english"
     for method in params.grid.methods:
@@ -55,7 +69,29 @@ def test_every_student_of_the_grid_is_compared_with_its_teacher(tmp_path, monkey
         assert len(row["cka"]) == 2 and all(len(line) == 4 for line in row["cka"])
         assert all(0 <= value <= 1 for line in row["cka"] for value in line)
         assert all(value >= 0 for matrix in row["relation_divergence"].values() for line in matrix for value in line)
+        assert set(row["probes"]) == {"topic"} and set(row["probes"]["topic"]) == {"last", "last_but_one"}
     assert found[0]["cka"] != found[1]["cka"]
+
+
+def test_the_last_layer_is_what_the_shorter_student_lacks(folder):
+    """Probes of a model of two layers against those of one built from its first layer alone."""
+    params = tiny.parameters(folder)
+    distil(params, "english", "mlm", "L2-H24", 1, folder / "whole")
+    model = BertModel.from_pretrained(folder / "whole")
+    config = model.config.to_dict() | {"num_hidden_layers": 1}
+    shorter = BertModel(BertConfig.from_dict(config))
+    kept = {name: value for name, value in model.state_dict().items() if "layer.1." not in name}
+    shorter.load_state_dict(kept)
+    shorter.save_pretrained(folder / "shorter")
+    tokenizer = load_tokenizer(folder / "whole")
+    splits = splits_without_test(params, "english", tokenizer, 1)
+    probes = probe_last_layers(params, folder / "whole", splits, tokenizer, 1)
+    assert set(splits) == {"topic"} and set(splits["topic"]) == {"train", "development"}
+    scores = [
+        linear_probe(params, folder / place, TASKS["topic"], splits["topic"], tokenizer, 1)
+        for place in ("whole", "shorter")
+    ]
+    assert list(probes["topic"].values()) == pytest.approx(scores, abs=1e-4) and scores[0] != scores[1]
 
 
 def test_a_model_is_its_own_likeness(tmp_path):

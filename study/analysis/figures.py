@@ -380,10 +380,8 @@ def ablation(results: Results, name: str) -> Figure | None:
 
 
 @matplotlib.rc_context(LOOK)
-def layer_similarity(similarity: pd.DataFrame) -> Figure | None:
+def layer_similarity(similarity: pd.DataFrame) -> Figure:
     """CKA of every student layer (row) and teacher layer (column), a panel per student and method, mean over seeds."""
-    if similarity.empty:
-        return None
     methods, students = similarity["method"].unique(), similarity["student"].unique()
     columns = min(5, len(methods))
     lines = -(-len(methods) // columns)
@@ -412,10 +410,8 @@ def layer_similarity(similarity: pd.DataFrame) -> Figure | None:
 
 
 @matplotlib.rc_context(LOOK)
-def relation_divergence(similarity: pd.DataFrame, results: Results) -> Figure | None:
+def relation_divergence(similarity: pd.DataFrame, results: Results) -> Figure:
     """Divergence (nats) of attention relations, last student layer from each teacher layer, a line per method."""
-    if similarity.empty:
-        return None
     look, students = styles(results), list(_students(results))
     figure = _figure(7, 3.6)
     panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]

@@ -17,12 +17,18 @@ from study.files import write_file
 RUN = ["method", "student", "seed"]
 
 
+class Probe(Record):
+    last: float
+    last_but_one: float
+
+
 class Compared(Record):
     method: str
     student: str
     seed: int
     cka: list[list[float]]
     relation_divergence: dict[str, list[list[float]]]
+    probes: dict[str, Probe]
 
     @model_validator(mode="after")
     def _same_layers(self):
@@ -40,40 +46,41 @@ class RepresentationsResult(ResultFile):
     models: list[Compared]
 
 
-def load_similarity(params: Params, setting: str, root: Path | None = None) -> pd.DataFrame:
-    """Every pair of layers of every run of the grid, one row each.
+def load_similarity(params: Params, setting: str, root: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every pair of layers of every run of the grid, one row each; and every linear probe.
 
-    Columns: method, student, seed, layer (of the student, 1..L_S), teacher_layer (1..L_T), cka, divergence (of the
-    attention relations, mean over queries, keys and values, nats). Empty where layers were not compared: results made
-    before there was such a stage stay readable.
+    Columns of the first: method, student, seed, layer (of the student, 1..L_S), teacher_layer (1..L_T), cka, divergence
+    (of the attention relations, mean over queries, keys and values, nats). Of the second: method, student, seed, task,
+    last (score of a probe on the last layer, development data, 0-1), last_but_one (on the layer below it).
 
     Raises:
         StudyError: the file is invalid, or lacks a run of the grid.
     """
     root = root or find_root()
     path = Layout(params, setting, root).representations
-    if not path.is_file():
-        return pd.DataFrame(columns=[*RUN, "layer", "teacher_layer", "cka", "divergence"])
     result = read_result(path, RepresentationsResult, root, profile=params.profile, setting=setting)
     models = {(model.method, model.student, model.seed): model for model in result.models}
-    rows = []
+    rows, probes = [], []
     for cell in params.grid.cells(setting):
         if cell not in models:
             raise StudyError(f"{path.relative_to(root)}: models: {' '.join(map(str, cell))} is missing")
+        run = dict(zip(RUN, cell, strict=True))
+        probes += [run | {"task": task} | probe.model_dump() for task, probe in models[cell].probes.items()]
         divergence = np.mean(list(models[cell].relation_divergence.values()), axis=0)
         for (layer, teacher_layer), cka in np.ndenumerate(models[cell].cka):
-            row = dict(zip(RUN, cell, strict=True)) | {"layer": layer + 1, "teacher_layer": teacher_layer + 1}
+            row = run | {"layer": layer + 1, "teacher_layer": teacher_layer + 1}
             rows.append(row | {"cka": cka, "divergence": divergence[layer, teacher_layer]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), pd.DataFrame(probes)
 
 
-def likeness(similarity: pd.DataFrame, results: Results) -> pd.DataFrame:
+def likeness(similarity: pd.DataFrame, probes: pd.DataFrame, results: Results) -> pd.DataFrame:
     """One row per student and method: how alike its layers are to the teacher's, beside what it scores.
 
     Columns: student, method, last_layers (CKA of the two last layers), depth_kept (Spearman's rho of a student layer
     and the teacher layer most like it: 1 if the order of layers is kept; NaN where it is the same for all),
-    divergence (of attention relations, the student's last layer from the teacher's last but one), macro (test, 0-100);
-    means over distillation seeds.
+    divergence (of attention relations, the student's last layer from the teacher's last but one), last_layer_adds (to
+    a linear probe, over the layer below it, mean over tasks in points of development data), macro (test, 0-100); means
+    over distillation seeds.
     """
     deepest, top = similarity["teacher_layer"].max(), similarity.groupby("student")["layer"].transform("max")
     rows = []
@@ -84,10 +91,11 @@ def likeness(similarity: pd.DataFrame, results: Results) -> pd.DataFrame:
         order = spearmanr(nearest.index, nearest).statistic if nearest.nunique() > 1 else np.nan
         row = {"student": student, "method": method, "last_layers": mean.loc[(last, deepest), "cka"]}
         rows.append(row | {"depth_kept": order, "divergence": mean.loc[(last, deepest - 1), "divergence"]})
-    if not rows:
-        return pd.DataFrame(columns=["student", "method", "last_layers", "depth_kept", "divergence", "macro"])
-    scores = macro(results).groupby(["student", "method"])["test"].mean().mul(100).rename("macro")
-    return pd.DataFrame(rows).merge(scores.reset_index(), on=["student", "method"], how="left")
+    keys = ["student", "method"]
+    added = probes.assign(last_layer_adds=100 * (probes["last"] - probes["last_but_one"]))
+    added = added.groupby(keys)["last_layer_adds"].mean()
+    scores = macro(results).groupby(keys)["test"].mean().mul(100).rename("macro")
+    return pd.DataFrame(rows).join(added, on=keys).join(scores, on=keys)
 
 
 def found(table: pd.DataFrame) -> str:
@@ -101,16 +109,20 @@ def found(table: pd.DataFrame) -> str:
             f"* {student}: the last layer most like the teacher's is that of `{near.method}` (CKA"
             f" {near.last_layers:.2f}); the best macro test score has `{best.method}` (CKA {best.last_layers:.2f})."
             f" Rank correlation of CKA and score over {len(trained)} methods: {rho.statistic:+.2f}"
-            f" (p = {rho.pvalue:.2f})."
+            f" (p = {rho.pvalue:.2f}). What the last layer adds to a linear probe, in points: "
+            + ", ".join(f"`{row.method}` {row.last_layer_adds:+.1f}" for row in own.itertuples())
+            + "."
         )
-    return "\n".join(["**Found.**", "", *lines]) if lines else "**Found.** Layers were not compared in these results."
+    return "\n".join(["**Found.**", "", *lines])
 
 
-def write_similarity(similarity: pd.DataFrame, table: pd.DataFrame, folder: str | os.PathLike) -> None:
-    """Write layers.csv (every pair of layers) and likeness.csv into ``folder``.
+def write_similarity(
+    similarity: pd.DataFrame, probes: pd.DataFrame, table: pd.DataFrame, folder: str | os.PathLike
+) -> None:
+    """Write layers.csv (every pair of layers), probes.csv (every probe) and likeness.csv into ``folder``.
 
     Raises:
         StudyError: the folder cannot be written.
     """
-    for name, rows in (("layers", similarity), ("likeness", table)):
+    for name, rows in (("layers", similarity), ("probes", probes), ("likeness", table)):
         write_file(Path(folder) / f"{name}.csv", rows.round(4).to_csv(index=False, lineterminator="\n"))

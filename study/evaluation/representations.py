@@ -1,20 +1,26 @@
-"""How alike the layers of teacher and students are: centred kernel alignment and divergence of attention relations."""
+"""How alike the layers of teacher and students are, and what a student's last layer is worth."""
 
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from study import losses
 from study.config import Layout, Params, StudyError
 from study.data.corpus import load_corpus
+from study.data.tasks import TASKS
 from study.files import write_json
 from study.models.taps import PROJECTIONS, Readings, read
-from study.models.teachers import load_model
+from study.models.teachers import load_model, load_tokenizer
 from study.runtime import environment
+from study.training.finetune import linear_probe
+from study.training.tune import splits_without_test
 
 
 def relations(states: Tensor, relation_heads: int) -> Tensor:
@@ -89,18 +95,51 @@ def compare_layers(student: Readings, teacher: Readings, relation_heads: int, re
     }
 
 
-@torch.inference_mode()
-def represent(params: Params, setting: str, output: Path) -> list[dict]:
-    """Compare every student of the grid with its teacher on held-out text, and write what was found to ``output``.
+def probe_last_layers(
+    params: Params, folder: Path, splits: dict[str, dict[str, Dataset]], tokenizer: PreTrainedTokenizerBase, seed: int
+) -> dict[str, dict[str, float]]:
+    """Linear probes of the encoder saved in ``folder``, and of the same encoder without its last layer.
 
-    The text is plain, from the corpus' validation split: what students read in use. Relations have as many heads as the
-    teacher and are compared on a part of the sequences.
+    Attention transfer trains nothing of the last layer but its queries, keys and values: attention output and
+    feed-forward network stay as initialised (9/12 of a layer's weights at a feed-forward width of 4 H). The difference
+    of the two scores is what the layer is worth. Source: this study's choice.
+
+    Args:
+        splits: task -> training and development examples.
+        seed: of the probe, as in :func:`study.training.finetune.linear_probe`.
 
     Returns:
-        One entry per run: method, student, seed, and those of :func:`compare_layers`.
+        task -> last and last_but_one: the task's main metric on development data.
+    """
+    encoder = load_model(folder, params.attention_implementation, head=False)
+    del encoder.encoder.layer[-1]
+    encoder.config.num_hidden_layers -= 1
+    with tempfile.TemporaryDirectory() as shortened:
+        encoder.save_pretrained(shortened)
+        places = {"last": folder, "last_but_one": Path(shortened)}
+        return {
+            name: {
+                layer: round(linear_probe(params, place, TASKS[name], examples, tokenizer, seed), 4)
+                for layer, place in places.items()
+            }
+            for name, examples in splits.items()
+        }
+
+
+@torch.inference_mode()
+def represent(params: Params, setting: str, output: Path) -> list[dict]:
+    """Compare every student of the grid with its teacher, probe its last layers, and write what was found to ``output``.
+
+    The text compared on is plain, from the corpus' validation split: what students read in use. Relations have as many
+    heads as the teacher and are compared on a part of the sequences. Probes learn from the training examples of the
+    first fine-tuning seed and are scored on development data.
+
+    Returns:
+        One entry per run: method, student, seed, those of :func:`compare_layers`, and probes of
+        :func:`probe_last_layers`.
 
     Raises:
-        StudyError: a model or the corpus is missing, or the file cannot be written.
+        StudyError: a model, a task or the corpus is missing, or the file cannot be written.
     """
     layout, budget = Layout(params, setting), params.representations
     sequences = load_corpus(layout.corpus)["validation"].with_format("torch")["input_ids"][:]
@@ -112,13 +151,16 @@ def represent(params: Params, setting: str, output: Path) -> list[dict]:
         return read(model, ids, hidden_layers=layers, attention_layers=layers)
 
     teacher, heads = readings(layout.teacher), params.settings[setting].teacher.heads
+    tokenizer, probe_seed = load_tokenizer(layout.teacher), params.finetuning.seeds[0]
+    splits = splits_without_test(params, setting, tokenizer, probe_seed)
     found = []
     for method, student, seed in params.grid.cells(setting):
-        own = readings(layout.student(method, student, seed))
-        compared = compare_layers(own, teacher, heads, budget.relation_sequences)
+        folder = layout.student(method, student, seed)
+        compared = compare_layers(readings(folder), teacher, heads, budget.relation_sequences)
         if not math.isfinite(sum(map(sum, compared["cka"]))):
-            raise StudyError(f"{layout.student(method, student, seed)}: its hidden states are not finite")
-        found.append({"method": method, "student": student, "seed": seed} | compared)
+            raise StudyError(f"{folder}: its hidden states are not finite")
+        probes = probe_last_layers(params, folder, splits, tokenizer, probe_seed)
+        found.append({"method": method, "student": student, "seed": seed} | compared | {"probes": probes})
         print(f"{setting} {method} {student} seed {seed} | compared with its teacher", flush=True)
     write_json(
         output,

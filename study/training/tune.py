@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
 from study.config import Layout, Params, StudyError
 from study.data.tasks import TASKS, load_task
 from study.files import write_json
@@ -30,20 +33,9 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
     """
     if method not in params.methods:
         raise StudyError(f"method {method!r} is unknown; allowed: {', '.join(params.methods)}")
-    budget, tried, layout = params.tuning, [], Layout(params, setting)
-    tokenizer = load_tokenizer(layout.teacher)
-    splits = {
-        name: encode(
-            load_task(layout.tasks, name),
-            TASKS[name],
-            params.finetuning.tasks[name].model_copy(update={"languages": []}),
-            tokenizer,
-            params.finetuning.pairs,
-            budget.seed,
-        )
-        for name in params.settings[setting].tasks
-        if not TASKS[name].probe
-    }
+    budget, tried = params.tuning, []
+    tokenizer = load_tokenizer(Layout(params, setting).teacher)
+    splits = splits_without_test(params, setting, tokenizer, budget.seed)
     for rate in budget.learning_rates:
         chosen = params.methods[method].model_copy(update={"learning_rate": rate})
         distillation = params.distillation.model_copy(update={"steps": budget.steps, "evaluate_every": budget.steps})
@@ -78,6 +70,29 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
     }
     write_json(output, result)
     return result
+
+
+def splits_without_test(
+    params: Params, setting: str, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> dict[str, dict[str, Dataset]]:
+    """Training and development examples of every task of a setting that is learnt, encoded as for fine-tuning.
+
+    Raises:
+        StudyError: a task is missing.
+    """
+    folder, budget = Layout(params, setting).tasks, params.finetuning
+    return {
+        name: encode(
+            load_task(folder, name),
+            TASKS[name],
+            budget.tasks[name].model_copy(update={"languages": []}),
+            tokenizer,
+            budget.pairs,
+            seed,
+        )
+        for name in params.settings[setting].tasks
+        if not TASKS[name].probe
+    }
 
 
 def choose(records: Iterable[dict]) -> dict[str, float]:
