@@ -128,7 +128,7 @@ def probe_last_layers(
 
 @torch.inference_mode()
 def represent(params: Params, setting: str, output: Path) -> list[dict]:
-    """Compare every student of the grid with its teacher, probe its last layers, and write what was found to ``output``.
+    """Compare each student of the grid with its teacher, probe its last layers, and write what was found to ``output``.
 
     The text compared on is plain, from the corpus' validation split: what students read in use. Relations have as many
     heads as the teacher and are compared on a part of the sequences. Probes learn from the training examples of the
