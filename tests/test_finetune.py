@@ -180,10 +180,35 @@ def test_the_learning_rate_is_chosen_by_mean_development_score(folder, dataset, 
 
     monkeypatch.setattr(scores, "finetune", watch)
     words = tiny.tokenizer(folder / "words")
-    entry = scores.evaluate_task(params, folder / "pretrained", "topic", folder / "tasks", words, "title")
+    entry = scores.evaluate_task(params, folder / "pretrained", "topic", folder / "tasks", words, "title", 1)
     assert entry["learning_rate"] == 5e-3 and [run["seed"] for run in entry["runs"]] == [1, 2]
     assert looks == [(1e-6, False)] * 2 + [(5e-3, False)] * 2 + [(5e-3, True)] * 2
     assert [entry[f"{split}_examples"] for split in ("train", "development", "test")] == [96, 64, 64]
+
+
+def test_other_distillation_seeds_draw_other_training_examples(folder, dataset, monkeypatch):
+    """Otherwise what two draws happen to favour would be common to all of them, and no interval would hold it."""
+    budget = {"topic": {"train": 32, "development": 64, "test": None, "max_length": 16}}
+    params = tuned(folder, learning_rates=[5e-3], seeds=[1, 2], epochs=1, tasks=budget)
+    monkeypatch.setitem(scores.TASKS, "topic", CLASSES)
+    monkeypatch.setitem(tasks.TASKS, "topic", CLASSES)
+    tasks.save(dataset, folder / "tasks" / "topic")
+    seen, original = [], scores.finetune
+
+    def watch(params, encoder, task, splits, tokenizer, seed, *arguments, **named):
+        seen.append((seed, tuple(map(tuple, splits["train"]["input_ids"]))))
+        return original(params, encoder, task, splits, tokenizer, seed, *arguments, **named)
+
+    monkeypatch.setattr(scores, "finetune", watch)
+    words = tiny.tokenizer(folder / "words")
+    entries = [
+        scores.evaluate_task(params, folder / "pretrained", "topic", folder / "tasks", words, "title", seed)
+        for seed in (0, 1, 2)
+    ]
+    teacher, first, second = seen[:2], seen[2:4], seen[4:]
+    assert teacher == first and [seed for seed, _ in first] == [1, 2]  # the teacher shares those of seed 1
+    assert len({examples for _, examples in (*first, *second)}) == 4
+    assert all([run["seed"] for run in entry["runs"]] == [1, 2] for entry in entries)
 
 
 LANGUAGES = replace(CLASSES, languages=("en", "es", "fr", "de"))
@@ -204,7 +229,7 @@ def test_every_language_of_the_budget_is_tested_with_the_one_model_kept(folder, 
     for name, languages in (("several", ["es", "en", "fr"]), ("one", ["en"])):
         own = {"tasks": {"topic": TaskBudget(**budget, languages=languages)}}
         own = params.model_copy(update={"finetuning": params.finetuning.model_copy(update=own)})
-        entries[name] = scores.evaluate_task(own, folder / "pretrained", "topic", folder / "tasks", words, "title")
+        entries[name] = scores.evaluate_task(own, folder / "pretrained", "topic", folder / "tasks", words, "title", 1)
     (run,) = entries["several"]["runs"]
     assert list(run["languages"]) == ["es", "fr"] and run["test"]["accuracy"] > 0.9
     assert run["languages"]["fr"] == run["test"]

@@ -30,7 +30,7 @@ def evaluate(params: Params, setting: str, method: str, student: str, seed: int,
 
     Per task: for each candidate learning rate one fine-tuning per seed on the same subsample; the rate with the best
     mean development score is kept; only its runs look at the test data. A seed draws training examples, their order and
-    dropout, the same for every model. Probes are scored without any training.
+    dropout, the same for every method (:func:`random_seed`). Probes are scored without any training.
 
     Args:
         method: an entry of ``params.methods``, or ``teacher`` (then ``student`` is ``teacher`` and ``seed`` 0).
@@ -57,7 +57,7 @@ def evaluate(params: Params, setting: str, method: str, student: str, seed: int,
             probe = retrieve(params, folder, name, layout.tasks, tokenizer)
             result["probes"] = result.get("probes", {}) | {name: probe}
         else:
-            result["tasks"][name] = evaluate_task(params, folder, name, layout.tasks, tokenizer, title)
+            result["tasks"][name] = evaluate_task(params, folder, name, layout.tasks, tokenizer, title, seed)
     result["masked_language_modelling"] = None
     if has_language_modelling_head(folder):
         model = load_model(folder, params.attention_implementation)
@@ -84,7 +84,19 @@ def commit(folder: Path) -> str | None:
     return outcome.stdout.strip()[:12] if outcome.returncode == 0 else None
 
 
-def evaluate_task(params: Params, folder: Path, name: str, tasks: Path, tokenizer, title: str) -> dict:
+def random_seed(finetuning_seed: int, distillation_seed: int) -> int:
+    """What draws a fine-tuning's training examples, their order and dropout.
+
+    Other distillation seeds get other draws: the spread between them then holds the chance of fine-tuning too, instead
+    of all of them sharing what a few draws happen to favour. Methods, students and, for distillation seed 1, the
+    teacher (0) share them. Source: this study's choice.
+    """
+    return finetuning_seed + 1000 * max(distillation_seed - 1, 0)
+
+
+def evaluate_task(
+    params: Params, folder: Path, name: str, tasks: Path, tokenizer, title: str, distillation_seed: int
+) -> dict:
     """The entry of one task in a result file: metric, budget, and per fine-tuning seed its scores.
 
     A run's ``test`` is that of the language trained on; where others are tested, it also has ``languages``: language ->
@@ -92,21 +104,22 @@ def evaluate_task(params: Params, folder: Path, name: str, tasks: Path, tokenize
     """
     task, budget = TASKS[name], params.finetuning
     dataset = load_task(tasks, name)
-    splits = {s: encode(dataset, task, budget.tasks[name], tokenizer, budget.pairs, s) for s in budget.seeds}
+    drawn = {seed: random_seed(seed, distillation_seed) for seed in budget.seeds}
+    splits = {s: encode(dataset, task, budget.tasks[name], tokenizer, budget.pairs, drawn[s]) for s in drawn}
     rates = budget.learning_rates
     if len(rates) > 1:
         tried = {
             rate: [
-                finetune(params, folder, task, splits[s], tokenizer, s, rate, look_at_test=False) for s in budget.seeds
+                finetune(params, folder, task, splits[s], tokenizer, drawn[s], rate, look_at_test=False) for s in drawn
             ]
             for rate in rates
         }
         mean = {rate: float(np.mean([run.development[task.metric] for run in runs])) for rate, runs in tried.items()}
         rates = [max(mean, key=mean.get)]
     runs = []
-    for seed in budget.seeds:
+    for seed in drawn:
         began = time.monotonic()
-        run = finetune(params, folder, task, splits[seed], tokenizer, seed, rates[0], look_at_test=True)
+        run = finetune(params, folder, task, splits[seed], tokenizer, drawn[seed], rates[0], look_at_test=True)
         runs.append({"seed": seed, "epoch": run.epoch, "development": run.development, "test": run.test})
         if run.languages:
             runs[-1]["languages"] = run.languages
