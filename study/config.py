@@ -20,8 +20,18 @@ class StudyError(Exception):
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
+    @model_validator(mode="after")
+    def _nothing_is_listed_twice(self):
+        for name, value in self:
+            lists = {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, dict) else {name: value}
+            for key, values in lists.items():
+                if isinstance(values, list) and len(values) > len(set(values)):
+                    raise ValueError(f"{key} = {values} names something twice; allowed: each once")
+        return self
+
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -81,6 +91,12 @@ class Setting(Section):
     texts: list[TextName] = Field(min_length=1)
     tasks: list[TaskName] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _something_is_learnt(self):
+        if self.tasks == ["retrieval"]:
+            raise ValueError("tasks = ['retrieval'] is a probe alone; allowed: at least one task that is learnt")
+        return self
+
 
 class Ablations(Section):
     methods: list[str]
@@ -91,7 +107,7 @@ class Grid(Section):
     settings: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     students: dict[str, list[str]]
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     ablations: dict[str, Ablations] = {}
 
     def cells(self, setting: str) -> list[tuple[str, str, int]]:
@@ -105,7 +121,7 @@ class Corpus(Section):
     max_tokens: Positive | None
     overlap_words: Annotated[int, Field(ge=8)]
     language_exponent: Fraction
-    seed: int
+    seed: Seed
 
 
 class Masking(Section):
@@ -157,7 +173,7 @@ class Tuning(Section):
     students: list[str]
     learning_rates: list[LearningRate] = Field(min_length=1)
     steps: Positive
-    seed: int
+    seed: Seed
 
 
 class Untrained(Section):
@@ -218,7 +234,7 @@ class TaskBudget(Section):
 
 
 class Finetuning(Section):
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     learning_rates: list[LearningRate] = Field(min_length=1)
     epochs: Positive
     batch_size: Positive

@@ -56,6 +56,7 @@ def test_an_effect_is_variant_less_reference_in_points():
     assert ((table["low"] <= table["effect"]) & (table["effect"] <= table["high"])).all()
     said = found(table.reset_index(), "teacher_layer")
     assert "1 of 1 variants differ" in said and "`deep` less `mha-minilmv2`: -2.0 points" in said and "shown" in said
+    assert said.endswith("**shown**; learning rates 0.0003 and 0.001")
     assert "0 of 1 variants differ" in (plain := found(table.reset_index(), "inputs")) and "**shown**" not in plain
     assert "No variant was run" in found(table.reset_index(), "layer_mapping")
 
@@ -120,7 +121,10 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone():
         results = results_of_scores({m: np.zeros((1, 1, 1, 2)) for m in methods}, options)
         table = effects(results)
         assert set(ablations.methods) <= set(table["variant"]), setting
-        for row in table[table["variant"].isin(ablations.methods)].itertuples():
+        own = table[[row.reference in ABLATIONS[row.ablation].references for row in table.itertuples()]]
+        assert (table.loc[table.index.difference(own.index), ["ablation", "reference"]] == ["compute", "od"]).all(axis=None)
+        assert own["variant"].value_counts().reindex(ablations.methods).eq(1).all()
+        for row in own[own["variant"].isin(ablations.methods)].itertuples():
             assert params.methods[row.variant].objective == params.methods[row.reference].objective
             rates = [getattr(params.methods[name], "learning_rate", None) for name in (row.variant, row.reference)]
             assert rates[0] == rates[1], f"{row.variant} is to be trained at the rate of {row.reference}"

@@ -94,6 +94,16 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put({"methods": ["magic"], "students": ["L3-H192"]}, "grid", "ablations", "english"),
         ["grid.ablations.english.methods", "'magic'", "hs-reverse"],
     ),
+    "a seed named twice": (put([1, 2, 1], "grid", "seeds"), ["grid: seeds = [1, 2, 1]", "twice", "each once"]),
+    "a student named twice": (
+        put(["L3-H192", "L3-H192"], "grid", "students", "english"),
+        ["grid: students.english = ['L3-H192', 'L3-H192']", "each once"],
+    ),
+    "a negative seed": (put([-1], "finetuning", "seeds"), ["finetuning.seeds.0", "-1", "greater than or equal to 0"]),
+    "a probe alone": (
+        put(["retrieval"], "settings", "multilingual", "tasks"),
+        ["settings.multilingual", "['retrieval']", "at least one task that is learnt"],
+    ),
     "an ablation below the teacher's layers": (
         both(
             put(7, "methods", "mha-direct-from-top-3", "teacher_layer_from_top"),

@@ -40,16 +40,18 @@ def recommended(root, development=None) -> pd.DataFrame:
 def test_every_budget_has_its_model_and_the_promise_is_from_test_data(tmp_path):
     """Latencies: L3-H384 10 ms, L6-H192 9 ms, L3-H192 5 ms; on development data the slowest is the best."""
     table = recommended(tmp_path, {("od", "L3-H384"): 0.79, ("od", "L6-H192"): 0.70, ("od", "L3-H192"): 0.67})
-    assert table["student"].tolist() == ["L3-H384", "L6-H192", "L3-H192"]
-    assert table["budget_ms"].tolist() == [10, 9, 5] and set(table["method"]) == {"od"}
-    assert table["retained"].tolist() == pytest.approx([100 * 70 / 80, 100 * 79 / 80, 100 * 66 / 80], abs=0.06)
-    assert table["loss"].tolist() == pytest.approx([10, 1, 14])
-    assert table["reservation"].tolist() == ["", "", "not shown to beat training without a teacher"]
+    assert table["student"].tolist() == ["teacher", "L3-H384", "L6-H192", "L3-H192"]
+    assert table["budget_ms"].tolist() == [20, 10, 9, 5] and table["method"].tolist() == ["teacher", "od", "od", "od"]
+    shares = [100 * score / 80 for score in (80, 70, 79, 66)]
+    assert table["retained"].tolist() == pytest.approx(shares, abs=0.06)
+    assert table["loss"].tolist() == pytest.approx([0, 10, 1, 14])
+    assert table["reservation"].tolist() == ["", "", "", "not shown to beat training without a teacher"]
+    assert table["alike"].tolist() == [(), (), (), ("mlm",)]
 
 
 def test_a_student_that_a_faster_one_beats_on_development_data_is_left_out(tmp_path):
     table = recommended(tmp_path, {("od", "L6-H192"): 0.60, ("mlm", "L6-H192"): 0.55, ("od", "L3-H192"): 0.66})
-    assert table["student"].tolist() == ["L3-H384", "L3-H192"]
+    assert table["student"].tolist() == ["teacher", "L3-H384", "L3-H192"]
 
 
 def test_published_shares_of_the_teacher():

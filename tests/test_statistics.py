@@ -16,13 +16,16 @@ TASK_NOISE = 0.02 * np.linspace(0.2, 1.8, 5)[:, None, None]  # tasks differ in h
 TASK_MEANS = np.linspace(0.5, 0.9, 5)[:, None, None]
 
 
-def simulated(generator, replications, students, seeds, finetunings, seed_noise=0.01):
+def simulated(generator, replications, students, seeds, finetunings, seed_noise=0.01, draw_noise=0.01):
     """Scores (replications, students, 5 tasks, seeds, finetunings) around zero: distilled models, then fine-tunings.
 
-    A distilled model's chance is partly common to its tasks, partly the task's own; fine-tuning's comes on top.
+    A distilled model's chance is partly common to its tasks, partly the task's own; fine-tuning's comes on top: the
+    model's own, and that of a draw of training examples, which students share (what a draw does to one method more
+    than to another; what it does to all alike is gone from paired differences).
     """
     shape = (replications, students, 5, seeds, finetunings)
     scores = generator.normal(size=shape) * TASK_NOISE
+    scores += draw_noise * generator.normal(size=(replications, 1, *shape[2:]))
     common = generator.normal(size=(replications, students, 1, seeds, 1))
     own = generator.normal(size=(*shape[:-1], 1))
     return scores + seed_noise * (common + 0.5 * own)
@@ -38,13 +41,13 @@ def test_intervals_of_several_distillation_seeds_cover(students, seeds, finetuni
     """4000 replications: a true rate of 0.95 is seen within 0.01. Few seeds make the interval a little too wide."""
     scores = simulated(np.random.default_rng(0), 4000, students, seeds, finetunings)
     values = statistics.replicates(scores)
-    assert values.shape == (4000, students, seeds)
+    assert values.shape == (4000, 1, seeds)
     assert 0.94 < coverage(values) < 0.985
     found = statistics.estimate(values)
     for p_values in (found.p_above(0), found.p_below(0)):
         assert 0.005 < (p_values <= 0.025).mean() < 0.032
     # The same simulation shows what taking fine-tunings of one model for independent runs would do.
-    pooled = scores.swapaxes(2, 3).mean(axis=3).reshape(4000, students, seeds * finetunings)
+    pooled = scores.mean(axis=(1, 2)).reshape(4000, 1, seeds * finetunings)
     assert coverage(pooled) < 0.92
 
 
@@ -52,10 +55,36 @@ def test_intervals_of_one_distillation_seed_cover_fine_tuning_alone():
     generator = np.random.default_rng(1)
     for finetunings in (2, 3):
         values = statistics.replicates(simulated(generator, 4000, 2, 1, finetunings, seed_noise=0))
-        assert values.shape == (4000, 2 * 5, finetunings)
+        assert values.shape == (4000, 5, finetunings)
         assert 0.94 < coverage(values) < 0.985
     chance_of_distillation = simulated(generator, 4000, 2, 1, 3)
     assert coverage(statistics.replicates(chance_of_distillation)) < 0.88  # so no verdict may rest on them
+
+
+def test_fine_tuning_draws_shared_by_all_distillation_seeds_would_not_be_covered():
+    """Why every distillation seed draws its own: the same two draws for all are in the spread between them nowhere."""
+    generator = np.random.default_rng(3)
+    scores = simulated(generator, 4000, 1, 3, 2, draw_noise=0)
+    scores += 0.03 * generator.normal(size=(4000, 1, 5, 1, 2))
+    assert coverage(statistics.replicates(scores)) < 0.90
+    own = simulated(generator, 4000, 1, 3, 2, draw_noise=0.03)
+    assert 0.94 < coverage(statistics.replicates(own)) < 0.985
+
+
+@pytest.mark.parametrize(
+    ("tasks", "seeds", "seed_noise"), [(5, 1, 0), (2, 1, 0), (5, 3, 0.01), (2, 3, 0.01), (2, 3, 0.001)]
+)
+def test_intervals_of_the_share_of_the_teacher_cover(tasks, seeds, seed_noise):
+    """Half of what a draw of examples does happens to student and teacher alike, with one distillation seed."""
+    generator = np.random.default_rng(4)
+    student = 0.6 + simulated(generator, 4000, 1, seeds, 2, seed_noise)[:, :, :tasks]
+    teacher = 0.8 + simulated(generator, 4000, 1, 1, 2, 0)[:, :, :tasks]
+    if seeds == 1:
+        teacher = 0.8 + (teacher - 0.8 + student - 0.6) / 2**0.5
+    low, high = statistics.share_of_teacher(student, teacher).interval()
+    assert 0.935 < ((low <= 0.75) & (high >= 0.75)).mean() < 0.99
+    paired = statistics.estimate(statistics.replicates(student - 0.6 + 0.02)).interval()
+    assert 0.935 < ((paired[0] <= 0.02) & (paired[1] >= 0.02)).mean() < 0.99
 
 
 @pytest.mark.parametrize(("students", "seeds", "finetunings", "noise"), [(3, 3, 2, 0.01), (2, 1, 3, 0.0)])

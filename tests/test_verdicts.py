@@ -69,6 +69,31 @@ def test_results_in_which_a_claim_is_wrong_contradict_it(claim):
     assert (table.loc[untouched.get(claim, []), "verdict"] == "supported").all()
 
 
+def test_a_loss_is_no_gain():
+    """D6 denies a gain: DirectMiniLM far below MiniLMv2 bears it out."""
+    table = judged({"mha-direct": 0.60})
+    assert table.loc["D6", "verdict"] == "supported" and table.loc["D6", "effect"] == pytest.approx(5.2)
+
+
+@pytest.mark.parametrize(("level", "verdict"), [(0.62, "supported"), (0.75, "contradicted")])
+def test_lower_teacher_layers_count_where_they_were_run(level, verdict):
+    changes = {f"{variant}-{layer}": level for variant in ("relations", "direct") for layer in (4, 5)}
+    results = constructed(changes)
+    for place, method in enumerate(results.runs["method"]):
+        if method in changes:
+            base, layer = (RELATIONS if method[0] == "r" else DIRECT), int(method[-1])
+            results.runs.at[place, "options"] = base | {"teacher_layer_from_top": layer}
+    assert verdicts(results).set_index("claim").loc["D5", "verdict"] == verdict
+    assert (contrasts(results)["claim"] == "D5").sum() == 8 and (contrasts(constructed())["claim"] == "D5").sum() == 4
+
+
+def test_methods_that_do_not_beat_no_training_are_named():
+    table = judged({"none": 0.61})
+    assert table["verdict"].tolist() == ["supported"] * 7
+    assert table.loc["D4", "not_above_floor"] == "od" and table.loc["D7", "not_above_floor"] == ""
+    assert judged(without=["none"])["not_above_floor"].tolist() == [""] * 7
+
+
 @pytest.mark.parametrize("claim", WRONG)
 def test_too_much_noise_leaves_a_claim_undecided_whether_right_or_wrong(claim):
     for changes in ({}, WRONG[claim]):

@@ -16,10 +16,14 @@ from study.files import write_file
 
 @dataclass(frozen=True)
 class Ablation:
-    """``references`` are varied in ``options``, keys of their entries in ``params.methods``, and in nothing else."""
+    """``references`` are varied in ``options``, keys of their entries in ``params.methods``, and in nothing else.
+
+    Where the question is how variants stand to another method, each is compared with ``against``, too.
+    """
 
     references: tuple[str, ...]
     options: tuple[str, ...]
+    against: str | None = None
 
 
 #: Which variants belong to an ablation is read from the result files, not from names.
@@ -29,7 +33,7 @@ ABLATIONS = {
     "relation_heads": Ablation(("mha-minilmv2",), ("relation_heads",)),
     "output_distribution": Ablation(("od",), ("temperature", "positions", "mlm_weight")),
     "inputs": Ablation(("hs-uniform+last", "mha-minilmv2", "mha-direct"), ("inputs",)),
-    "compute": Ablation(("mlm", "hs-uniform+last", "mha-minilmv2", "mha-direct"), ("steps",)),
+    "compute": Ablation(("mlm", "hs-uniform+last", "mha-minilmv2", "mha-direct"), ("steps",), against="od"),
     "initialisation": Ablation(("none", "hs-uniform+last", "mha-minilmv2"), ("initialisation",)),
 }
 
@@ -57,25 +61,31 @@ def effects(results: Results, ablations: dict[str, Ablation] = ABLATIONS) -> pd.
 
     Columns: setting, ablation, reference, variant, macro (of the variant), effect (paired by student, task and seeds),
     low, high (95 %, :func:`statistics.estimate`), covers (the seeds behind them), p_holm (two-sided, of no effect,
-    corrected over the ablation), runs (distilled models of the variant).
+    corrected over the ablation), runs (distilled models of the variant), learning_rate, reference_learning_rate (NaN:
+    not trained; methods of the grid have rates of their own).
 
     Raises:
         StudyError: scores are incomplete (:func:`statistics.score_arrays`).
     """
     results = results.ablations or results
     arrays, rows = score_arrays(results), []
+    options = results.runs.groupby("method", sort=False)["options"].first()
     for name, ablation in ablations.items():
-        for reference in ablation.references:
-            for variant in variants(results, reference, ablation.options):
-                found = estimate(replicates(100 * (arrays[variant] - arrays[reference])))
-                low, high = found.interval()
-                row = {"setting": results.runs["setting"].iloc[0], "ablation": name, "reference": reference}
-                row |= {"variant": variant, "macro": 100 * arrays[variant].mean(), "effect": float(found.mean)}
-                row |= {"low": float(low), "high": float(high), "covers": covered(arrays[variant])}
-                row |= {"p_holm": float(2 * np.minimum(found.p_above(0), found.p_below(0)))}
-                rows.append(row | {"runs": arrays[variant].shape[0] * arrays[variant].shape[2]})
+        pairs = [(own, v) for own in ablation.references for v in variants(results, own, ablation.options)]
+        if ablation.against in arrays:
+            pairs += [(ablation.against, variant) for _, variant in pairs]
+        for reference, variant in pairs:
+            found = estimate(replicates(100 * (arrays[variant] - arrays[reference])))
+            low, high = found.interval()
+            row = {"setting": results.runs["setting"].iloc[0], "ablation": name, "reference": reference}
+            row |= {"variant": variant, "macro": 100 * arrays[variant].mean(), "effect": float(found.mean)}
+            row |= {"low": float(low), "high": float(high), "covers": covered(arrays[variant])}
+            row |= {"p_holm": float(2 * np.minimum(found.p_above(0), found.p_below(0)))}
+            row |= {"runs": arrays[variant].shape[0] * arrays[variant].shape[2]}
+            rates = (("learning_rate", variant), ("reference_learning_rate", reference))
+            rows.append(row | {key: options[method].get("learning_rate", np.nan) for key, method in rates})
     columns = ["setting", "ablation", "reference", "variant", "macro", "effect", "low", "high", "covers", "p_holm"]
-    table = pd.DataFrame(rows, columns=[*columns, "runs"])
+    table = pd.DataFrame(rows, columns=[*columns, "runs", "learning_rate", "reference_learning_rate"])
     table["p_holm"] = table.groupby("ablation", sort=False)["p_holm"].transform(holm)
     return table
 
@@ -87,7 +97,7 @@ def found(table: pd.DataFrame, ablation: str) -> str:
     """
     own = table[table["ablation"] == ablation]
     if own.empty:
-        return "**Found.** No variant was run in this profile (`grid.ablations` of params.yaml)."
+        return "**Found.** No variant was run beside its reference in this profile (`grid` of params.yaml)."
     if not own["covers"].str.startswith("distillation").all():
         lead = "One distillation seed tells nothing apart; as numbers alone, against the reference:"
     else:
@@ -97,7 +107,10 @@ def found(table: pd.DataFrame, ablation: str) -> str:
     for row in own.itertuples():
         interval = "" if np.isnan(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
         sure = " **shown**" if row.p_holm <= 0.05 and row.covers.startswith("distillation") else ""
-        rows.append(f"* `{row.variant}` less `{row.reference}`: {row.effect:+.1f} points{interval}{sure}")
+        rates = (row.learning_rate, row.reference_learning_rate)
+        unlike = rates[0] != rates[1] and not np.isnan(rates).any()
+        other = f"; learning rates {rates[0]:g} and {rates[1]:g}" if unlike else ""
+        rows.append(f"* `{row.variant}` less `{row.reference}`: {row.effect:+.1f} points{interval}{sure}{other}")
     return "\n".join([f"**Found.** {lead}", "", *rows])
 
 

@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from study.analysis.ablations import ABLATIONS, effects
-from study.analysis.results import FLOOR, TEACHER, Results, macro, summary
-from study.analysis.results import per_language as language_scores
+from study.analysis.results import FLOOR, TEACHER, Results, macro
+from study.analysis.tables import per_language as language_scores
+from study.analysis.tables import summary
 from study.analysis.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, contrasts, verdicts
 from study.files import write_file
 
@@ -82,10 +83,13 @@ CAPTIONS = {
     " methods and the teacher.",
     "per_task": "Test score of every method in every task. Open marks are single fine-tuning runs, filled ones their"
     " mean; the dashed line is the teacher, the dotted ones are the untrained students.",
-    "per_language": "Test score by language of every task that has several, × 100. Training saw English alone.",
+    "per_language": "Test score by language of every task that has several, × 100. Fine-tuning saw English alone.",
     "learning_curves": "Held-out value of each method's own loss, relative to its value before training, by tokens and"
-    " by time. Only shapes can be compared: the losses measure different things.",
-    "distillation_cost": "Training speed of every method: tokens of text per second, the teacher's part included.",
+    " by time. Only shapes can be compared: the losses measure different things. Times depend on which run came first:"
+    " with a shared teacher, the first to need a layer computes it, and later ones read it.",
+    "distillation_cost": "Training speed of every run: tokens of text per second. With a shared teacher, the first run"
+    " to need one of its layers computes it, and later ones read it from disk: these are the speeds of this study's"
+    " runs in their order, not of methods (`make benchmark` measures those).",
 }
 
 

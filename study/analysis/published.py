@@ -43,7 +43,7 @@ PUBLISHED = (
 
 #: What of these may be set against the study's numbers.
 COMPARABLE = (
-    "Other teachers, texts, tasks and budgets, thousands of times larger: no score above or below is comparable. What"
-    " may be compared is what is relative: the share of the teacher's score that a student keeps, and the order of"
-    " layer mappings."
+    "Other teachers, texts and tasks, and budgets five orders of magnitude larger: no score above or below is"
+    " comparable. What may be set side by side, with caution, is relative: the share of the teacher's score that a"
+    " student keeps (it depends on the tasks, and on what chance scores on them), and the order of layer mappings."
 )

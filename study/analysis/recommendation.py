@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from study.analysis.results import BASELINE, FLOOR, Results, headline
+from study.analysis.results import BASELINE, FLOOR, TEACHER, Results
+from study.analysis.statistics import estimate, replicates, score_arrays
+from study.analysis.tables import headline, summary
 
 COLUMNS = ["setting", "budget_ms", "speed_up", "student", "method", "retained", "retained_low", "retained_high", "loss"]
 
@@ -12,18 +14,22 @@ COLUMNS = ["setting", "budget_ms", "speed_up", "student", "method", "retained", 
 def recommendation(results: Results) -> pd.DataFrame:
     """What to take for every budget of latency, from the largest budget down, one row per model worth taking.
 
-    A student comes with its best method. It is worth taking if no faster student scores as well. Both choices are made
-    on development data; what is promised is from test data. Latency: median of the smallest batch and number of threads
-    measured, here, so budgets are better read as shares of the teacher's time (``speed_up``).
+    The first row is the teacher, whose time may be there. A student comes with its best method. It is worth taking if
+    no faster student scores as well. Both choices are made on development data; what is promised is from test data.
+    Latency: median of the smallest batch and number of threads measured, here, so budgets are better read as shares of
+    the teacher's time (``speed_up``).
 
     Columns: setting, budget_ms (the least budget that this model fits in), speed_up, student, method, retained,
     retained_low, retained_high (percent of the teacher's macro test score, with the interval of
-    :func:`results.summary`), loss (points of macro test score, 0-100, below the teacher), reservation (what is not
-    shown of this model: better than no training, than training without a teacher; empty if both are, or were not run).
+    :func:`tables.summary`), loss (points of macro test score, 0-100, below the teacher), alike (tuple of trained
+    methods that the student's own is not told apart from: the 95 % interval of the paired difference holds zero or is
+    undefined), reservation (what is not shown of this model: better than no training, than training without a teacher;
+    empty if both are, or were not run).
 
     Source: this study's choice.
     """
-    values = headline(results)
+    values, arrays = headline(results), score_arrays(results)
+    students = list(summary(results).query("method != @TEACHER")["student"].unique())
     ceiling, rows = values["teacher"]["test"], []
     for name, best in sorted(values["students"].items(), key=lambda item: item[1]["latency_ms"]):
         if rows and best["development"] <= max(row["development"] for row in rows):
@@ -37,6 +43,16 @@ def recommendation(results: Results) -> pd.DataFrame:
         row |= {"student": name, "method": best["method"], "retained": best["retained_percent"]}
         row |= {f"retained_{end}": best[f"retained_percent_{end}"] for end in ("low", "high")}
         row |= {"loss": 100 * (ceiling - best["test"]), "development": best["development"]}
+        place, alike = [students.index(name)], []
+        for method in arrays.keys() - {TEACHER, FLOOR, best["method"]}:
+            low, high = estimate(replicates((arrays[best["method"]] - arrays[method])[place])).interval()
+            if not (low > 0 or high < 0):
+                alike.append(method)
+        row["alike"] = tuple(method for method in arrays if method in alike)
         rows.append(row | {"reservation": f"not shown to beat {' or '.join(unsure)}" if unsure else ""})
-    table = pd.DataFrame(rows[::-1], columns=[*COLUMNS, "reservation"])
+    latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
+    teacher = {"setting": values["setting"], "budget_ms": 1000 * latency.loc[TEACHER, "median_seconds"]}
+    teacher |= {"speed_up": 1.0, "student": TEACHER, "method": TEACHER, "retained": 100.0, "loss": 0.0}
+    rows.append(teacher | {"alike": (), "reservation": ""})
+    table = pd.DataFrame(rows[::-1], columns=[*COLUMNS, "alike", "reservation"])
     return table.astype({name: float for name in ("retained_low", "retained_high")})

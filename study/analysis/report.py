@@ -15,16 +15,8 @@ from nbconvert import HTMLExporter
 from study.analysis import figures
 from study.analysis.published import COMPARABLE, PUBLISHED
 from study.analysis.recommendation import recommendation
-from study.analysis.results import (
-    TEACHER,
-    Results,
-    costs,
-    headline,
-    load_results,
-    per_language,
-    per_task,
-    sampling_error,
-)
+from study.analysis.results import TEACHER, Results, load_results
+from study.analysis.tables import costs, headline, per_language, per_task, sampling_error
 from study.analysis.verdicts import verdicts
 from study.config import Layout, Params, StudyError, find_root
 from study.files import write_file
@@ -38,6 +30,18 @@ TABLES = {
     "per_task.csv": "test scores per task",
     "costs.csv": "size and speed",
     "distillation.csv": "what training took",
+}
+#: What makes the pages, by what their names begin with.
+NOTEBOOKS = {
+    "compare": "50_compare.ipynb",
+    "ablations": "52_ablations.ipynb",
+    "representations": "54_representations.ipynb",
+}
+#: Where a contrast's test has the effect; {} is its margin.
+CLAIMED = {
+    "superior": "above zero",
+    "non-inferior": "above −{:g}",
+    "equivalent": "between −{0:g} and {0:g}",
 }
 LANGUAGE_TABLE = {"per_language.csv": "test scores per language"}
 
@@ -88,6 +92,9 @@ PAGE = """<!DOCTYPE html>
 {% block body %}
 <p><a href="index.html">← Report</a></p>
 <main>{{ content }}</main>
+<p class="soft">Made by <a href="../../../notebooks/{{ notebook }}">notebooks/{{ notebook }}</a>. Its numbers: {%
+for file in numbers %}<a href="../{{ file }}">{{ file.rpartition("/")[2] }}</a>{{ ", " if not loop.last }}{% endfor %}.
+</p>
 {% endblock %}
 </body>
 </html>
@@ -130,7 +137,7 @@ between(best["margin_over_" ~ baseline ~ "_low"], best["margin_over_" ~ baseline
 </div>
 <p class="soft">Methods were chosen on development data; every number is from test data. The macro score is the mean of
 the tasks' main metrics; the teacher's is {{ (100 * headline.teacher.test)|round(1) }}. Speed-up at batch size
-{{ latency.batch_size }} with {{ latency.threads }} thread{{ "s" if latency.threads != 1 }}. In brackets: 95 % bootstrap
+{{ latency.batch_size }} with {{ latency.threads }} thread{{ "s" if latency.threads != 1 }}. In brackets: 95 %
 intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-tuning seeds only" }}.</p>
 
 <figure>
@@ -150,13 +157,17 @@ intervals over {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-t
 {% for s in settings %}{% for row in s.recommendation %}
 <tr class="{{ "group" if loop.first }}"><td class="name">{{ s.setting if loop.first }}</td><td>{{ row.budget }} ms</td>
 <td>1 / {{ row.speed_up }}</td><td class="name">{{ row.student }}</td>
-<td class="name words">{{ row.label }}{% if row.reservation %}: {{ row.reservation }}{% endif %}</td>
+<td class="name words">{{ row.label }}{% if row.reservation %}: {{ row.reservation }}{% endif %}{%
+if row.alike %} <span class="soft">(not told apart from {{ row.alike }})</span>{% endif %}</td>
 <td>{{ row.retained }} %{% if row.interval %} ({{ row.interval }}){% endif %}</td><td>{{ row.loss }}</td></tr>
 {% endfor %}{% endfor %}
 </tbody></table></div>
-<p class="soft">Within a setting, take the first row whose time you have. Students and methods were chosen on
-development data, and a student that a faster one equals is left out; what is kept and lost is from test data, on the
-tasks and machine of this report.</p>
+<p class="soft">Within a setting, take the first row whose time you have; on another machine go by the share of the
+teacher's time. Times: one sequence of {{ settings[0].latency.sequence_length }} tokens, {{
+settings[0].latency.threads }} thread{{ "s" if settings[0].latency.threads != 1 }}, medians. Students and methods were
+chosen on development data, and a student that a faster one equals is left out; what is kept and lost is from test data.
+{% if seeds == 1 %}One distillation seed is behind every row: another may put another method first.{% else %}{{ seeds }}
+distillation seeds are behind every row.{% endif %} Not told apart: the 95 % interval of the difference holds zero.</p>
 
 {% for s in settings %}
 <h2>{{ s.setting|capitalize }}: what do these results say of the paper's claims?</h2>
@@ -168,18 +179,20 @@ tasks and machine of this report.</p>
 <tr><td class="name">{{ row.claim }}</td>
 <td class="name words">{{ row.text }}
 <span class="soft">({{ row.standing }})</span></td>
-<td class="name words"><b>{{ row.verdict }}</b>{% if row.reason %}: {{ row.reason }}{% endif %}</td>
-<td class="name words">{% if row.effect != "–" %}{{ row.contrast }}: {{ row.test }}{% endif %}</td>
+<td class="name words"><b>{{ row.verdict }}</b>{% if row.reason %}: {{ row.reason }}{% endif %}{%
+if row.not_above_floor %} <span class="soft">(not shown above the untrained floor: {{ row.not_above_floor }})</span>{%
+endif %}</td>
+<td class="name words">{% if row.effect != "–" %}{{ row.contrast }}, claimed to be {{ row.claimed }}{% endif %}</td>
 <td>{{ row.effect }}{% if row.interval %} ({{ row.interval }}){% endif %}</td><td>{{ row.runs }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 <p class="soft">Effect: points of macro test score, paired by student, task and seed, with its 95 % interval over
 {{ "distillation and fine-tuning seeds" if seeds > 1 else "fine-tuning seeds only" }}; of several contrasts, the one
-that fails or is least sure to hold. Superior: above zero; non-inferior and equivalent: within the margin, a point
-unless <a href="../tables/{{ s.setting }}/contrasts.csv">the table</a> says otherwise. Every contrast is
-<a href="../figures/{{ s.setting }}/claims.png">in this figure</a>. What is not shown either way is undecided, and one
-distillation seed judges no method. HS: mean over its five mappings; @L_T-2: distilled from the teacher's last layer but
-two.</p>
+that fails or is least sure to hold. Every contrast is in
+<a href="../tables/{{ s.setting }}/contrasts.csv">this table</a> and
+<a href="../figures/{{ s.setting }}/claims.png">this figure</a>; students:
+{{ s.headline.students|join(", ") }}. What is not shown either way is undecided, and one distillation seed judges no
+method. HS: mean over its five mappings; @L_T-2: distilled from the teacher's last layer but two.</p>
 {% endfor %}
 
 {% for s in settings %}{% with tasks=s.tasks, scores=s.scores, costs=s.costs, sizes=s.sizes, latency=s.latency %}
@@ -213,8 +226,9 @@ examples, which the intervals leave out.</p>
 <td class="name">{{ row.task }}</td>{% for value in row.scores %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
-<p class="soft">Test scores × 100 of the task's main metric, mean over seeds. Training and the choice of methods saw
-English alone; gap: English less the mean without English.</p>
+<p class="soft">Test scores × 100 of the task's main metric, mean over seeds. Fine-tuning and the choice of methods saw
+English alone; distillation read the setting's corpus in all its languages. Gap: English less the mean without
+English.</p>
 {% endif %}
 
 <h2>{{ s.setting|capitalize }}: what each model costs to run</h2>
@@ -256,8 +270,8 @@ student }} ({{ s.setting }}) keeps {{ best.retained_percent }} %{{ ", " if not l
 <ul class="plain">
 <li>The embedded teachers are contrastively tuned sentence encoders, not freshly pre-trained language models. Their
 masked-language-modelling head, which output-distribution transfer needs, was fitted by this study.</li>
-<li>The results are about these teachers and these budgets, not about RoBERTa or XLM-R, nor about training runs hundreds
-of times longer.</li>
+<li>The results are about these teachers and these budgets, not about RoBERTa or XLM-R, nor about training runs many
+thousand times longer.</li>
 {% if seeds == 1 %}<li>One distillation seed per method: the intervals hold the chance of fine-tuning, not that of
 initialisation and data order in distillation. Small differences between methods may be chance.</li>{% endif %}
 <li>The best of several methods looks better than it is, even when it is chosen on development data.</li>
@@ -319,8 +333,13 @@ def write_report(params: Params, root: Path | None = None) -> Path:
         for notebook, folder in layout.analyses.items():
             name = f"{notebook.stem}.html"
             pages[name], content = notebook_page(notebook, folder)
+            numbers = layout.tables if folder == layout.figures else folder
             page = environment.get_template("page").render(
-                title=pages[name], style=Markup(STYLE), content=Markup(content)
+                title=pages[name],
+                style=Markup(STYLE),
+                content=Markup(content),
+                notebook=NOTEBOOKS[notebook.stem.rpartition("_")[0]],
+                numbers=[path.relative_to(layout.reports).as_posix() for path in sorted(numbers.glob("*.csv"))],
             )
             write_file(html / name, page + "\n")
         values = index_values(results) | {
@@ -345,8 +364,10 @@ def write_report(params: Params, root: Path | None = None) -> Path:
 
 
 def result_files(params: Params, layout: Layout) -> list[Path]:
-    """The result files behind the report, in the order of the grid."""
+    """The result files behind the report, in the order of the grid, those of ablations after them."""
     cells = [(TEACHER, TEACHER, 0), *params.grid.cells(layout.setting)]
+    varied = params.of_ablations(layout.setting)
+    cells += [cell for cell in (varied.grid.cells(layout.setting) if varied else ()) if cell not in cells]
     others = [layout.results / "latency.json", layout.representations]
     return [*(layout.result(*cell) for cell in cells), *(path for path in others if path.is_file())]
 
@@ -433,6 +454,7 @@ def index_values(results: Results) -> dict:
         "labels": labels,
         "recommendation": [
             {key: row[key] for key in ("student", "reservation")}
+            | {"alike": ", ".join(labels[method] for method in row["alike"])}
             | {"budget": _text(row["budget_ms"], 1), "speed_up": _text(row["speed_up"], 1)}
             | {"label": labels[row["method"]], "retained": _text(row["retained"], 1), "loss": _text(row["loss"], 1)}
             | {"interval": _range(row["retained_low"], row["retained_high"], 1)}
@@ -451,6 +473,7 @@ def index_values(results: Results) -> dict:
         "verdicts": [
             row
             | {"effect": _text(row["effect"], 1, sign="+"), "interval": _range(row["low"], row["high"], 1, sign="+")}
+            | {"claimed": CLAIMED[row["test"]].format(row["margin"])}
             for row in verdicts(results).to_dict("records")
         ],
         "tasks": [

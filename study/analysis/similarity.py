@@ -108,8 +108,8 @@ def found(table: pd.DataFrame) -> str:
         lines.append(
             f"* {student}: the last layer most like the teacher's is that of `{near.method}` (CKA"
             f" {near.last_layers:.2f}); the best macro test score has `{best.method}` (CKA {best.last_layers:.2f})."
-            f" Rank correlation of CKA and score over {len(trained)} methods: {rho.statistic:+.2f}"
-            f" (p = {rho.pvalue:.2f}). What the last layer adds to a linear probe, in points: "
+            f" Rank correlation of CKA and score over {len(trained)} methods, which are not independent of each other:"
+            f" {rho.statistic:+.2f}. What the last layer adds to a linear probe, in points: "
             + ", ".join(f"`{row.method}` {row.last_layer_adds:+.1f}" for row in own.itertuples())
             + "."
         )

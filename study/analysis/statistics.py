@@ -3,7 +3,9 @@
 Scores are arrays of shape (students, tasks, D distillation seeds, F fine-tuning seeds). The two kinds of seed are kept
 apart: fine-tunings of one distilled model share what its distillation happened to give, so with several distillation
 seeds these are the replicates (each the mean of its fine-tunings, one model for all tasks); with one, the fine-tuning
-seeds are, and nothing is known of distillation's own chance. Students and tasks are those of the grid, not drawn at
+seeds are, and nothing is known of distillation's own chance. Every distillation seed has fine-tuning draws of its own
+(study/evaluation/scores.py), the same for all methods: what a draw does to one method more than to another is in the
+spread between distillation seeds. Students and tasks are those of the grid, not drawn at
 random: conclusions are about them. No statistic takes the best of several runs.
 """
 
@@ -16,10 +18,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.analysis.results import BASELINE, RESAMPLES, TEACHER, Results
+from study.analysis.results import BASELINE, TEACHER, Results
 from study.config import StudyError
 
 LEVEL = 0.95
+RESAMPLES = 10_000
 PROFILE = (0.80, 0.90, 0.95, 1.00)
 BOTH_SEEDS, FINETUNING_SEEDS = "distillation and fine-tuning seeds", "fine-tuning seeds only"
 
@@ -63,13 +66,12 @@ def replicates(scores: np.ndarray) -> np.ndarray:
         scores: scores or differences of scores, (..., students, tasks, D, F).
 
     Returns:
-        With D > 1: macro scores, one stratum per student, (..., students, D). With D = 1: scores of single
-        fine-tunings, one stratum per student and task, (..., students x tasks, F).
+        Means over students, which share their seeds. With D > 1: macro scores, one stratum, (..., 1, D). With D = 1:
+        scores of single fine-tunings, one stratum per task, whose examples are drawn apart, (..., tasks, F).
     """
     if scores.shape[-2] > 1:
-        return scores.mean(axis=(-3, -1))
-    single = scores[..., 0, :]
-    return single.reshape(*single.shape[:-3], -1, single.shape[-1])
+        return scores.mean(axis=(-4, -3, -1))[..., None, :]
+    return scores[..., 0, :].mean(axis=-3)
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,7 @@ def estimate(values: np.ndarray) -> Estimate:
     mean = (1/K) sum_k mean_k; standard_error = sqrt(sum_k v_k) / K, v_k = s_k^2 / n;
     freedom = (sum_k v_k)^2 / sum_k (v_k^2 / (n - 1)).
 
-    Strata may vary differently. Their chance is taken as independent, differences being paired by seed: a preference of
-    a seed's data for one method that all students share would make intervals too narrow. One replicate has no standard
-    error (NaN).
+    Strata may vary differently; their chance is independent. One replicate has no standard error (NaN).
 
     Args:
         values: (..., K, n), as from :func:`replicates`.
@@ -121,6 +121,34 @@ def estimate(values: np.ndarray) -> Estimate:
     with np.errstate(invalid="ignore"):
         freedom = total**2 / (variances**2 / (count - 1)).sum(axis=-1)
     return Estimate(mean, np.sqrt(total) / strata, np.where(np.isnan(freedom), strata * (count - 1), freedom))
+
+
+def share_of_teacher(scores: np.ndarray, teacher: np.ndarray) -> Estimate:
+    r"""Macro score as a share of the teacher's, r = x / y, with the chance of both.
+
+    .. math:: \operatorname{var} r = \operatorname{var}(x - r y) / y^2
+
+    With one distillation seed, student and teacher share their fine-tuning seeds, and x - r y is taken seed by seed.
+    With several, the two are taken as independent: var(x) + r^2 var(y), with Satterthwaite's degrees of freedom.
+
+    Args:
+        scores: (..., 1, tasks, D, F) of one student. teacher: (..., 1, tasks, 1, F).
+
+    Source: the delta method; what makes it an interval: :func:`estimate`.
+    """
+    axes = (-4, -3, -2, -1)
+    level = teacher.mean(axis=axes)
+    share = scores.mean(axis=axes) / level
+    scaled = share[..., None, None, None, None] * teacher
+    if scores.shape[-2] == 1:
+        found = estimate(replicates(scores - scaled))
+        return Estimate(share, found.standard_error / level, found.freedom)
+    parts = [estimate(replicates(scores)), estimate(replicates(scaled))]
+    total = sum(part.standard_error**2 for part in parts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = total**2 / sum(part.standard_error**4 / part.freedom for part in parts)
+    freedom = np.where(np.isnan(freedom), parts[0].freedom, freedom)
+    return Estimate(share, np.sqrt(total) / level, freedom)
 
 
 def holm(p_values) -> np.ndarray:
@@ -144,10 +172,10 @@ def interquartile_mean(
 ) -> tuple[float, float, float]:
     """Mean of the middle half of all run x task scores, with its stratified 95 % bootstrap interval.
 
-    Resampled within each student: whole distillation seeds, all tasks of a model together, where there are several;
-    fine-tuning seeds within each student and task where there is one. Deviations of n replicates from the mean of their
-    K strata are widened by sqrt(n / (n - 1)) t / z, with the 97.5 % quantiles of Student's distribution with K (n - 1)
-    degrees of freedom and of the normal one: a plain percentile interval of so few seeds is far too narrow.
+    Resampled are whole distillation seeds, all students and tasks together, where there are several; fine-tuning seeds
+    within each task where there is one. Deviations of n replicates from the mean of their K strata are widened by
+    sqrt(n / (n - 1)) t / z, with the 97.5 % quantiles of Student's distribution with K (n - 1) degrees of freedom and
+    of the normal one: a plain percentile interval of so few seeds is far too narrow.
 
     Args:
         scores: (students, tasks, D, F).
@@ -166,7 +194,7 @@ def interquartile_mean(
     value = float(stats.trim_mean(runs.ravel(), 0.25))
     if count == 1:
         return value, np.nan, np.nan
-    strata = (students, 1) if several else (students, tasks)
+    strata = (1, 1) if several else (1, tasks)  # students share their seeds
     freedom = np.prod(strata) * (count - 1)
     widening = np.sqrt(count / (count - 1)) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
     center = runs.mean(axis=-1, keepdims=True)
