@@ -138,6 +138,18 @@ def latency_result(students) -> dict:
     }
 
 
+SHARES = {"sentiment": 0.5, "boolq": 0.62, "privacy-qa": 0.5, "topic": 0.2, "sts-b": None}
+SPLITS = {
+    "profile": "laptop",
+    "setting": "english",
+    "splits": [
+        {"task": task, "split": split, "examples": 2000, "metric": "accuracy", "majority_share": share}
+        for split in ("train", "development", "test")
+        for task, share in SHARES.items()
+    ],
+}
+
+
 def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
     """Write every cell's file; ``scores`` maps (method, student) to test, or to (test, development). Teacher: 0.80.
 
@@ -156,6 +168,7 @@ def write_grid(root: Path, params: Params, scores: dict | None = None) -> Path:
                 run = run_result(method, student, seed, test + shift, development + shift)
                 write(layout.result(method, student, seed), run)
     write(layout.results / "latency.json", latency_result(params.grid.students["english"]))
+    write(layout.results / "tasks.json", SPLITS)
     write(layout.representations, representations_result(params))
     return layout.results
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from constructed_results import change_params, latency_result, make_study, results_of_scores, run_result, write
+from constructed_results import SPLITS, change_params, latency_result, make_study, results_of_scores, run_result, write
 
 from study import StudyError, load_params
 from study.analysis.ablations import ABLATIONS, Ablation, effects, found, variants, write_effects
@@ -84,6 +84,7 @@ def study(tmp_path):
     params = change_params(tmp_path, ablations=ablated)
     write(folder / "teacher_teacher_0.json", run_result("teacher", "teacher", 0, 0.8))
     write(folder / "latency.json", latency_result(("L3-H384", "L3-H192")))
+    write(folder / "tasks.json", SPLITS)
     for method, student, test in (
         ("none", "L3-H384", 0.5),
         ("none", "L3-H192", 0.5),
@@ -122,7 +123,9 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone():
         table = effects(results)
         assert set(ablations.methods) <= set(table["variant"]), setting
         own = table[[row.reference in ABLATIONS[row.ablation].references for row in table.itertuples()]]
-        assert (table.loc[table.index.difference(own.index), ["ablation", "reference"]] == ["compute", "od"]).all(axis=None)
+        assert (table.loc[table.index.difference(own.index), ["ablation", "reference"]] == ["compute", "od"]).all(
+            axis=None
+        )
         assert own["variant"].value_counts().reindex(ablations.methods).eq(1).all()
         for row in own[own["variant"].isin(ablations.methods)].itertuples():
             assert params.methods[row.variant].objective == params.methods[row.reference].objective

@@ -303,7 +303,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         for method, student, seed in [*params.grid.cells(setting), ("teacher", "teacher", 0)]:
             result = json.loads((results / f"{method}_{student}_{seed}.json").read_text())
             assert {*result["tasks"], *result.get("probes", {})} == set(params.settings[setting].tasks)
-        for name in ("latency.json", "corpus.json", "representations.json"):
+        for name in ("latency.json", "tasks.json", "corpus.json", "representations.json"):
             assert json.loads((results / name).read_text())
         figures = {path.stem for path in (reports / "figures" / setting).glob("*.png")}
         assert {"quality_heatmap", "quality_latency", "per_task", "learning_curves", "distillation_cost"} <= figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from constructed_results import latency_result, make_study, run_result, write
+from constructed_results import SPLITS, latency_result, make_study, run_result, write
 
 from study.analysis.published import PUBLISHED
 from study.analysis.recommendation import recommendation
@@ -31,6 +31,7 @@ def recommended(root, development=None) -> pd.DataFrame:
     folder.mkdir(parents=True)
     write(folder / "teacher_teacher_0.json", run_result("teacher", "teacher", 0, 0.8))
     write(folder / "latency.json", latency_result(students))
+    write(folder / "tasks.json", SPLITS)
     for cell, test in SCORES.items():
         result = run_result(*cell, 1, test, (development or {}).get(cell, test))
         write(folder / f"{cell[0]}_{cell[1]}_1.json", result)

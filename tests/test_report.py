@@ -165,6 +165,7 @@ def test_the_index_tells_the_headline(study, pages):
     assert best["method"] == "hs-uniform+last" and best["retained_percent"] == 77.5  # 0.62 / 0.80
     for words in ("HS: uniform+last", "77.5 %", "+2.00 points", "2.00 ×", "laptop", "2026-11-22", "torch 2.13.0"):
         assert words in text
+    assert "62.0 for always giving the commonest label" in text  # boolq
     for words in ("contrastively tuned sentence encoders", "not about RoBERTa or XLM-R", "One distillation seed"):
         assert words in text
 

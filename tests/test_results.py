@@ -35,7 +35,7 @@ def load(study):
 
 def test_every_missing_file_is_named_in_one_line(study):
     root, params, folder = study
-    gone = ["teacher_teacher_0.json", "od_L3-H192_1.json", "latency.json"]
+    gone = ["teacher_teacher_0.json", "od_L3-H192_1.json", "latency.json", "tasks.json"]
     for name in gone:
         (folder / name).unlink()
     with pytest.raises(StudyError) as error:
@@ -259,7 +259,8 @@ def test_the_floor_is_never_the_best_method(tmp_path):
 def test_sampling_error_is_binomial_and_for_accuracy_alone(study):
     table = tables.sampling_error(load(study)).set_index("task")
     assert table.loc["boolq", "standard_error"] == pytest.approx((0.8 * 0.2 / 1000) ** 0.5)
-    assert table.loc[["sts-b", "topic"], "standard_error"].isna().all()
+    assert table.loc["boolq", "majority_share"] == 0.62
+    assert table.loc[["sts-b", "topic"], ["standard_error", "majority_share"]].isna().all(axis=None)
 
 
 def test_tables_hold_every_cell(study, tmp_path):

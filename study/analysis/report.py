@@ -211,7 +211,9 @@ method. HS: mean over its five mappings; @L_T-2: distilled from the teacher's la
 <p class="soft">Test scores × 100, mean over seeds; shaded: each student's best method on development data.
 Retained: macro in percent of the teacher's.
 {% for task in tasks %}{{ task.task }}: {{ task.label }}, {{ task.test_examples }} test examples{%
-if task.standard_error %}, standard error about {{ task.standard_error }}{% endif %}{{ ";" if not loop.last else "." }}
+if task.standard_error %}, standard error about {{ task.standard_error }}{% endif %}{%
+if task.majority_share %}, {{ task.majority_share }} for always giving the commonest label{% endif %}{{
+";" if not loop.last else "." }}
 {% endfor %}The standard errors (binomial, at the teacher's accuracy) are a rough yardstick for the choice of test
 examples, which the intervals leave out.</p>
 
@@ -368,7 +370,7 @@ def result_files(params: Params, layout: Layout) -> list[Path]:
     cells = [(TEACHER, TEACHER, 0), *params.grid.cells(layout.setting)]
     varied = params.of_ablations(layout.setting)
     cells += [cell for cell in (varied.grid.cells(layout.setting) if varied else ()) if cell not in cells]
-    others = [layout.results / "latency.json", layout.representations]
+    others = [*(layout.results / f"{name}.json" for name in ("latency", "tasks")), layout.representations]
     return [*(layout.result(*cell) for cell in cells), *(path for path in others if path.is_file())]
 
 
@@ -478,7 +480,10 @@ def index_values(results: Results) -> dict:
         ],
         "tasks": [
             {"task": row.task, "label": figures.METRICS.get(row.metric, row.metric), "test_examples": row.test_examples}
-            | {"standard_error": None if math.isnan(row.standard_error) else _text(100 * row.standard_error, 1)}
+            | {
+                name: None if math.isnan(value) else _text(100 * value, 1)
+                for name, value in (("standard_error", row.standard_error), ("majority_share", row.majority_share))
+            }
             for row in tasks.itertuples()
         ],
         "costs": rows,

@@ -162,6 +162,21 @@ class LatencyResult(ResultFile):
     measurements: list[Measurement]
 
 
+class TaskSplit(Record):
+    task: str
+    split: str
+    examples: int
+    majority_share: float | None
+
+
+class TaskSplits(Record):
+    """Every split in full, before fine-tuning draws its budget from it."""
+
+    profile: str
+    setting: str
+    splits: list[TaskSplit]
+
+
 @dataclass(frozen=True)
 class Results:
     """Every number of one profile and setting, in the order of the grid, the teacher first.
@@ -179,6 +194,7 @@ class Results:
         probes: one row per run, probe and language, empty where a setting has no probes: setting, method, student,
             distillation_seed, task, metric, language, test (the main metric), test_examples, and the probe's other
             scores.
+        majority: share of the commonest label in a task's whole test split by task, where it is classification.
         ablations: the same of ``grid.ablations``, with the methods that they vary; None where none are run.
     """
 
@@ -187,6 +203,7 @@ class Results:
     curves: pd.DataFrame
     latency: pd.DataFrame
     probes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    majority: dict[str, float] = field(default_factory=dict)
     ablations: Results | None = None
 
 
@@ -208,8 +225,8 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
     cells = [(TEACHER, TEACHER, 0)]
     cells += grid.cells(setting)
     files = {layout.result(*cell): cell for cell in cells}
-    latency_file = layout.results / "latency.json"
-    missing = [str(path.relative_to(root)) for path in (*files, latency_file) if not path.is_file()]
+    latency_file, splits_file = layout.results / "latency.json", layout.results / "tasks.json"
+    missing = [str(path.relative_to(root)) for path in (*files, latency_file, splits_file) if not path.is_file()]
     if missing:
         raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
 
@@ -240,6 +257,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
 
     latency = read_result(latency_file, LatencyResult, root, profile=params.profile, setting=setting)
     _check_latency(latency_file.relative_to(root), latency, params)
+    splits = read_result(splits_file, TaskSplits, root, profile=params.profile, setting=setting).splits
     common = {"setting": setting} | latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
     models = (TEACHER, *grid.students[setting])
     measurements = sorted(
@@ -251,6 +269,7 @@ def load_results(params: Params, setting: str, root: Path | None = None) -> Resu
         curves=pd.DataFrame(curves),
         latency=pd.DataFrame([common | m.model_dump() for m in measurements]),
         probes=pd.DataFrame(probes),
+        majority={row.task: row.majority_share for row in splits if row.split == "test" and row.majority_share},
         ablations=load_results(ablated, setting, root) if (ablated := params.of_ablations(setting)) else None,
     )
 
@@ -298,7 +317,7 @@ def _probe_rows(run: dict, result: RunResult, tasks: list[str]) -> list[dict]:
     ]
 
 
-def read_result(path: Path, model: type[ResultFile], root: Path, **expected) -> ResultFile:
+def read_result(path: Path, model: type[BaseModel], root: Path, **expected) -> BaseModel:
     """One validated result file.
 
     Raises:

@@ -47,7 +47,8 @@ def summary(results: Results) -> pd.DataFrame:
 
 
 def sampling_error(results: Results) -> pd.DataFrame:
-    """Metric, number of test examples (of all languages) and, for accuracy, the teacher's binomial standard error.
+    """Metric, number of test examples (of all languages) and, for accuracy, the teacher's binomial standard error and
+    ``majority_share``, the accuracy of always giving the commonest label of the whole test split (in English).
 
     standard_error = sqrt(p (1 - p) / n), p the teacher's accuracy, n the test examples: how far one accuracy may be off
     because these test examples were drawn and not others. A rough yardstick: two models scored on the same examples
@@ -62,6 +63,7 @@ def sampling_error(results: Results) -> pd.DataFrame:
     )
     accuracy = table["accuracy"].where(table["metric"] == "accuracy")
     table["standard_error"] = np.sqrt(accuracy * (1 - accuracy) / table["test_examples"])
+    table["majority_share"] = table.index.map(results.majority).where(table["metric"] == "accuracy")
     return table.drop(columns="accuracy").reset_index()
 
 
