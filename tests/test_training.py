@@ -830,7 +830,7 @@ def test_tuning_tries_every_candidate_and_looks_at_development_data_only(folder)
 
 
 def test_the_rate_chosen_has_the_highest_mean_over_students():
-    """Rate 1: 0.9 and 0.5, mean 0.7. Rate 2: 0.7 and 0.8, mean 0.75. What a method's own loss says does not count."""
+    """Rate 1: 0.9 and 0.5, mean 0.7. Rate 2: 0.7 and 0.8, mean 0.75. Of two losses that fall, neither counts."""
 
     def record(method, *scores):
         tried = [
@@ -844,8 +844,18 @@ def test_the_rate_chosen_has_the_highest_mean_over_students():
     records[1]["tried"][1] = {"learning_rate": 2.0, "diverged": "loss = nan"}
     assert choose(records) == {"od": 1.0, "mlm": 1.0}
     records[0]["tried"][0] = {"learning_rate": 1.0, "diverged": "loss = nan"}
-    with pytest.raises(StudyError, match=r"od: diverged at every learning rate of \[1.0, 2.0\]"):
+    with pytest.raises(StudyError, match=r"od: diverged, or its loss rose, at every learning rate of \[1.0, 2.0\]"):
         choose(records)
+
+
+def test_a_rate_at_which_the_loss_of_any_student_rises_is_not_chosen():
+    def record(*losses):
+        tried = [{"learning_rate": rate, "development_mean": rate, "held_out_loss": loss} for rate, loss in losses]
+        return {"method": "mha-direct", "tried": [{**row, "held_out_loss_before": 0.7} for row in tried]}
+
+    calm, thrown_off = record((0.1, 0.6), (0.2, 0.7)), record((0.1, 0.69), (0.2, 1.5))
+    assert choose([calm]) == {"mha-direct": 0.2}
+    assert choose([calm, thrown_off]) == {"mha-direct": 0.1}
 
 
 def test_a_candidate_that_diverges_is_recorded_and_the_others_are_tried(folder, monkeypatch):

@@ -180,7 +180,7 @@ distillation seeds are behind every row.{% endif %} Not told apart: the 95 % int
 <td class="name words">{{ row.text }}
 <span class="soft">({{ row.standing }})</span></td>
 <td class="name words"><b>{{ row.verdict }}</b>{% if row.reason %}: {{ row.reason }}{% endif %}{%
-if row.not_above_floor %} <span class="soft">(not shown above the untrained floor: {{ row.not_above_floor }})</span>{%
+if row.doubtful %} <span class="soft">({{ row.doubtful }} of its methods not shown to beat no training)</span>{%
 endif %}</td>
 <td class="name words">{% if row.effect != "–" %}{{ row.contrast }}, claimed to be {{ row.claimed }}{% endif %}</td>
 <td>{{ row.effect }}{% if row.interval %} ({{ row.interval }}){% endif %}</td><td>{{ row.runs }}</td></tr>
@@ -192,7 +192,9 @@ that fails or is least sure to hold. Every contrast is in
 <a href="../tables/{{ s.setting }}/contrasts.csv">this table</a> and
 <a href="../figures/{{ s.setting }}/claims.png">this figure</a>; students:
 {{ s.headline.students|join(", ") }}. What is not shown either way is undecided, and one distillation seed judges no
-method. HS: mean over its five mappings; @L_T-2: distilled from the teacher's last layer but two.</p>
+method. Which methods are not shown to beat no training is
+<a href="../tables/{{ s.setting }}/verdicts.csv">here</a>. HS: mean over its five mappings; @L_T-2: distilled from the
+teacher's last layer but two.</p>
 {% endfor %}
 
 {% for s in settings %}{% with tasks=s.tasks, scores=s.scores, costs=s.costs, sizes=s.sizes, latency=s.latency %}
@@ -476,6 +478,7 @@ def index_values(results: Results) -> dict:
             row
             | {"effect": _text(row["effect"], 1, sign="+"), "interval": _range(row["low"], row["high"], 1, sign="+")}
             | {"claimed": CLAIMED[row["test"]].format(row["margin"])}
+            | {"doubtful": len(row["not_above_floor"].split(", ")) if row["not_above_floor"] else 0}
             for row in verdicts(results).to_dict("records")
         ],
         "tasks": [

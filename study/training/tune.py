@@ -24,9 +24,10 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
     """Try every candidate learning rate on one method and student, and write what was tried.
 
     Each candidate trains for ``tuning.steps`` steps. What counts is the mean over the setting's tasks of a linear
-    probe's main metric on development data; the held-out value of the method's own loss is kept beside it, to look at.
-    It does not choose: a relation loss may fall while the representations on top of it get worse. No test data is
-    touched, and every method gets the same candidates, steps and examples. Source: this study's choice.
+    probe's main metric on development data. The held-out value of the method's own loss, kept beside it, rules out
+    rates at which it rises (:func:`choose`), and does not choose among the others: a relation loss may fall while the
+    representations on top of it get worse. No test data is touched, and every method gets the same candidates, steps
+    and examples. Source: this study's choice.
 
     Raises:
         StudyError: as :func:`study.training.distill.distil`; tasks are missing.
@@ -98,27 +99,31 @@ def splits_without_test(
 def choose(records: Iterable[dict]) -> dict[str, float]:
     """Per method, the learning rate with the highest mean over settings and students of its development mean.
 
-    A rate at which any student diverged is out.
+    A rate is out at which any student diverged or ended with a held-out loss above the one it began with: few steps on
+    few examples may not show downstream what more steps at such a rate do.
 
     Args:
         records: what :func:`tune` wrote, any number of methods, settings and students.
 
     Raises:
-        StudyError: every rate of a method diverged.
+        StudyError: every rate of a method is out.
 
     Source: this study's choice.
     """
-    scores, diverged = defaultdict(lambda: defaultdict(list)), defaultdict(set)
+    scores, out = defaultdict(lambda: defaultdict(list)), defaultdict(set)
     for record in records:
         for candidate in record["tried"]:
             method, rate = record["method"], candidate["learning_rate"]
-            if "diverged" in candidate:
-                diverged[method].add(rate)
+            if "diverged" in candidate or candidate["held_out_loss"] > candidate["held_out_loss_before"]:
+                out[method].add(rate)
             scores[method][rate].append(candidate.get("development_mean", 0.0))
     chosen = {}
     for method, rates in scores.items():
-        left = [rate for rate in rates if rate not in diverged[method]]
+        left = [rate for rate in rates if rate not in out[method]]
         if not left:
-            raise StudyError(f"{method}: diverged at every learning rate of {list(rates)}; lower tuning.learning_rates")
+            raise StudyError(
+                f"{method}: diverged, or its loss rose, at every learning rate of {list(rates)}; lower"
+                " tuning.learning_rates"
+            )
         chosen[method] = max(left, key=lambda rate: mean(rates[rate]))
     return chosen
