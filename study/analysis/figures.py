@@ -213,6 +213,7 @@ def quality_latency(results: Results) -> Figure:
     words = f"batch of {batch}, {tokens} tokens, {threads} {'thread' if threads == 1 else 'threads'}"
     axes.set(xlabel=f"median latency (ms; {words})", ylabel="macro test score (0–100)")
     axes.margins(x=0.15, y=0.12)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))  # intervals may go below what a score can
     axes.grid()
     handles = [_handle(style.label, style.color, style.marker) for style in look.values()]
     handles += [_handle("teacher", "black", "o"), Line2D([], [], color="#b0b0b0", label="Pareto front")]
