@@ -416,10 +416,10 @@ def test_cells_to_tune_are_printed_by_setting_and_a_setting_without_them_is_an_e
     monkeypatch.chdir(folder)
     params = load_params(folder / "params.yaml")
     trained = [method for method in params.grid.methods if method != "none"]
-    for setting, tried in (("english", "L3-H192"), ("multilingual", "L4-H192")):
+    for setting, tried in (("english", ("L3-H384", "L3-H192")), ("multilingual", ("L6-H384", "L4-H192"))):
         assert main(["cells", setting]) == 0
         printed = capsys.readouterr().out.splitlines()
-        assert printed == [f"{m} {tried}" for m in trained]
+        assert printed == [f"{method} {student}" for method in trained for student in tried]
     assert main(["cells", "klingon"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
