@@ -30,8 +30,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 check: environment  ## validate params.yaml
 	@python -m study check
 
-profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
-	@test -n "$(PROFILE)" || { echo "error: which profile? make profile PROFILE=smoke|laptop|overnight" >&2; exit 1; }
+profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight|ablations
+	@test -n "$(PROFILE)" || { echo "error: which profile? make profile PROFILE=smoke|laptop|overnight|ablations" >&2; exit 1; }
 	@python -m study use $(PROFILE)
 
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side

@@ -25,6 +25,7 @@ def make_study(root: Path, methods=None, students=("L3-H384", "L3-H192"), seeds=
     yaml = YAML(typ="safe")
     values = yaml.load(REPOSITORY / "params.yaml")
     values["profile"] = "laptop"
+    values["settings"]["english"]["tasks"] = list(METRICS)
     values["finetuning"]["seeds"] = [1, 2]
     values["latency"] |= {"batch_sizes": [1, 32], "threads": [1]}
     values["grid"] = {

@@ -170,6 +170,12 @@ def test_the_index_tells_the_headline(study, pages):
         assert words in text
 
 
+def test_the_index_tells_what_was_spent(pages):
+    """Six students, four of them trained in 190.2 s, each evaluated in 140 s: 1,600.8 s."""
+    text = " ".join(pages["index.html"].text.split())
+    assert "English: 6 students, 0.4 million tokens of distillation each, 0.4 hours of distillation" in text
+
+
 def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
     text = " ".join(pages["index.html"].text.split())
     assert "English: what do these results say of the paper's claims?" in text

@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 from study.analysis import figures
 from study.analysis.published import COMPARABLE, PUBLISHED
 from study.analysis.recommendation import recommendation
-from study.analysis.results import TEACHER, Results, load_results
+from study.analysis.results import RUN, TEACHER, Results, load_results
 from study.analysis.tables import costs, headline, per_language, per_task, sampling_error
 from study.analysis.verdicts import verdicts
 from study.config import Layout, Params, StudyError, find_root
@@ -108,7 +108,8 @@ INDEX = """{% extends "page" %}
 <header>
 <h1>{{ title }}</h1>
 <p class="soft">Profile <b>{{ profile }}</b>, {{ seeds }} distillation seed{{ "s" if seeds != 1 }};
-measured {{ dates }} on {{ processor }}, {{ cores }} cores.</p>
+measured {{ dates }} on {{ processor }}, {{ cores }} cores.
+{% for s in settings %}{{ s.setting|capitalize }}: {{ s.budget }}.{{ " " if not loop.last }}{% endfor %}</p>
 </header>
 <main>
 <h2>Which method makes the best student?</h2>
@@ -454,6 +455,7 @@ def index_values(results: Results) -> dict:
     languages = per_language(results)
     return {
         "setting": runs["setting"].iloc[0],
+        "budget": budget(results),
         "headline": headline(results),
         "labels": labels,
         "recommendation": [
@@ -493,6 +495,20 @@ def index_values(results: Results) -> dict:
         "sizes": sizes,
         "latency": latency.to_dict(),
     }
+
+
+def budget(results: Results) -> str:
+    """How much was run, ablations included: students, tokens of a training run, hours as one process after another."""
+    parts = [part.runs for part in (results, results.ablations) if part]
+    runs = pd.concat(parts).drop_duplicates(RUN)
+    runs = runs[runs["method"] != TEACHER]
+    tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
+    of_each = " to ".join(_text(value, 1) for value in tokens[:1] + tokens[1:][-1:])
+    hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
+    return (
+        f"{len(runs)} students, {of_each} million tokens of distillation each, {_text(hours, 1)} hours of distillation"
+        " and evaluation"
+    )
 
 
 def machine(runs: pd.DataFrame) -> dict[str, str]:
