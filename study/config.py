@@ -494,6 +494,8 @@ def _merge(base, overrides, in_place: bool = False):
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             base[key] = _merge(base[key], value, in_place)
         elif isinstance(value, list) and in_place and isinstance(base.get(key), list):
+            if not base[key]:  # an empty list has forgotten that it stood on one line
+                base[key].fa.set_flow_style()
             base[key][:] = value
         else:
             base[key] = value

@@ -133,9 +133,9 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone(profile):
             assert params.methods[row.variant].objective == params.methods[row.reference].objective
             rates = [getattr(params.methods[name], "learning_rate", None) for name in (row.variant, row.reference)]
             assert rates[0] == rates[1], f"{row.variant} is to be trained at the rate of {row.reference}"
-        # the methods of the overnight profile's grid differ in their mappings, too
-        asked = {"layer_mapping", "teacher_layer"} if profile == "overnight" else set(ABLATIONS) - {"teacher_layer"}
-        assert set(table["ablation"]) == asked
+        # methods of the overnight profile's grid differ in their mappings, too
+        teacher_layer = {"teacher_layer"} if setting == "english" else set()
+        assert set(table["ablation"]) == (set(ABLATIONS) if profile == "ablations" else {"layer_mapping"} | teacher_layer)
 
 
 def test_equal_compute_is_that_of_output_distribution_transfer():
