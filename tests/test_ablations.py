@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from study.analysis.ablations import ABLATIONS, Ablation, effects, found, varian
 from study.analysis.cost import Run, work
 from study.analysis.results import load_results
 
+ROOT = Path(__file__).parents[1]
 MINILMV2 = {"objective": "attention_relation", "teacher_layer_from_top": 1, "relation_heads": 12, "learning_rate": 1e-3}
 OPTIONS = {
     "none": {"objective": "none"},
@@ -115,7 +117,7 @@ def test_ablations_are_compared_on_their_own_students_and_stay_out_of_the_grid(s
 
 def test_every_variant_of_the_study_differs_in_its_ablation_alone():
     """By the very rule that sorts results: each variant of the profile belongs to exactly one ablation."""
-    params = load_params(Path(__file__).parents[1] / "params.yaml", profile="ablations")
+    params = load_params(ROOT / "params.yaml", profile="ablations")
     options = {name: method.model_dump(exclude_none=True) for name, method in params.methods.items()}
     for setting in params.grid.settings:
         ablations = params.grid.ablations[setting]
@@ -137,13 +139,14 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone():
 
 def test_equal_compute_is_that_of_output_distribution_transfer():
     """Operations of all steps, the teacher's included, within a percent of those of OD."""
-    params = load_params(Path(__file__).parents[1] / "params.yaml", profile="ablations")
+    params = load_params(ROOT / "params.yaml", profile="ablations")
     teacher, ablations = params.settings["multilingual"].teacher, params.grid.ablations["multilingual"]
     (student,) = ablations.students
+    corpus = json.loads((ROOT / "reports/laptop/results/multilingual/corpus.json").read_text())
 
     def operations(method: str) -> float:
         chosen = params.methods[method]
-        run = Run(teacher, params.students[student], chosen, 13_833, params.distillation.batch_size, 128)
+        run = Run(teacher, params.students[student], chosen, corpus["vocabulary"]["kept"], params.distillation.batch_size, 128)
         return work(run).flops * (getattr(chosen, "steps", None) or params.distillation.steps)
 
     equal = [name for name in ablations.methods if name.endswith("-equal-compute")]
