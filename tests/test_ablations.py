@@ -143,10 +143,11 @@ def test_equal_compute_is_that_of_output_distribution_transfer():
     teacher, ablations = params.settings["multilingual"].teacher, params.grid.ablations["multilingual"]
     (student,) = ablations.students
     corpus = json.loads((ROOT / "reports/laptop/results/multilingual/corpus.json").read_text())
+    vocabulary = corpus["vocabulary"]["kept"]
 
     def operations(method: str) -> float:
         chosen = params.methods[method]
-        run = Run(teacher, params.students[student], chosen, corpus["vocabulary"]["kept"], params.distillation.batch_size, 128)
+        run = Run(teacher, params.students[student], chosen, vocabulary, params.distillation.batch_size, 128)
         return work(run).flops * (getattr(chosen, "steps", None) or params.distillation.steps)
 
     equal = [name for name in ablations.methods if name.endswith("-equal-compute")]
