@@ -254,7 +254,11 @@ def test_a_users_mistake_inside_a_notebook_is_its_own_one_line(tmp_path):
     arguments = ["-m", "study", "run", "notebooks/30_distill.ipynb", "--executed", str(tmp_path / "executed.ipynb")]
     outcome = command(ROOT, sys.executable, *arguments, "-p", "profile", "weekend", seconds=120)
     assert outcome.returncode == 1
-    assert outcome.stderr.strip().splitlines()[-1].startswith("error: profile 'weekend' is unknown; allowed: ablations, laptop")
+    assert (
+        outcome.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: profile 'weekend' is unknown; allowed: ablations, laptop")
+    )
     assert "Traceback" not in outcome.stderr
 
 
