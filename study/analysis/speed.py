@@ -128,7 +128,7 @@ def step_times(result: dict, precision: str) -> Figure:
     )
     axes.set_ylim(places[-1] + 0.7, -0.7)
     axes.set_xlabel(f"milliseconds per step of {_step_size(result)} tokens, {precision}")
-    axes.legend(loc="upper right", frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
