@@ -30,20 +30,23 @@ $(VENV)/ready: pyproject.toml constraints.txt
 check: environment  ## validate params.yaml
 	@python -m study check
 
-profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight|ablations
-	@test -n "$(PROFILE)" || { echo "error: which profile? make profile PROFILE=smoke|laptop|overnight|ablations" >&2; exit 1; }
+profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
+	@test -n "$(PROFILE)" || { echo "error: which profile? make profile PROFILE=smoke|laptop|overnight" >&2; exit 1; }
 	@python -m study use $(PROFILE)
 
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
 	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
 	$(STAGES) '^distill' | $(CELLS)
 	rm -rf scratch/teacher_outputs
-	$(STAGES) '^(ceiling|evaluate)' | $(CELLS)
+	$(STAGES) '^(ceiling|evaluate|represent)' | $(CELLS)
+	$(STAGES) '^latency' | xargs dvc repro --single-item
+	$(STAGES) '^(compare|ablate|similarity)' | $(CELLS)
 	dvc repro
 
 report: environment check  ## figures and pages again, from the committed results alone
 	dvc repro params notebook
-	$(STAGES) '^(compare|ablate|similarity|report)@' | xargs dvc repro --single-item
+	$(STAGES) '^(compare|ablate|similarity)@' | $(CELLS)
+	$(STAGES) '^report@' | xargs dvc repro --single-item
 
 tune: environment check  ## choose learning rates of SETTING on development data (writes reports/tuning)
 	@python -m study cells $(SETTING) > /dev/null

@@ -117,7 +117,7 @@ def test_ablations_are_compared_on_their_own_students_and_stay_out_of_the_grid(s
 
 def test_every_variant_of_the_study_differs_in_its_ablation_alone():
     """By the very rule that sorts results: each variant of the profile belongs to exactly one ablation."""
-    params = load_params(ROOT / "params.yaml", profile="ablations")
+    params = load_params(ROOT / "params.yaml", profile="overnight")
     options = {name: method.model_dump(exclude_none=True) for name, method in params.methods.items()}
     for setting in params.grid.settings:
         ablations = params.grid.ablations[setting]
@@ -139,7 +139,7 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone():
 
 def test_equal_compute_is_that_of_output_distribution_transfer():
     """Operations of all steps, the teacher's included, within a percent of those of OD."""
-    params = load_params(ROOT / "params.yaml", profile="ablations")
+    params = load_params(ROOT / "params.yaml", profile="overnight")
     teacher, ablations = params.settings["multilingual"].teacher, params.grid.ablations["multilingual"]
     (student,) = ablations.students
     corpus = json.loads((ROOT / "reports/laptop/results/multilingual/corpus.json").read_text())

@@ -90,6 +90,45 @@ def test_a_shared_teacher_is_not_run_in_a_timed_step(params, monkeypatch):
     assert passes.count(False) == filled + 1 and passes.count(True) >= filled
 
 
+def test_levers_change_what_they_say_and_nothing_else(params, monkeypatch):
+    seen, compiled = [], []
+
+    class Recorder(benchmark.DistillationTrainer):
+        def train(self):
+            seen.append((self.model, self.args))
+            return super().train()
+
+    monkeypatch.setattr(benchmark, "DistillationTrainer", Recorder)
+    monkeypatch.setattr(torch, "compile", lambda loss: compiled.append(loss.__name__) or loss)
+    subject = step("mha-minilmv2", "fused-losses")
+    for lever in (None, *benchmark.LEVERS):
+        result = measure_method(params, subject | {"lever": lever})
+        assert len(result["seconds"]) == 3
+    attention = [objective.student.config._attn_implementation for objective, _ in seen]
+    optimisers = [str(arguments.optim) for _, arguments in seen]
+    modules = [getattr(objective.losses, "__name__", "compiled") for objective, _ in seen]
+    assert attention == ["eager", "sdpa", "eager", "eager", "eager"]
+    assert [name.rpartition(".")[2].lower() for name in optimisers] == [
+        *["adamw_torch_fused"] * 3,
+        "adamw_torch",
+        "adamw_torch_fused",
+    ]
+    assert modules == ["study.fused", "study.fused", "compiled", "study.fused", "study.fused"]
+    assert compiled == ["output_distribution", "attention_relation"]
+
+
+def test_levers_are_measured_beside_the_step_as_it_is(params, tmp_path, monkeypatch, capsys):
+    lever = benchmark.Lever(("hs-uniform", "od"), processes=2)  # `od` is not among the benchmark's methods
+    monkeypatch.setattr(benchmark, "LEVERS", {"two processes": lever})
+    result = benchmark.levers(params, tmp_path / "levers.json")
+    assert json.loads((tmp_path / "levers.json").read_text()) == result
+    (row,) = speed.levers(result).to_dict("records")
+    (only,) = result["levers"][0]["rounds"]
+    assert (row["lever"], row["method"]) == ("two processes", "hs-uniform")
+    assert row["ratio"] == row["lowest"] == row["highest"] == only["with"] / only["without"] > 0
+    assert "two processes | hs-uniform | " in capsys.readouterr().out
+
+
 def test_fast_paths_that_change_nothing_are_left_out():
     assert applicable("masked_language_modelling", "bf16") == ["kept-memory"]
     assert applicable("hidden_state", "fp32") == ["kept-memory", "shared-teacher"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 from constructed_results import add_languages, make_study, results_of_scores, several_languages, write_grid
+from matplotlib.colors import to_rgb
 
 from study import StudyError
 from study.analysis import figures
@@ -36,7 +40,7 @@ def test_every_method_and_student_is_named(results, name):
     for method, style in figures.styles(results).items():
         if method != "none" or name not in untrained_apart:
             assert style.label in shown
-    if name != "quality_latency":  # it names students beside their points
+    if name not in ("quality_latency", "performance_profiles"):  # named beside their points, all in one
         assert {"L3-H384", "L3-H192"} <= shown
 
 
@@ -72,7 +76,9 @@ def test_verdicts_look_different_and_intervals_are_drawn(tmp_path):
     table = contrasts(results).set_index("claim")
     verdict = verdicts(results).set_index("claim")["verdict"]
     assert set(verdict) == {"supported", "contradicted", "undecided"}
-    assert {line.get_marker() for line in axes.lines} >= {marker for _, marker in figures.VERDICT_STYLES.values()}
+    drawn = Counter(line.get_marker() for line in axes.lines)
+    for shown, number in contrasts(results)["shown"].value_counts().items():  # of the contrast, not of its claim
+        assert drawn[figures.VERDICT_STYLES[shown][1]] == number
     drawn = [path.vertices[:, 0].tolist() for lines in axes.collections for path in lines.get_paths()]
     assert any(ends == pytest.approx(table.loc["D6", ["low", "high"]].tolist()) for ends in drawn)
 
@@ -114,6 +120,27 @@ def test_saving_twice_gives_the_same_bytes(results, tmp_path, name):
 def test_methods_look_different_in_marker_and_colour(results):
     look = figures.styles(results).values()
     assert len({style.marker for style in look}) == len({style.color for style in look}) == len(look)
+
+
+def test_methods_can_be_told_apart_without_colour(results):
+    """As bars: in lightness (sRGB to CIE L*, 0 to 100) or hatch."""
+    look = list(figures.styles(results).values())
+    linear = [np.array(to_rgb(style.color)) for style in look]
+    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in linear]
+    lightness = [116 * np.cbrt(c @ [0.2126, 0.7152, 0.0722]) - 16 for c in linear]
+    for (a, one), (b, other) in itertools.combinations(enumerate(look), 2):
+        assert one.hatch != other.hatch or abs(lightness[a] - lightness[b]) > 10, (one.label, other.label)
+
+
+def test_profiles_are_shares_of_models_above_a_share_of_the_teacher(tmp_path):
+    """Scores of 0.4, 0.5 and 0.6 (teacher: 0.8 by construction) are 50, 62.5 and 75 %."""
+    scores = np.array([0.4, 0.5, 0.6]).reshape(1, 1, 3, 1)
+    results = results_of_scores({"none": scores, "od": scores + 0.1})
+    line = figures.performance_profiles(results).axes[0].lines[0]
+    for place, share in enumerate((1, 2 / 3, 1 / 3, 0)):
+        between = 100 * (0.35 + 0.1 * place) / 0.8
+        at = np.abs(line.get_xdata() - between).argmin()
+        assert line.get_ydata()[at] == pytest.approx(100 * share)
 
 
 def test_a_method_without_a_style_of_its_own_is_shown_by_name(results):

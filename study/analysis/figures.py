@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 
 from study.analysis.ablations import ABLATIONS, effects
 from study.analysis.results import FLOOR, TEACHER, Results, macro
+from study.analysis.statistics import performance_profile, score_arrays
 from study.analysis.tables import per_language as language_scores
 from study.analysis.tables import summary
 from study.analysis.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, contrasts, verdicts
@@ -52,6 +53,7 @@ STYLES = {
 SPARE = [("#009e73", "P"), ("#cc79a7", "h"), ("#66c2a4", "d"), ("#8c6bb1", "8"), ("#00441b", "H")]
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman's ρ"}
 STUDENT_STYLES = [("#0072b2", "o"), ("#e69f00", "s"), ("#005c44", "^"), ("#cc79a7", "D"), ("#4d4d4d", "v")]
+SHOWN = {SUPPORTED: "shown as claimed", CONTRADICTED: "shown not to be so", UNDECIDED: "not shown either way"}
 VERDICT_STYLES = {SUPPORTED: ("#0072b2", "o"), CONTRADICTED: ("#d55e00", "X"), UNDECIDED: ("#7a7a7a", "D")}
 
 LOOK = {
@@ -74,7 +76,7 @@ LOOK = {
 CAPTIONS = {
     "claims": "Every contrast of the paper's claims: difference of macro test scores with its 95 % interval. A claim"
     " has its effects to the right of the ticks (equivalence: between two); the band is the margin on both sides of"
-    " zero.",
+    " zero. Colours and marks say what is shown of the contrast, words on the right what of the claim.",
     "quality_heatmap": "Share of the teacher's macro test score that each method's student retains, in percent, with"
     " its 95 % interval below. A frame marks each student's best method on development data.",
     "quality_latency": "Macro test score against the median latency of one sequence. Methods of one student have the"
@@ -83,6 +85,8 @@ CAPTIONS = {
     " methods and the teacher.",
     "per_task": "Test score of every method in every task. Open marks are single fine-tuning runs, filled ones their"
     " mean; the dashed line is the teacher, the dotted ones are the untrained students.",
+    "performance_profiles": "Share of fine-tuned models (all students, tasks and seeds) that score above each share of"
+    " the teacher's score of their task: a line further to the right is better, and one that falls steeply is even.",
     "per_language": "Test score by language of every task that has several, × 100. Fine-tuning saw English alone.",
     "learning_curves": "Held-out value of each method's own loss, relative to its value before training, by tokens and"
     " by time. Only shapes can be compared: the losses measure different things. Times depend on which run came first:"
@@ -283,6 +287,29 @@ def per_task(results: Results) -> Figure:
 
 
 @matplotlib.rc_context(LOOK)
+def performance_profiles(results: Results) -> Figure:
+    """Share of fine-tuned models above each share of the teacher's score of their task, a line per method."""
+    look, arrays = styles(results), score_arrays(results)
+    teacher = arrays[TEACHER].mean(axis=(0, 2, 3))[:, None, None]
+    kept = {method: arrays[method] / teacher for method in look}
+    every = np.concatenate([scores.ravel() for scores in kept.values()])
+    thresholds = np.linspace(every.min() - 0.02, max(every.max(), 1) + 0.02, 400)
+    figure = _figure(7, 3.4)
+    axes = figure.subplots()
+    for place, (method, scores) in enumerate(kept.items()):
+        color, marker = look[method].color, look[method].marker
+        axes.plot(100 * thresholds, 100 * performance_profile(scores, thresholds), color=color, marker=marker,
+                  markersize=4, markevery=(4 * place, 50), linewidth=1.2, drawstyle="steps-post")  # fmt: skip
+    axes.axvline(100, color="black", linestyle="--", linewidth=1)
+    axes.set(xlabel="test score, % of the teacher's in the task", ylabel="fine-tuned models above it (%)")
+    axes.grid()
+    handles = [_handle(style.label, style.color, style.marker, linestyle="-") for style in look.values()]
+    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1, label="teacher"))
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
 def per_language(results: Results) -> Figure:
     """Method x language, one panel per student and task: main metric x 100; the teacher on top of each."""
     table, look = language_scores(results), styles(results)
@@ -324,7 +351,7 @@ def claims(results: Results) -> Figure:
     axes = figure.subplots()
     axes.axvline(0, color="#4d4d4d", linewidth=0.8, zorder=1)
     for row in table.itertuples():
-        color, marker = VERDICT_STYLES[judged[row.claim]]
+        color, marker = VERDICT_STYLES[row.shown]
         axes.barh(row.height, 2 * row.margin, left=-row.margin, height=1, color="#ececec", zorder=0)
         bounds = [bound for bound in (row.lower, row.upper) if np.isfinite(bound)]
         axes.vlines(bounds, row.height - 0.5, row.height + 0.5, color="black", linewidth=1.2, zorder=2)
@@ -341,7 +368,7 @@ def claims(results: Results) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.05)
     figure.legend(
-        handles=[_handle(verdict, *style, linestyle="-") for verdict, style in VERDICT_STYLES.items()],
+        handles=[_handle(SHOWN[verdict], *style, linestyle="-") for verdict, style in VERDICT_STYLES.items()],
         loc="outside upper center",
         ncols=len(VERDICT_STYLES),
         frameon=False,

@@ -29,6 +29,8 @@ GLUE_PART = "GLUE without CoLA, MRPC and STS-B, average on development sets"
 KD_NAS = "Trivedi et al., arXiv 2303.09639"
 TINYBERT = "Jiao et al., Findings of EMNLP 2020, arXiv 1909.10351"
 GLUE = "GLUE, average on development sets"
+XTREME_DISTIL = "Mukherjee et al., arXiv 2106.04563"
+GLUE_SQUAD = "part of GLUE and SQuAD 2, average"
 
 PUBLISHED = (
     Published("6 x 768", "BERT-base", "MiniLMv2", "MNLI-m, accuracy", 84.2, MINILMV2),
@@ -46,6 +48,10 @@ PUBLISHED = (
     Published("TinyBERT 4 x 312", "BERT-base", "no attention transfer", "average of its ablation", 71.0, TINYBERT),
     Published("TinyBERT 4 x 312", "BERT-base", "no hidden states", "average of its ablation", 72.9, TINYBERT),
     Published("TinyBERT 4 x 312", "BERT-base", "neither", "average of its ablation", 56.3, TINYBERT),
+    Published("BERT-base, 12 x 768", "–", "not distilled", GLUE_SQUAD, 84.8, XTREME_DISTIL),
+    Published("6 x 256", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 85.6, XTREME_DISTIL),
+    Published("6 x 384", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 86.6, XTREME_DISTIL),
+    Published("12 x 384", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 88.5, XTREME_DISTIL),
     Published(
         "KD-NAS", "XLM-R-base", "architecture search", "score at 7 x its speed on CPU, in %", 90.0, KD_NAS, 100.0
     ),

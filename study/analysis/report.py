@@ -16,7 +16,7 @@ from study.analysis import figures
 from study.analysis.published import COMPARABLE, PUBLISHED
 from study.analysis.recommendation import recommendation
 from study.analysis.results import RUN, TEACHER, Results, load_results
-from study.analysis.tables import costs, headline, per_language, per_task, sampling_error
+from study.analysis.tables import costs, distillation, headline, per_language, per_task, sampling_error
 from study.analysis.verdicts import verdicts
 from study.config import Layout, Params, StudyError, find_root
 from study.files import write_file
@@ -203,16 +203,18 @@ teacher's last layer but two.</p>
 <div class="wide"><table>
 <thead><tr><th class="name">student</th><th class="name">method</th>
 {% for task in tasks %}<th class="interval">{{ task.task }}</th>{% endfor %}
-<th>macro</th><th class="interval">retained % (interval)</th></tr></thead>
+<th>macro</th><th class="interval">retained % (interval)</th><th>last of the fall, %</th></tr></thead>
 <tbody>
 {% for row in scores %}
 <tr class="{{ "group" if row.first }}{{ " chosen" if row.selected }}"><td class="name">{{ row.student }}</td>
 <td class="name">{{ row.label }}</td>{% for value in row.tasks %}<td>{{ value }}</td>{% endfor %}
-<td>{{ row.macro }}</td><td>{{ row.retained }}{% if row.interval %} ({{ row.interval }}){% endif %}</td></tr>
+<td>{{ row.macro }}</td><td>{{ row.retained }}{% if row.interval %} ({{ row.interval }}){% endif %}</td>
+<td>{{ row.last_fall }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 <p class="soft">Test scores × 100, mean over seeds; shaded: each student's best method on development data.
-Retained: macro in percent of the teacher's.
+Retained: macro in percent of the teacher's. Last of the fall: what the last interval between two evaluations brought of
+the whole fall of the method's held-out loss (mean over seeds); near 0 the learning curve has flattened.
 {% for task in tasks %}{{ task.task }}: {{ task.label }}, {{ task.test_examples }} test examples{%
 if task.standard_error %}, standard error about {{ task.standard_error }}{% endif %}{%
 if task.majority_share %}, {{ task.majority_share }} for always giving the commonest label{% endif %}{{
@@ -422,6 +424,7 @@ def index_values(results: Results) -> dict:
     """What the index page shows of the results, as text and plain values."""
     labels = {method: style.label for method, style in figures.styles(results).items()} | {TEACHER: TEACHER}
     table, tasks, runs = per_task(results), sampling_error(results), results.runs
+    falls = distillation(results).groupby(["method", "student"])["last_interval_percent"].mean()
     latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").iloc[0]
     scores = [
         {
@@ -433,6 +436,7 @@ def index_values(results: Results) -> dict:
             "macro": _text(100 * row["macro"], 1),
             "retained": _text(100 * row["retained"], 1),
             "interval": _range(100 * row["retained_low"], 100 * row["retained_high"], 1),
+            "last_fall": _text(falls.get((row["method"], row["student"]), math.nan), 1),
         }
         for previous, (_, row) in zip([None, *table["student"]], table.iterrows(), strict=False)
     ]

@@ -104,6 +104,21 @@ def ratios(result: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def levers(result: dict) -> pd.DataFrame:
+    """What :func:`study.evaluation.benchmark.levers` found, one row per lever and method.
+
+    Columns: lever, method, precision, without and with (tokens per second, medians over rounds), ratio (with /
+    without, median over rounds), lowest, highest (of the rounds).
+    """
+    rows = []
+    for tried in result["levers"]:
+        found = [r["with"] / r["without"] for r in tried["rounds"]]
+        row = {"lever": tried["lever"], "method": tried["method"], "precision": result["precision"]}
+        row |= {side: statistics.median(r[side] for r in tried["rounds"]) for side in ("without", "with")}
+        rows.append(row | {"ratio": statistics.median(found), "lowest": min(found), "highest": max(found)})
+    return pd.DataFrame(rows)
+
+
 @matplotlib.rc_context(LOOK)
 def step_times(result: dict, precision: str) -> Figure:
     """Where the time of a step goes, per method: stacked parts without and with fast paths, and the floor."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from study.analysis.results import BASELINE, TEACHER, Results
 from study.config import StudyError
@@ -152,18 +153,14 @@ def share_of_teacher(scores: np.ndarray, teacher: np.ndarray) -> Estimate:
 
 
 def holm(p_values) -> np.ndarray:
-    """Holm-corrected p-values: the i-th smallest of m times (m - i + 1), made monotone, at most 1; NaN stay NaN.
+    """Holm-corrected p-values; NaN (a test that could not be made) stay NaN and are not counted.
 
-    NaN (a test that could not be made) do not count in m.
-
-    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure", as in statsmodels.
     """
     p_values = np.asarray(p_values, dtype=float)
-    known = np.flatnonzero(~np.isnan(p_values))
-    order = known[np.argsort(p_values[known])]
-    corrected = np.full(p_values.shape, np.nan)
-    scaled = p_values[order] * np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    known, corrected = ~np.isnan(p_values), p_values.copy()
+    if known.any():
+        corrected[known] = multipletests(p_values[known], method="holm")[1]
     return corrected
 
 

@@ -169,7 +169,8 @@ def contrasts(results: Results, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFr
     high (95 %; NaN with one run per cell), p_inside (of the effect lying outside the region: small if it is shown
     inside), p_outside (the reverse, Holm-corrected over the claim's contrasts), runs (distilled models compared),
     finetunings, covers (the seeds whose chance low and high hold), missing (methods that the results lack, joined by
-    commas; effects are then NaN).
+    commas; effects are then NaN), shown (supported if the effect is shown inside the region, contradicted if outside,
+    else undecided).
 
     Raises:
         StudyError: scores are incomplete (:func:`statistics.score_arrays`).
@@ -211,7 +212,10 @@ def _claim_rows(arrays: dict[str, np.ndarray], setting: str, claim: Claim) -> pd
         row["covers"] = covered(arrays[there[0]]) if there else ""
         rows.append(row | {"missing": ", ".join(missing)})
     table = pd.DataFrame(rows)
-    return table.assign(p_outside=holm(table["p_outside"]))
+    table["p_outside"] = holm(table["p_outside"])
+    judged = table["covers"] == BOTH_SEEDS
+    shown = [judged & (table["p_outside"] <= ALPHA), judged & (table["p_inside"] <= ALPHA)]
+    return table.assign(shown=np.select(shown, [CONTRADICTED, SUPPORTED], UNDECIDED))
 
 
 def _mean(arrays: dict[str, np.ndarray], side: str) -> np.ndarray:
@@ -283,11 +287,11 @@ def _judge(own: pd.DataFrame) -> tuple[str, str]:
         return UNDECIDED, "one distillation seed and one fine-tuning seed: no interval"
     if not (own["covers"] == BOTH_SEEDS).all():
         return UNDECIDED, "one distillation seed: the interval covers fine-tuning seeds only"
-    if (own["p_outside"] <= ALPHA).any():
+    if (own["shown"] == CONTRADICTED).any():
         return CONTRADICTED, ""
-    if (own["p_inside"] <= ALPHA).all():
+    if (own["shown"] == SUPPORTED).all():
         return SUPPORTED, ""
-    open_ = own[~(own["p_inside"] <= ALPHA)]
+    open_ = own[own["shown"] == UNDECIDED]
     inside = open_[(open_["low"] > -open_["margin"]) & (open_["high"] < open_["margin"])]
     reason = f"not shown either way: {', '.join(open_['contrast'])}"
     if len(inside):

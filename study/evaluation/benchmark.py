@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -36,6 +38,7 @@ from transformers import (
     default_data_collator,
 )
 
+from study import losses
 from study.config import Encoder, FastPath, Params, StudyError
 from study.evaluation.peers import PEERS
 from study.files import write_json
@@ -50,7 +53,32 @@ from study.training.distill import (
 )
 from study.training.objectives import OBJECTIVES
 
+SHARED: FastPath = "shared-teacher"
 PARTS = ("data", "teacher forward", "student forward", "loss", "backward", "optimiser")
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A change of the training step that the study does not make, and the methods that it might speed up or slow down.
+
+    ``params`` and ``arguments`` replace values of the parameters and of TrainingArguments; ``compiled``: losses of
+    study/losses.py by torch.compile instead of study/fused.py; ``processes`` share the benchmark's threads evenly and
+    train a student each.
+    """
+
+    methods: tuple[str, ...]
+    params: dict = field(default_factory=dict)
+    arguments: dict = field(default_factory=dict)
+    compiled: bool = False
+    processes: int = 1
+
+
+LEVERS = {
+    "scaled-dot-product attention": Lever(("mlm", "hs-uniform"), params={"attention_implementation": "sdpa"}),
+    "losses by torch.compile": Lever(("od", "mha-minilmv2-48-heads"), compiled=True),
+    "optimiser not fused": Lever(("mlm", "hs-uniform"), arguments={"optim": "adamw_torch"}),
+    "two processes": Lever(("mlm", "od", "hs-uniform", "mha-minilmv2-48-heads"), processes=2),
+}
 
 #: Operators that multiply matrices, as PyTorch dispatches them -> where their two matrices stand.
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_": 1}
@@ -104,6 +132,38 @@ def benchmark(params: Params, output: str | os.PathLike) -> dict:
     return result
 
 
+def levers(params: Params, output: str | os.PathLike) -> dict:
+    """Measure every one of :data:`LEVERS` in turn with the step as the study makes it, and write one JSON file.
+
+    The step has all fast paths but the shared teacher, in bf16 where the processor has instructions for it.
+
+    Returns:
+        ``levers``: per lever and method, and round, tokens per second with and without it; of several processes their
+        sum. ``benchmark`` and ``environment`` as in :func:`benchmark`.
+
+    Raises:
+        StudyError: the file cannot be written.
+    """
+    precision = "bf16" if use_bf16("auto") else "fp32"
+    result = {"benchmark": params.benchmark.model_dump(), "precision": precision, "levers": []}
+    for name, lever in LEVERS.items():
+        for method in (method for method in lever.methods if method in params.benchmark.methods):
+            paths = [path for path in applicable(params.methods[method].objective, precision) if path != SHARED]
+            subject = {"kind": "method", "name": method, "precision": precision, "fast_paths": paths}
+            rounds = []
+            for _ in range(params.benchmark.rounds):
+                speeds = [
+                    sum(measured["tokens_per_second"] for measured in _in_processes(params, tried, processes))
+                    for tried, processes in ((subject, 1), (subject | {"lever": name}, lever.processes))
+                ]
+                rounds.append(dict(zip(("without", "with"), speeds, strict=True)))
+                print(f"benchmark {name} | {method} | {speeds[1] / speeds[0]:.2f} x as fast", flush=True)
+            result["levers"].append({"lever": name, "method": method, "rounds": rounds})
+    result["environment"] = environment()
+    write_json(output, result)
+    return result
+
+
 def applicable(objective: str, precision: str) -> list[FastPath]:
     """The fast paths that change anything for a method's objective in this precision, in their order."""
     has_teacher = OBJECTIVES[objective].needs_teacher
@@ -128,14 +188,21 @@ def label(subject: dict) -> str:
 
 
 def _in_a_process(params: Params, subject: dict) -> dict:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_measure, params.model_dump(), subject).result()
+    (measured,) = _in_processes(params, subject, 1)
+    return measured
 
 
-def _measure(values: dict, subject: dict) -> dict:
+def _in_processes(params: Params, subject: dict, count: int) -> list[dict]:
+    """What ``count`` processes side by side measure, which share the threads."""
+    threads = max(1, params.benchmark.threads // count)
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_measure, params.model_dump(), subject, threads) for _ in range(count)]
+        return [process.result() for process in running]
+
+
+def _measure(values: dict, subject: dict, threads: int) -> dict:
     params = Params.model_validate(values)
-    torch.set_num_threads(params.benchmark.threads)
+    torch.set_num_threads(threads)
     if subject["kind"] == "peaks":
         return measure_peaks()
     try:
@@ -167,13 +234,18 @@ def measure_method(params: Params, subject: dict) -> dict:
     The Trainer runs as in :func:`study.training.distill.distil`, data loading included, without evaluation and
     checkpoints; ``backward`` includes clipping of gradients.
     """
-    params = params.model_copy(update={"precision": subject["precision"], "fast_paths": subject["fast_paths"]})
+    lever = LEVERS.get(subject.get("lever"), Lever(()))
+    update = {"precision": subject["precision"], "fast_paths": subject["fast_paths"]}
+    params = params.model_copy(update=update | lever.params)
     settings, bf16 = params.benchmark, subject["precision"] == "bf16"
     teacher, student = models(params)
     switch_off_dropout(student)
     method = params.methods[subject["name"]]
     fused = "fused-losses" in params.fast_paths
     objective = OBJECTIVES[method.objective](student, teacher, method, params.distillation, fused)
+    if lever.compiled:
+        plain = (losses.output_distribution, losses.attention_relation)
+        objective.losses = SimpleNamespace(**{loss.__name__: torch.compile(loss) for loss in plain})
     steps = settings.warmup_steps + settings.steps
     stream = sequences(params, steps * settings.batch_size)
     batch = default_data_collator([stream[i] for i in range(settings.batch_size)])
@@ -187,7 +259,8 @@ def measure_method(params: Params, subject: dict) -> dict:
             learning_rate=1e-5,
             seed=0,
             **common_arguments(params, settings.batch_size)
-            | {"bf16": bf16, "eval_strategy": "no", "save_strategy": "no"},
+            | {"bf16": bf16, "eval_strategy": "no", "save_strategy": "no"}
+            | lever.arguments,
         )
         start_fast_paths(params, objective, Path(folder) / "teacher", (len(stream), settings.sequence_length))
         if objective.shared_teacher:
