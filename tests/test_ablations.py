@@ -49,6 +49,13 @@ def test_variants_are_read_from_what_was_run_not_from_names():
     assert variants(results, "od", ("temperature",)) == []
 
 
+def test_a_learning_rate_is_varied_alone():
+    options = OPTIONS | {"slow": MINILMV2 | {"learning_rate": 1e-4}}
+    results = results_of_scores({method: np.full((1, 1, 2, 1), 0.5) for method in options}, options)
+    assert variants(results, "mha-minilmv2", ("learning_rate",)) == ["slow"]
+    assert variants(results, "mha-minilmv2", ("teacher_layer_from_top",)) == ["deep"]
+
+
 def test_an_effect_is_variant_less_reference_in_points():
     levels = {"mha-minilmv2": 0.60, "deep": 0.58, "fine": 0.63}
     table = effects(of_levels(**levels)).set_index("variant")
@@ -129,12 +136,17 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone():
         assert (table.loc[table.index.difference(own.index), ["ablation", "reference"]] == ["compute", "od"]).all(
             axis=None
         )
-        assert own["variant"].value_counts().reindex(ablations.methods).eq(1).all()
-        for row in own[own["variant"].isin(ablations.methods)].itertuples():
+        rates = set(own.loc[own["ablation"] == "learning_rate", "variant"])
+        assert {name for name in ablations.methods if name.endswith("-rate")} == rates
+        others = [name for name in ablations.methods if name not in rates]  # those vary nothing but their rate
+        assert own["variant"].value_counts().reindex(others).eq(1).all()
+        for row in own[own["variant"].isin(others)].itertuples():
             assert params.methods[row.variant].objective == params.methods[row.reference].objective
-            rates = [getattr(params.methods[name], "learning_rate", None) for name in (row.variant, row.reference)]
-            assert rates[0] == rates[1], f"{row.variant} is to be trained at the rate of {row.reference}"
-        assert set(table["ablation"]) == (set(ABLATIONS) if setting == "multilingual" else {"teacher_layer"})
+            mine, its = (getattr(params.methods[m], "learning_rate", None) for m in (row.variant, row.reference))
+            assert mine == its, f"{row.variant} is to be trained at the rate of {row.reference}"
+        assert set(table["ablation"]) == (
+            set(ABLATIONS) if setting == "multilingual" else {"layer_mapping", "teacher_layer"}
+        )
 
 
 def test_equal_compute_is_that_of_output_distribution_transfer():

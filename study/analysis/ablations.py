@@ -35,13 +35,15 @@ ABLATIONS = {
     "inputs": Ablation(("hs-uniform+last", "mha-minilmv2", "mha-direct"), ("inputs",)),
     "compute": Ablation(("mlm", "hs-uniform+last", "mha-minilmv2", "mha-direct"), ("steps",), against="od"),
     "initialisation": Ablation(("none", "hs-uniform+last", "mha-minilmv2"), ("initialisation",)),
+    "learning_rate": Ablation(("mlm", "od", "hs-top", "hs-uniform-consecutive", "hs-uniform+last"), ("learning_rate",)),
 }
 
 
 def variants(results: Results, reference: str, options: tuple[str, ...]) -> list[str]:
     """Methods of the results that differ from ``reference`` in one or more of ``options`` and in nothing else.
 
-    Learning rates are each method's own and do not count. A method without an entry has the value of all methods.
+    Learning rates are each method's own and do not count, unless they are what is varied. A method without an entry has
+    the value of all methods.
     """
     of = results.runs.groupby("method", sort=False)["options"].first()
     if reference not in of:
@@ -51,7 +53,11 @@ def variants(results: Results, reference: str, options: tuple[str, ...]) -> list
         own = {key: value for key, value in of[method].items() if value is not None}
         return {key: value for key, value in own.items() if key not in (*options, "learning_rate")}
 
-    return [m for m in of.index if m not in (TEACHER, reference) and of[m] and rest(m) == rest(reference)]
+    def varied(method: str) -> bool:
+        return any(of[method].get(key) != of[reference].get(key) for key in options)
+
+    others = [method for method in of.index if method not in (TEACHER, reference) and of[method]]
+    return [method for method in others if rest(method) == rest(reference) and varied(method)]
 
 
 def effects(results: Results, ablations: dict[str, Ablation] = ABLATIONS) -> pd.DataFrame:
