@@ -287,7 +287,7 @@ def leaves(values: dict, prefix: str = "") -> set[str]:
 
 
 def test_the_profiles_exist():
-    assert PROFILES == ["ablations", "laptop", "overnight", "smoke"]
+    assert PROFILES == ["laptop", "overnight", "smoke"]
 
 
 def test_profiles_override_the_same_keys_so_that_switching_back_restores_everything():
@@ -308,7 +308,7 @@ def test_overlaid_and_written_profile_are_the_same(folder, name):
 def test_there_and_back_again_is_the_same_file_byte_for_byte(folder):
     path = folder / "params.yaml"
     first = path.read_bytes()
-    for name in ("smoke", "overnight", "ablations", "laptop"):
+    for name in ("smoke", "overnight", "laptop"):
         use_profile(name, path)
     assert path.read_bytes() == first
 
