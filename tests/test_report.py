@@ -11,12 +11,21 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
-from constructed_results import ENVIRONMENT, REPOSITORY, add_languages, change, make_study, write_grid
+from constructed_results import (
+    ENVIRONMENT,
+    REPOSITORY,
+    add_languages,
+    change,
+    make_study,
+    results_of_scores,
+    write_grid,
+)
 
 from study import StudyError
-from study.analysis import figures
+from study.analysis import figures, report
 from study.analysis.report import TABLES, write_report
 from study.analysis.results import load_results
 from study.analysis.tables import write_headline, write_tables
@@ -182,6 +191,18 @@ def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
     for claim in CLAIMS:
         assert f"{claim.id} {claim.text} ({claim.standing}) undecided: not run: " in text
     assert "not run: mha-minilmv2, mha-direct" in text  # D6
+
+
+def test_learning_rates_that_matter_are_named():
+    """2 points more at the other rate in every seed of `od`, give or take 0.1; of `mlm`, either sign."""
+    level = np.full((1, 1, 3, 1), 0.5)
+    gains = {"od": [0.019, 0.02, 0.021], "mlm": [-0.02, 0, 0.02]}
+    scores = {m: level for m in gains} | {f"{m}-other": level + np.reshape(g, (1, 1, 3, 1)) for m, g in gains.items()}
+    options = {m: {"objective": m.removesuffix("-other"), "learning_rate": 1e-3 if "-" in m else 1e-4} for m in scores}
+    (row,) = report.rate_effects(results_of_scores(scores, options), {"od": "OD", "mlm": "MLM"})
+    assert (row["label"], row["rate"], row["tuned"], row["effect"]) == ("OD", "0.001", "0.0001", "+2.0")
+    one_seed = {method: values[:, :, :1] for method, values in scores.items()}
+    assert report.rate_effects(results_of_scores(one_seed, options), {"od": "OD", "mlm": "MLM"}) == []
 
 
 def test_values_from_files_are_escaped(study, pages):

@@ -13,9 +13,11 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from study.analysis import figures
+from study.analysis.ablations import ABLATIONS, effects
 from study.analysis.published import COMPARABLE, PUBLISHED
 from study.analysis.recommendation import recommendation
 from study.analysis.results import RUN, TEACHER, Results, load_results
+from study.analysis.statistics import BOTH_SEEDS
 from study.analysis.tables import costs, distillation, headline, per_language, per_task, sampling_error
 from study.analysis.verdicts import verdicts
 from study.config import Layout, Params, StudyError, find_root
@@ -281,6 +283,10 @@ masked-language-modelling head, which output-distribution transfer needs, was fi
 thousand times longer.</li>
 {% if seeds == 1 %}<li>One distillation seed per method: the intervals hold the chance of fine-tuning, not that of
 initialisation and data order in distillation. Small differences between methods may be chance.</li>{% endif %}
+{% for s in settings %}{% for row in s.rates %}<li>{{ s.setting|capitalize }}, {{ row.label }}: at a learning rate of {{
+row.rate }} instead of {{ row.tuned }}, which development data chose, {{ row.effect }} points ({{ row.interval }}). The
+place of this method is a matter of its learning rate as much as of what it transfers.</li>
+{% endfor %}{% endfor %}
 <li>The best of several methods looks better than it is, even when it is chosen on development data.</li>
 <li>The macro score averages unlike metrics: it ranks models and has no meaning beyond that.</li>
 </ul>
@@ -496,9 +502,21 @@ def index_values(results: Results) -> dict:
             for row in tasks.itertuples()
         ],
         "costs": rows,
+        "rates": rate_effects(results, labels),
         "sizes": sizes,
         "latency": latency.to_dict(),
     }
+
+
+def rate_effects(results: Results, labels: dict[str, str]) -> list[dict[str, str]]:
+    """Methods that another learning rate than theirs is told apart from (95 % interval over distillation), as text."""
+    table = effects(results, {"learning_rate": ABLATIONS["learning_rate"]})
+    return [
+        {"label": labels[row.reference], "rate": f"{row.learning_rate:g}", "tuned": f"{row.reference_learning_rate:g}"}
+        | {"effect": _text(row.effect, 1, sign="+"), "interval": _range(row.low, row.high, 1, sign="+")}
+        for row in table.itertuples()
+        if row.covers == BOTH_SEEDS and not row.low <= 0 <= row.high
+    ]
 
 
 def budget(results: Results) -> str:
