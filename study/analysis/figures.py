@@ -76,7 +76,8 @@ LOOK = {
 CAPTIONS = {
     "claims": "Every contrast of the paper's claims: difference of macro test scores with its 95 % interval. A claim"
     " has its effects to the right of the ticks (equivalence: between two); the band is the margin on both sides of"
-    " zero. Colours and marks say what is shown of the contrast, words on the right what of the claim.",
+    " zero. Colours and marks say what is shown of a contrast (failures: after Holm's correction over the claim), words"
+    " on the right what of the claim.",
     "quality_heatmap": "Share of the teacher's macro test score that each method's student retains, in percent, with"
     " its 95 % interval below. A frame marks each student's best method on development data.",
     "quality_latency": "Macro test score against the median latency of one sequence. Methods of one student have the"
