@@ -35,7 +35,7 @@ profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
 	@python -m study use $(PROFILE)
 
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
-	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
+	$(STAGES) '^(params|notebook@|teacher@|fingerprint)' | xargs dvc repro
 	$(STAGES) '^distill' | $(CELLS)
 	rm -rf scratch/teacher_outputs
 	$(STAGES) '^(ceiling|evaluate|represent)' | $(CELLS)

@@ -5,12 +5,14 @@ python -m study use PROFILE               write a profile's values into params.y
 python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study cells SETTING             print method and student of what `make tune` tries
 python -m study tuned                     print the learning rates that reports/tuning speaks for
+python -m study fingerprint STAGE OUTPUT  write down the code and parameters that a stage of dvc.yaml depends on
 python -m study report                    turn the executed comparison into the HTML report
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -71,6 +73,35 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
         raise StudyError(f"{notebook.name}: the notebook's process was killed (often: not enough memory)") from None
 
 
+def fingerprint(root: Path, stage: str) -> dict:
+    """What a stage of dvc.yaml depends on: ``files`` with their SHA-256, ``parameters`` with their values.
+
+    A folder stands for the Python files below it.
+
+    Raises:
+        StudyError: dvc.yaml has no such stage, or a dependency or parameter of it does not exist.
+    """
+    stages = YAML(typ="safe").load(root / "dvc.yaml")["stages"]
+    if stage not in stages:
+        raise StudyError(f"dvc.yaml: stage {stage!r} is unknown; allowed: {', '.join(stages)}")
+    files, parameters = [], {}
+    for path in (root / name for name in stages[stage]["deps"]):
+        found = sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []
+        if not found:
+            raise StudyError(f"dvc.yaml: stage {stage!r} depends on {path.relative_to(root)}, which does not exist")
+        files += found
+    params = YAML(typ="safe").load(root / "params.yaml")
+    for key in stages[stage]["params"]:
+        value = params
+        for part in key.split("."):
+            if part not in value:
+                raise StudyError(f"dvc.yaml: stage {stage!r} reads {key}, which params.yaml does not have")
+            value = value[part]
+        parameters[key] = value
+    digests = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {"files": digests, "parameters": parameters}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m study", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -85,6 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     cells = commands.add_parser("cells", help="print the methods and students of a setting that `make tune` tries")
     cells.add_argument("setting")
     commands.add_parser("tuned", help="print the learning rates chosen by `make tune`")
+    written = commands.add_parser("fingerprint", help="write down the code and parameters that a stage depends on")
+    written.add_argument("stage")
+    written.add_argument("output", type=Path)
     commands.add_parser("report", help="write the HTML report")
     options = parser.parse_args(arguments)
     try:
@@ -114,6 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
             files = sorted((find_root() / "reports" / "tuning").glob("*/*.json"))
             for method, rate in choose(json.loads(file.read_text()) for file in files).items():
                 print(f"methods.{method}.learning_rate: {rate}")
+        elif options.command == "fingerprint":
+            from study.files import write_json
+
+            write_json(options.output, fingerprint(find_root(), options.stage))
         elif options.command == "report":
             from study.analysis.report import write_report
 

@@ -37,6 +37,13 @@ def notebook_of(stage: dict) -> str:
     return name
 
 
+def tracked(stage: dict, section: str) -> list[str]:
+    """What a stage depends on (``deps`` or ``params``), by itself and through the fingerprints that it reads."""
+    written = {next(iter(s["outs"])): s for name, s in STAGES.items() if name.startswith("fingerprint-")}
+    through = [written[path][section] for path in stage["deps"] if path in written]
+    return [*stage[section], *(entry for entries in through for entry in entries)]
+
+
 def code_of(name: str) -> str:
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
@@ -117,7 +124,7 @@ def test_modules_that_a_stage_loads_are_its_dependencies(name):
     source = code_of(notebook_of(stage))
     if any("study report" in command for command in commands(stage)):
         source += "\nimport study.analysis.report"
-    dependencies = [path for path in stage["deps"] if path.startswith("study")]
+    dependencies = [path for path in tracked(stage, "deps") if path.startswith("study")]
     assert all((ROOT / path).exists() for path in dependencies)
     missing = {
         file
@@ -175,9 +182,45 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 def test_parameters_that_a_stage_reads_are_tracked(name):
-    tracked = set(STAGES[name]["params"])
-    missing = {key for key in READ[name] if not any(key == given or key.startswith(f"{given}.") for given in tracked)}
+    given = set(tracked(STAGES[name], "params"))
+    missing = {key for key in READ[name] if not any(key == entry or key.startswith(f"{entry}.") for entry in given)}
     assert missing == set()
+
+
+def test_a_fingerprint_changes_with_files_and_parameters_of_its_stage_alone(tmp_path):
+    shutil.copytree(ROOT / "study", tmp_path / "study", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    written = tmp_path / "out.json"
+
+    def printed(stage: str = "fingerprint-distill") -> bytes:
+        outcome = command(tmp_path, sys.executable, "-m", "study", "fingerprint", stage, str(written))
+        assert outcome.returncode == 0, outcome.stderr
+        return written.read_bytes()
+
+    first = printed()
+    assert "study/models/taps.py" in json.loads(first)["files"] and "masking" in json.loads(first)["parameters"]
+    (tmp_path / "study" / "data" / "notes.txt").write_text("no code")
+    with (tmp_path / "study" / "analysis" / "figures.py").open("a") as stream:
+        stream.write("# a comment\n")
+    params = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(params.replace("threads: [1]", "threads: [2]"))
+    assert printed() == first and printed("fingerprint-evaluate") != first
+    (tmp_path / "params.yaml").write_text(params.replace("fraction: 0.15", "fraction: 0.25"))
+    second = printed()
+    with (tmp_path / "study" / "losses.py").open("a") as stream:
+        stream.write("# a comment\n")
+    third = printed()
+    (tmp_path / "study" / "models" / "another.py").write_text("")
+    assert len({first, second, third, printed()}) == 4
+
+    outcome = command(tmp_path, sys.executable, "-m", "study", "fingerprint", "distil", str(tmp_path / "none.json"))
+    assert outcome.returncode == 1 and len(outcome.stderr.splitlines()) == 1
+    assert "'distil'" in outcome.stderr and "fingerprint-distill" in outcome.stderr
+    shutil.rmtree(tmp_path / "study" / "models")
+    (tmp_path / "study" / "models").mkdir()
+    outcome = command(tmp_path, sys.executable, "-m", "study", "fingerprint", "fingerprint-distill", str(written))
+    assert outcome.returncode == 1 and "study/models" in outcome.stderr
 
 
 def test_every_tracked_parameter_exists():
@@ -361,6 +404,14 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         "similarity",
         "report",
     }
+
+    # Code of the losses concerns every student, by way of the fingerprint.
+    with (tmp_path / "study" / "losses.py").open("a") as stream:
+        stream.write("\n# a comment\n")
+    outcome = command(tmp_path, "dvc", "repro", "--single-item", "fingerprint-distill@smoke", seconds=600)
+    assert outcome.returncode == 0, outcome.stderr
+    cells = [(s, *cell) for s in params.grid.settings for cell in params.grid.cells(s)]
+    assert len([name for name in stale(tmp_path) if name.startswith("distill")]) == len(cells)
 
     # A bare clone without cache makes every figure from the small results.
     before = files_below(reports)
