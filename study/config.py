@@ -56,6 +56,8 @@ TextName = Literal[
 FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher"]
 TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic", "topic-multilingual", "intents", "retrieval"]
 
+#: Values of a list that `use_profile` writes on one line of params.yaml; longer ones get a line each.
+LISTED_ON_ONE_LINE = 4
 #: Languages each task has data in (ISO 639-1), English first; tasks that are not named here have English alone.
 TASK_LANGUAGES = {
     "topic-multilingual": ("en", "es", "fr"),
@@ -494,8 +496,9 @@ def _merge(base, overrides, in_place: bool = False):
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             base[key] = _merge(base[key], value, in_place)
         elif isinstance(value, list) and in_place and isinstance(base.get(key), list):
-            if not base[key]:  # an empty list has forgotten that it stood on one line
-                base[key].fa.set_flow_style()
+            if not base[key]:  # an empty list has forgotten how it stood
+                style = base[key].fa
+                (style.set_flow_style if len(value) <= LISTED_ON_ONE_LINE else style.set_block_style)()
             base[key][:] = value
         else:
             base[key] = value

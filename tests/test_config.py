@@ -313,6 +313,14 @@ def test_there_and_back_again_is_the_same_file_byte_for_byte(folder):
     assert path.read_bytes() == first
 
 
+def test_a_long_list_in_the_place_of_an_empty_one_gets_a_line_for_each_value(folder):
+    use_profile("overnight", folder / "params.yaml")
+    lines = (folder / "params.yaml").read_text().splitlines()
+    ablations = load_params(folder / "params.yaml").grid.ablations["multilingual"]
+    assert len(ablations.methods) > 4 and all(f"        - {name}" in lines for name in ablations.methods)
+    assert f"      students: [{', '.join(ablations.students)}]" in lines
+
+
 def test_writing_the_active_profile_again_changes_nothing(tmp_path):
     """Line breaks, the style of lists and all: what is in git is what switching writes."""
     for name in ("params.yaml", "dvc.yaml"):
@@ -368,6 +376,7 @@ def test_every_key_has_a_comment():
             "learning_rate",
             "mapping",
         )
+        in_explained |= name.startswith("grid.ablations.")  # of each setting: methods, students
         block = not rest.strip()  # its keys explain themselves
         if "#" not in rest and not block and not (in_explained and name.startswith(explained_by_their_mapping)):
             missing.append(name)

@@ -49,6 +49,8 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 ALPHA = 0.025
 MARGIN = 1.0
 FIGURE = "claims"
+#: Contrasts that a reason names; of more it says how many they are.
+LISTED = 2
 IN_PAPER, IN_NOTES = "stated in the paper", "a reader's notes on the paper"
 
 OD, LAST, MINILMV2, DIRECT = "od", "hs-last", "mha-minilmv2", "mha-direct"
@@ -293,10 +295,16 @@ def _judge(own: pd.DataFrame) -> tuple[str, str]:
         return SUPPORTED, ""
     open_ = own[own["shown"] == UNDECIDED]
     inside = open_[(open_["low"] > -open_["margin"]) & (open_["high"] < open_["margin"])]
-    reason = f"not shown either way: {', '.join(open_['contrast'])}"
+    reason = f"not shown either way: {_listed(open_['contrast'], len(own))}"
     if len(inside):
-        reason += f"; less than {inside['margin'].iloc[0]:g} point apart: {', '.join(inside['contrast'])}"
+        reason += f"; less than {inside['margin'].iloc[0]:g} point apart: {_listed(inside['contrast'], len(own))}"
     return UNDECIDED, reason
+
+
+def _listed(names: Iterable[str], all_of_them: int) -> str:
+    """The names, or how many of how many if they are too many to read."""
+    names = list(names)
+    return ", ".join(names) if len(names) <= LISTED else f"{len(names)} of {all_of_them} contrasts"
 
 
 def write_verdicts(results: Results, folder: str | os.PathLike) -> pd.DataFrame:
