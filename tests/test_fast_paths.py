@@ -17,7 +17,7 @@ from study import losses
 from study.config import FastPath
 from study.models.taps import Readings
 from study.training import objectives
-from study.training.distill import distil
+from study.training.distill import distil, read_by_grid
 from study.training.shared import SharedTeacher
 
 TEACHER_METHODS = ["od", "hs-uniform-consecutive", "mha-minilmv2", "mha-direct"]
@@ -183,8 +183,9 @@ def test_a_rounded_teacher_reads_the_same_under_autocast(folder, family, method)
 # A teacher shared between runs
 
 
-def store(folder, layers=(2, 5), attention=(3,), dtype=torch.bfloat16, shape=(10, 4, 6)) -> SharedTeacher:
-    shared = SharedTeacher(folder / "outputs", shape, dtype, layers, attention)
+def store(folder, layers=(2, 5), attention=(3,), dtype=torch.bfloat16, others=None) -> SharedTeacher:
+    own = {"hidden_layers": set(layers), "attention_layers": set(attention)}
+    shared = SharedTeacher(folder / "outputs", (10, 4, 6), dtype, own, others)
     assert shared.open()
     return shared
 
@@ -227,6 +228,15 @@ def test_a_store_gives_back_what_was_written_and_nothing_else(tmp_path, dtype):
     assert store(tmp_path, layers=[4, 5], attention=[], dtype=dtype).read(items) is None  # layer 4 was never read
 
 
+def test_what_other_runs_read_is_kept_beside_ones_own(tmp_path):
+    first = store(tmp_path, layers=[2], attention=[], others={"hidden_layers": {5}, "attention_layers": {3}})
+    assert first.layers == {"hidden_layers": {2, 5}, "attention_layers": {3}}
+    items, written = torch.tensor([7, 2]), readings_of(0)
+    first.write(items, written)
+    assert same(first.read(items), Readings({2: written.hidden[2]}))
+    assert same(store(tmp_path).read(items), written)
+
+
 def test_a_damaged_row_counts_as_missing(tmp_path):
     shared, items = store(tmp_path), torch.tensor([0, 1])
     shared.write(items, readings_of(0))
@@ -241,9 +251,13 @@ def test_a_damaged_row_counts_as_missing(tmp_path):
 
 
 def test_a_store_larger_than_half_the_free_disk_is_refused_and_leaves_no_files(tmp_path):
-    shared = SharedTeacher(tmp_path / "outputs", (10**9, 512, 1024), torch.float32, [1], [])
+    shared = SharedTeacher(tmp_path / "outputs", (10**9, 512, 1024), torch.float32, {"hidden_layers": {1}})
     assert not shared.open()
     assert list((tmp_path / "outputs").iterdir()) == []
+
+
+#: Start of projections, and the backward pass that finds what to train: before the teacher is shared.
+BEFORE_TRAINING = 2
 
 
 def count_teacher_passes(monkeypatch) -> list:
@@ -251,7 +265,7 @@ def count_teacher_passes(monkeypatch) -> list:
     original = objectives.read
 
     def read(model, *arguments, **layers):
-        if not model.training:  # the student trains
+        if model.config.num_hidden_layers == tiny.TEACHER["layers"]:  # students have two
             passes.append(layers)
         return original(model, *arguments, **layers)
 
@@ -274,18 +288,52 @@ def test_what_one_run_has_read_of_the_teacher_the_next_does_not_compute(folder, 
     passes = count_teacher_passes(monkeypatch)
     for method, student in (("od", "L2-H24"), ("hs-last", "L2-H24")):
         distil(params, "english", method, student, 1, folder / "next")
-        evaluated = [layers for layers in passes if layers == {"hidden_layers": {4}}]
-        assert (
-            len(evaluated) <= 2
-        )  # before training: start of projections, and the backward pass that finds what to train
+        assert len(passes) <= BEFORE_TRAINING
         passes.clear()
     assert modified == {path: path.read_bytes() for path in outputs.iterdir()}
     distil(params, "english", "hs-uniform", "L2-H12", 1, folder / "next")
     assert shared_files() == {"hidden-2.bin", "hidden-4.bin"}
-    assert sum(layers == {"hidden_layers": {2, 4}} for layers in passes) >= params.distillation.steps
+    assert sum(layers["hidden_layers"] == {2, 4} for layers in passes) >= params.distillation.steps
     passes.clear()
     distil(params, "english", "hs-last", "L2-H12", 2, folder / "next")
     assert len(passes) >= params.distillation.steps
+
+
+def test_the_first_run_computes_the_teacher_for_all_of_the_grid_and_its_ablations(folder, monkeypatch):
+    """On the same sequences: a method that reads other text or makes other steps has outputs of its own."""
+    methods = {"hs-plain": {"objective": "hidden_state", "mapping": "all-to-one", "inputs": "plain"}}
+    methods["mha-top"] = {"objective": "attention_relation", "teacher_layer_from_top": 0, "relation_heads": 12}
+    methods = {name: {**own, "learning_rate": 1e-3} for name, own in methods.items()}
+    grid = {
+        "methods": ["none", "mlm", "hs-last", "hs-uniform", "mha-direct"],
+        "students": {"english": ["L2-H12", "L2-H24"]},
+    }
+    grid["ablations"] = {"english": {"methods": ["mha-top", "hs-plain"], "students": ["L2-H24"]}}
+    params = tiny.parameters(folder, grid=grid, methods=methods)
+    assert read_by_grid(params, "english", "od", 4) == {"hidden_layers": {2, 4}, "attention_layers": {3, 4}}
+    assert read_by_grid(params, "english", "hs-plain", 4) == {"hidden_layers": {4}}
+
+    distil(params, "english", "hs-last", "L2-H12", 1, folder / "first")
+    passes = count_teacher_passes(monkeypatch)
+    cells = [("hs-uniform", "L2-H12"), ("mha-direct", "L2-H12"), ("mha-top", "L2-H24"), ("od", "L2-H12")]
+    for method, student in cells:
+        distil(params, "english", method, student, 1, folder / "next")
+        together = tiny.weights(folder / "next")
+        assert len(passes) <= BEFORE_TRAINING
+        alone = params.model_copy(update={"fast_paths": [p for p in params.fast_paths if p != "shared-teacher"]})
+        distil(alone, "english", method, student, 1, folder / "next")
+        assert len(passes) >= params.distillation.steps
+        assert tiny.identical(tiny.weights(folder / "next"), together)
+        passes.clear()
+
+
+def test_a_disk_too_full_for_what_others_read_still_holds_ones_own(folder, monkeypatch, capsys):
+    params = tiny.parameters(folder)
+    roomy = SharedTeacher.open
+    monkeypatch.setattr(SharedTeacher, "open", lambda self: self.kept == self.own and roomy(self))
+    distil(params, "english", "hs-last", "L2-H12", 1, folder / "first")
+    assert {path.name for path in (folder / "scratch").rglob("*.bin")} == {"hidden-4.bin"}
+    assert "too full" not in capsys.readouterr().out
 
 
 def test_a_full_disk_is_said_and_costs_time_only(folder, monkeypatch, capsys):

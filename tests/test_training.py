@@ -508,7 +508,9 @@ OTHERS = {
     "precision": lambda params: params.model_copy(update={"precision": "bf16"}),
     "attention implementation": lambda params: params.model_copy(update={"attention_implementation": "sdpa"}),
     "student": lambda params: params.model_copy(
-        update={"students": {"L2-H12": params.students["L2-H12"].model_copy(update={"intermediate": 20})}}
+        update={
+            "students": {**params.students, "L2-H12": params.students["L2-H12"].model_copy(update={"intermediate": 20})}
+        }
     ),
 }
 

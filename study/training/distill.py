@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
     for key, name, known in (("method", method, params.methods), ("student", student, params.students)):
         if name not in known:
             raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known)}")
-    params = params.of_method(method)
+    grid, params = params, params.of_method(method)
     chosen, budget = params.methods[method], params.distillation
     tokenizer = load_tokenizer(layout.teacher)
     teacher = load_model(layout.teacher, params.attention_implementation)
@@ -265,7 +266,9 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
     inputs = [fingerprint(layout.teacher), fingerprint(layout.corpus)]
     common = {"seed": seed, "inputs": inputs, **params.model_dump(include=COMMON)}
     teacher_outputs = layout.teacher_outputs / digest(common)
-    start_fast_paths(params, objective, teacher_outputs, (len(stream) + len(validation), start["input_ids"].shape[1]))
+    shape = len(stream) + len(validation), start["input_ids"].shape[1]
+    others = read_by_grid(grid, setting, method, teacher.config.num_hidden_layers)
+    start_fast_paths(params, objective, teacher_outputs, shape, others)
     identity = common | {
         "initialisation": params.initialisation,
         "fast_paths": params.fast_paths,
@@ -348,12 +351,36 @@ def adapt_teacher(params: Params, setting: str, output: Path) -> dict:
     return record
 
 
-def start_fast_paths(params: Params, objective: Objective, teacher_outputs: Path, shape: tuple[int, int]) -> None:
+def read_by_grid(params: Params, setting: str, method: str, teacher_layers: int) -> dict[str, set[int]]:
+    """What the setting's cells, ablations too, read of the teacher on the very sequences that ``method`` reads.
+
+    As keyword arguments of :func:`study.models.taps.read`; ``teacher_layers``: the teacher's depth.
+    """
+    common, layers = params.of_method(method).model_dump(include=COMMON), defaultdict(set)
+    for part in filter(None, (params, params.of_ablations(setting))):
+        for name, student, _ in part.grid.cells(setting):
+            other = params.methods[name]
+            if isinstance(other, Untrained) or params.of_method(name).model_dump(include=COMMON) != common:
+                continue
+            reads = OBJECTIVES[other.objective].reads(other, teacher_layers, params.students[student].layers)
+            for kind, own in reads.items():
+                layers[kind] |= own
+    return dict(layers)
+
+
+def start_fast_paths(
+    params: Params,
+    objective: Objective,
+    teacher_outputs: Path,
+    shape: tuple[int, int],
+    others: dict[str, set[int]] | None = None,
+) -> None:
     """Switch on those of ``params.fast_paths`` that are not built into the objective.
 
     Args:
         teacher_outputs: a folder that names everything that the teacher's outputs depend on.
         shape: (sequences that the run numbers, tokens of each).
+        others: what other runs read of the teacher (:func:`read_by_grid`); left out if the disk is too full for it.
     """
     bf16 = use_bf16(params.precision)
     if "kept-memory" in params.fast_paths:
@@ -365,10 +392,10 @@ def start_fast_paths(params: Params, objective: Objective, teacher_outputs: Path
     if "shared-teacher" in params.fast_paths:
         kind = torch.bfloat16 if bf16 else torch.float32
         shape = (*shape, objective.teacher.config.hidden_size)
-        store = SharedTeacher(teacher_outputs, shape, kind, **objective.teacher_layers())
-        if store.open():
-            objective.shared_teacher = store
-        else:
+        own = objective.teacher_layers()
+        stores = (SharedTeacher(teacher_outputs, shape, kind, own, also) for also in (others, None))
+        objective.shared_teacher = next((store for store in stores if store.open()), None)
+        if objective.shared_teacher is None:
             print(f"{teacher_outputs}: the disk is too full to share what the teacher computes", flush=True)
 
 

@@ -78,9 +78,16 @@ class Objective(nn.Module):
     def read_student(self, batch: dict[str, Tensor]) -> Readings:
         return read(self.student, batch[self.inputs], hidden_layers=[self.student.config.num_hidden_layers])
 
-    def teacher_layers(self) -> dict[str, set[int]]:
-        """The arguments ``hidden_layers`` and ``attention_layers`` of :func:`study.models.taps.read`."""
+    @staticmethod
+    def reads(method: Method, teacher_layers: int, student_layers: int) -> dict[str, set[int]]:
+        """What a method reads of a teacher of that depth, as keyword arguments of :func:`study.models.taps.read`."""
         return {}
+
+    def teacher_layers(self) -> dict[str, set[int]]:
+        """:meth:`reads` of this method, teacher and student."""
+        if self.teacher is None:
+            return {}
+        return self.reads(self.method, *(m.config.num_hidden_layers for m in (self.teacher, self.student)))
 
     def read_teacher(self, batch: dict[str, Tensor]) -> Readings | None:
         """What the loss reads of the teacher: from ``shared_teacher`` where it is there, else computed.
@@ -94,7 +101,7 @@ class Objective(nn.Module):
         store = self.shared_teacher
         readings = store.read(batch["item"]) if store else None
         if readings is None:
-            readings = read(self.teacher, batch[self.inputs], **layers)
+            readings = read(self.teacher, batch[self.inputs], **(store.layers if store else layers))
             if torch.is_autocast_enabled(batch[self.inputs].device.type):
                 readings = readings.to(torch.bfloat16)
             if store:
@@ -154,8 +161,9 @@ class OutputDistribution(Objective):
 
     needs_head = True
 
-    def teacher_layers(self):
-        return {"hidden_layers": {self.teacher.config.num_hidden_layers}}
+    @staticmethod
+    def reads(method, teacher_layers, student_layers):
+        return {"hidden_layers": {teacher_layers}}
 
     def loss(self, student, teacher, batch):
         everywhere = self.method.positions == "all"
@@ -181,11 +189,13 @@ class HiddenState(Objective):
             for j in targets:
                 self.projections[f"{i}-{j}"] = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
 
+    @staticmethod
+    def reads(method, teacher_layers, student_layers):
+        mapping = layer_mapping(method.mapping, teacher_layers, student_layers)
+        return {"hidden_layers": {j for targets in mapping.values() for j in targets}}
+
     def read_student(self, batch):
         return read(self.student, batch[self.inputs], hidden_layers=self.mapping)
-
-    def teacher_layers(self):
-        return {"hidden_layers": {j for targets in self.mapping.values() for j in targets}}
 
     def pairs(self, student, teacher):
         for i, targets in self.mapping.items():
@@ -203,13 +213,14 @@ class Attention(Objective):
     def __init__(self, student, teacher, method, distillation, fused=True):
         super().__init__(student, teacher, method, distillation, fused)
         self.student_layer = student.config.num_hidden_layers
-        self.teacher_layer = teacher.config.num_hidden_layers - method.teacher_layer_from_top
+        (self.teacher_layer,) = self.teacher_layers()["attention_layers"]
+
+    @staticmethod
+    def reads(method, teacher_layers, student_layers):
+        return {"attention_layers": {teacher_layers - method.teacher_layer_from_top}}
 
     def read_student(self, batch):
         return read(self.student, batch[self.inputs], attention_layers=[self.student_layer])
-
-    def teacher_layers(self):
-        return {"attention_layers": {self.teacher_layer}}
 
     def pairs(self, student, teacher):
         for name in PROJECTIONS:

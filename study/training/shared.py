@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from study.models.taps import PROJECTIONS, Readings
+
+KINDS = ("hidden_layers", "attention_layers")
 
 
 class SharedTeacher:
@@ -27,7 +28,9 @@ class SharedTeacher:
         folder: names everything that the readings depend on; made when missing.
         shape: (sequences, tokens, width).
         dtype: torch.bfloat16 or torch.float32.
-        hidden_layers, attention_layers: what is read, as for :func:`study.models.taps.read`.
+        own: what is read, as keyword arguments of :func:`study.models.taps.read`.
+        others: what is kept beside it for other runs, in the same form: a step that has to compute the teacher then
+            does so for all of them.
     """
 
     def __init__(
@@ -35,30 +38,30 @@ class SharedTeacher:
         folder: Path,
         shape: tuple[int, int, int],
         dtype: torch.dtype,
-        hidden_layers: Iterable[int] = (),
-        attention_layers: Iterable[int] = (),
+        own: dict[str, set[int]],
+        others: dict[str, set[int]] | None = None,
     ):
         self.folder, self.shape, self.dtype = folder, shape, dtype
         self.kind = np.dtype(f"u{dtype.itemsize}")  # numpy has no bfloat16: bits are kept as they are
-        self.keys = [("hidden", layer) for layer in sorted(hidden_layers)]
-        self.keys += [(name, layer) for layer in sorted(attention_layers) for name in PROJECTIONS]
+        self.layers = {kind: own.get(kind, set()) | (others or {}).get(kind, set()) for kind in KINDS}
+        self.own, self.kept = _keys(own), _keys(self.layers)
 
     def open(self) -> bool:
         """Map the files, making those that are missing; False if they would take half of the free disk or more."""
-        new = [key for key in self.keys if not self._file(key).is_file()]
+        new = [key for key in self.kept if not self._file(key).is_file()]
         self.folder.mkdir(parents=True, exist_ok=True)
         if len(new) * math.prod(self.shape) * self.dtype.itemsize >= shutil.disk_usage(self.folder).free / 2:
             return False
-        self._rows = {key: _map(self._file(key), self.shape, self.kind) for key in self.keys}
+        self._rows = {key: _map(self._file(key), self.shape, self.kind) for key in self.kept}
         self._checksums = {
-            key: _map(self._file(key).with_suffix(".crc32"), self.shape[:1], np.dtype("u4")) for key in self.keys
+            key: _map(self._file(key).with_suffix(".crc32"), self.shape[:1], np.dtype("u4")) for key in self.kept
         }
         return True
 
     def read(self, items: Tensor) -> Readings | None:
-        """Readings of the sequences numbered ``items`` (B,), each (B, T, H); None unless all of them are there."""
+        """``own`` of the sequences numbered ``items`` (B,), each (B, T, H); None unless all of it is there."""
         numbers, readings = items.cpu().numpy(), Readings()
-        for kind, layer in self.keys:
+        for kind, layer in self.own:
             rows = self._rows[kind, layer][numbers]  # a copy: what was checked is what is used
             if not np.array_equal(self._checksums[kind, layer][numbers], [zlib.crc32(row) for row in rows]):
                 return None
@@ -68,9 +71,9 @@ class SharedTeacher:
         return readings
 
     def write(self, items: Tensor, readings: Readings) -> None:
-        """Keep ``readings`` of the sequences numbered ``items`` (B,); they must be of this store's type."""
+        """Keep ``readings``, of ``layers`` and this store's type, of the sequences numbered ``items`` (B,)."""
         numbers = items.cpu().numpy()
-        for kind, layer in self.keys:
+        for kind, layer in self.kept:
             states = readings.hidden[layer] if kind == "hidden" else readings.attention[layer][kind]
             bits = torch.uint16 if self.dtype.itemsize == 2 else torch.uint32
             rows = states.cpu().contiguous().view(bits).numpy()
@@ -79,6 +82,11 @@ class SharedTeacher:
 
     def _file(self, key: tuple[str, int]) -> Path:
         return self.folder / f"{key[0]}-{key[1]}.bin"
+
+
+def _keys(layers: dict[str, set[int]]) -> list[tuple[str, int]]:
+    keys = [("hidden", layer) for layer in sorted(layers.get("hidden_layers", ()))]
+    return keys + [(name, layer) for layer in sorted(layers.get("attention_layers", ())) for name in PROJECTIONS]
 
 
 def _map(file: Path, shape: tuple[int, ...], kind: np.dtype) -> np.memmap:
