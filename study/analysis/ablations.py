@@ -35,7 +35,7 @@ ABLATIONS = {
     "inputs": Ablation(("hs-uniform+last", "mha-minilmv2", "mha-direct"), ("inputs",)),
     "compute": Ablation(("mlm", "hs-uniform+last", "mha-minilmv2", "mha-direct"), ("steps",), against="od"),
     "initialisation": Ablation(("none", "hs-uniform+last", "mha-minilmv2"), ("initialisation",)),
-    "learning_rate": Ablation(("mlm", "od", "hs-top", "hs-uniform-consecutive"), ("learning_rate",)),
+    "learning_rate": Ablation(("mlm", "od", "hs-uniform+last", "mha-minilmv2", "mha-direct"), ("learning_rate",)),
 }
 
 
