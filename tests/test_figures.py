@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.colors import to_rgb
 
 from study import StudyError
 from study.analysis import figures
-from study.analysis.results import load_results
+from study.analysis.results import load_results, load_tuning
 from study.analysis.verdicts import HS, contrasts, verdicts
 
 NAMES = [name for name in figures.CAPTIONS if name != "per_language"]
@@ -141,6 +142,31 @@ def test_profiles_are_shares_of_models_above_a_share_of_the_teacher(tmp_path):
         between = 100 * (0.35 + 0.1 * place) / 0.8
         at = np.abs(line.get_xdata() - between).argmin()
         assert line.get_ydata()[at] == pytest.approx(100 * share)
+
+
+def test_rates_tried_are_marked_where_the_results_took_them(tmp_path):
+    """Two students: means of 0.6 and 0.8, losses of 0.5 and 0.7 of 2; the second diverged at the higher rate."""
+    results = results_of_scores({"od": np.full((1, 1, 1, 1), 0.5)}, {"od": {"learning_rate": 6e-4}})
+    for student, score, loss in (("A", 0.6, 1.0), ("B", 0.8, 1.4)):
+        done = {"development_mean": score, "held_out_loss_before": 2.0, "held_out_loss": loss}
+        tried = [{"learning_rate": 6e-4, **done}, {"learning_rate": 1e-2, **done}]
+        if student == "B":
+            tried[1] = {"learning_rate": 1e-2, "diverged": "loss = nan"}
+        record = {"setting": "english", "method": "od", "student": student, "steps": 5, "tried": tried}
+        file = tmp_path / "reports" / "tuning" / "english" / f"od_{student}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record))
+    table = load_tuning("english", tmp_path)
+    assert len(table) == 4 and table["loss"].isna().sum() == table["development"].isna().sum() == 1
+    score, loss = figures.learning_rates_tried(results, table).axes
+    for axes, values in ((score, [70, 60]), (loss, [60, 50])):
+        line, taken = axes.lines
+        assert list(line.get_xdata()) == [6e-4, 1e-2] and list(line.get_ydata()) == pytest.approx(values)
+        assert list(taken.get_xdata()) == [6e-4] and list(taken.get_ydata()) == pytest.approx(values[:1])
+    assert figures.learning_rates_tried(results, load_tuning("multilingual", tmp_path)) is None
+    file.write_text(json.dumps(record | {"setting": "klingon"}))
+    with pytest.raises(StudyError, match="reports/tuning/english/od_B.json: setting = 'klingon'"):
+        load_tuning("english", tmp_path)
 
 
 def test_a_method_without_a_style_of_its_own_is_shown_by_name(results):

@@ -103,6 +103,9 @@ OTHER_CAPTIONS = {
     " on held-out text, mean over distillation seeds; brighter is more alike.",
     "relation_divergence": "Divergence of the attention relations of the student's last layer from those of each"
     " teacher layer (mean over queries, keys and values) on held-out text; lower is more alike.",
+    "learning_rates_tried": "What `make tune` tried: linear probes on development data (left; a line that leaves the"
+    " panel falls far below it) and each method's own held-out loss (right), after tuning's steps. Filled marks: the"
+    " rates of the results.",
 }
 ABLATION_CAPTION = (
     "Macro test score of a reference (filled) and its variants (open), mean over distillation seeds; dots are single"
@@ -409,6 +412,38 @@ def ablation(results: Results, name: str) -> Figure | None:
     students = _students(results.ablations or results).items()
     handles = [_handle(student, "#4d4d4d", marker) for student, (_, marker) in students]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def learning_rates_tried(results: Results, tried: pd.DataFrame) -> Figure | None:
+    """Development score and held-out loss of every candidate rate (:func:`results.load_tuning`), a line per method.
+
+    A mark is filled at the rate that the results were made with; None where nothing was tried.
+    """
+    options = results.runs.groupby("method", sort=False)["options"].first()
+    look = {method: style for method, style in styles(results).items() if method in set(tried["method"])}
+    if not look:
+        return None
+    figure = _figure(7, 3.6)
+    panels = figure.subplots(1, 2)
+    for axes, column in zip(panels, ("development", "loss"), strict=True):
+        means = 100 * tried.groupby(["method", "learning_rate"])[column].mean()
+        for method, style in look.items():
+            own = means[method].sort_index()
+            taken = own[np.isclose(own.index, options[method].get("learning_rate", np.nan), rtol=1e-6)]
+            line = {"color": style.color, "marker": style.marker, "markersize": 5}
+            axes.plot(own.index, own, markerfacecolor="white", linewidth=1, **line)
+            axes.plot(taken.index, taken, linestyle="", **line)
+        axes.set(xscale="log", xlabel="learning rate")
+        axes.grid()
+    scores = 100 * tried["development"]
+    panels[0].set_ylim(scores.max() - 15, scores.max() + 1)  # a rate that breaks a method would flatten all others
+    panels[0].set_ylabel("linear probes on development data (0–100)")
+    panels[1].set_ylim(bottom=0, top=100)
+    panels[1].set_ylabel("held-out loss, % of that before training")
+    handles = [_handle(style.label, style.color, style.marker, linestyle="-") for style in look.values()]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     return figure
 
 

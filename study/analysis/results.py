@@ -177,6 +177,24 @@ class TaskSplits(Record):
     splits: list[TaskSplit]
 
 
+class Candidate(Record):
+    learning_rate: float
+    diverged: str | None = None
+    development_mean: float | None = None
+    held_out_loss_before: float | None = None
+    held_out_loss: float | None = None
+
+
+class Tuning(Record):
+    """What `make tune` tried on one method and student (:func:`study.training.tune.tune`)."""
+
+    setting: str
+    method: str
+    student: str
+    steps: int
+    tried: list[Candidate]
+
+
 @dataclass(frozen=True)
 class Results:
     """Every number of one profile and setting, in the order of the grid, the teacher first.
@@ -376,6 +394,29 @@ def _check_latency(name: Path, latency: LatencyResult, params: Params) -> None:
     ]
     if missing:
         raise StudyError(f"{name}: measurements: missing {', '.join(missing)}")
+
+
+def load_tuning(setting: str, root: Path | None = None) -> pd.DataFrame:
+    """What `make tune` tried in a setting, one row per method, student and learning rate; empty where it never ran.
+
+    Columns: method, student, learning_rate, development (mean over tasks, 0-1), loss (held out, as a share of the loss
+    before training); both NaN for a rate that diverged.
+
+    Raises:
+        StudyError: a file cannot be read or is invalid.
+    """
+    root = root or find_root()
+    rows = []
+    for path in sorted((root / "reports" / "tuning" / setting).glob("*.json")):
+        record = read_result(path, Tuning, root, setting=setting)
+        for candidate in record.tried:
+            row = {"method": record.method, "student": record.student, "learning_rate": candidate.learning_rate}
+            row |= {"development": candidate.development_mean, "loss": None}
+            if candidate.diverged is None:
+                row["loss"] = candidate.held_out_loss / candidate.held_out_loss_before
+            rows.append(row)
+    columns = ["method", "student", "learning_rate", "development", "loss"]
+    return pd.DataFrame(rows, columns=columns).astype({"development": float, "loss": float})
 
 
 def macro(results: Results, per_seed: bool = False) -> pd.DataFrame:
