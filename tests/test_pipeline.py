@@ -411,8 +411,9 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         stream.write("\n# a comment\n")
     outcome = command(tmp_path, "dvc", "repro", "--single-item", "fingerprint-distill@smoke", seconds=600)
     assert outcome.returncode == 0, outcome.stderr
-    cells = [(s, *cell) for s in params.grid.settings for cell in params.grid.cells(s)]
-    assert len([name for name in stale(tmp_path) if name.startswith("distill")]) == len(cells)
+    stages = command(tmp_path, "dvc", "stage", "list", "--name-only", seconds=300).stdout.split()
+    students = {name for name in stages if name.startswith("distill")}
+    assert len(students) > 10 and students <= stale(tmp_path)  # those of ablations, too
 
     # A bare clone without cache makes every figure from the small results.
     before = files_below(reports)
