@@ -144,7 +144,20 @@ def test_every_variant_of_the_study_differs_in_its_ablation_alone():
             assert params.methods[row.variant].objective == params.methods[row.reference].objective
             mine, its = (getattr(params.methods[m], "learning_rate", None) for m in (row.variant, row.reference))
             assert mine == its, f"{row.variant} is to be trained at the rate of {row.reference}"
-        assert {"layer_mapping", "teacher_layer"} <= set(table["ablation"])
+        run = {"layer_mapping", "teacher_layer"} | (
+            {"compute", "initialisation"} if setting == "multilingual" else set()
+        )
+        assert set(table["ablation"]) == run
+
+
+def test_every_ablation_has_variants_in_the_parameters_run_or_not():
+    """Of all methods of params.yaml, whatever a profile runs of them."""
+    params = load_params(ROOT / "params.yaml")
+    options = {name: method.model_dump(exclude_none=True) for name, method in params.methods.items()}
+    table = effects(results_of_scores({name: np.zeros((1, 1, 1, 2)) for name in options}, options))
+    assert set(table["ablation"]) == set(ABLATIONS)
+    grid = {name for name in options if name in load_params(ROOT / "params.yaml", profile="laptop").grid.methods}
+    assert set(options) - grid <= set(table["variant"])
 
 
 def test_equal_compute_is_that_of_output_distribution_transfer():
