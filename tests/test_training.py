@@ -890,6 +890,12 @@ def test_a_rate_at_which_any_student_diverges_or_its_loss_rises_is_not_chosen():
         choose(records)
 
 
+def test_rates_that_were_not_tried_everywhere_are_not_compared():
+    records = [tried("od", {1.0: ([0.7], 0.9), 2.0: ([0.9], 0.8)}), tried("od", {1.0: ([0.7], 0.9)})]
+    with pytest.raises(StudyError, match="od was tried at 2.0 1 times, at others 2"):
+        choose(records)
+
+
 def test_a_candidate_that_diverges_is_recorded_and_the_others_are_tried(folder, monkeypatch):
     params = tiny.parameters(folder, tuning={"learning_rates": [1e-3, 1.0]})
     dataset = DatasetDict(train=tiny.sentences(32, 1), development=tiny.sentences(16, 2), test=tiny.sentences(16, 3))

@@ -111,7 +111,7 @@ def choose(records: Iterable[dict]) -> dict[str, float]:
         records: what :func:`tune` wrote, any number of methods, settings and students.
 
     Raises:
-        StudyError: every rate of a method is out.
+        StudyError: every rate of a method is out; one was tried in some settings or on some students only.
 
     Source: the one-standard-error rule (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, section
     7.10), on paired differences; the held-out loss in place of the simplest model is this study's choice.
@@ -122,6 +122,13 @@ def choose(records: Iterable[dict]) -> dict[str, float]:
             tried[record["method"]][candidate["learning_rate"]].append(candidate)
     chosen = {}
     for method, rates in tried.items():
+        often = max(map(len, rates.values()))
+        for rate, found in rates.items():
+            if len(found) < often:
+                raise StudyError(
+                    f"reports/tuning: {method} was tried at {rate} {len(found)} times, at others {often}; allowed: the"
+                    " same candidates in every setting and on every student (run `make tune` again for each setting)"
+                )
         left = {rate: found for rate, found in rates.items() if not any(map(_failed, found))}
         if not left:
             raise StudyError(
