@@ -35,7 +35,10 @@ profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
 	@python -m study use $(PROFILE)
 
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
-	$(STAGES) '^(params|notebook@|teacher@|fingerprint)' | xargs dvc repro
+	$(STAGES) '^(params|notebook@|sources@|fingerprint)' | xargs dvc repro
+	$(STAGES) '^tasks@' | $(CELLS)
+	$(STAGES) '^corpus@' | $(CELLS)
+	$(STAGES) '^teacher@' | xargs dvc repro
 	$(STAGES) '^distill' | $(CELLS)
 	rm -rf scratch/teacher_outputs
 	$(STAGES) '^(ceiling|evaluate|represent)' | $(CELLS)
