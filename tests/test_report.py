@@ -193,6 +193,13 @@ def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
     assert "not run: mha-minilmv2, mha-direct" in text  # D6
 
 
+def test_methods_are_named_by_their_labels():
+    labels = {"od": "OD", "hs-uniform": "HS: uniform", "hs-uniform+last": "HS: uniform+last"}
+    text = "hs-uniform+last − od, hs-uniform − HS, hs-uniform-consecutive, od@L_T-2: 2 models"
+    words = "HS: uniform+last − OD, HS: uniform − HS, hs-uniform-consecutive, OD@L_T-2: 2 models"
+    assert report.in_words(text, labels) == words
+
+
 def test_learning_rates_that_matter_are_named():
     """2 points more at the other rate in every seed of `od`, give or take 0.1; of `mlm`, either sign."""
     level = np.full((1, 1, 3, 1), 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from pathlib import Path
 
 import jinja2
@@ -490,6 +491,7 @@ def index_values(results: Results) -> dict:
             row
             | {"effect": _text(row["effect"], 1, sign="+"), "interval": _range(row["low"], row["high"], 1, sign="+")}
             | {"claimed": CLAIMED[row["test"]].format(row["margin"])}
+            | {key: in_words(row[key], labels) for key in ("contrast", "reason")}
             | {"doubtful": len(row["not_above_floor"].split(", ")) if row["not_above_floor"] else 0}
             for row in verdicts(results).to_dict("records")
         ],
@@ -506,6 +508,12 @@ def index_values(results: Results) -> dict:
         "sizes": sizes,
         "latency": latency.to_dict(),
     }
+
+
+def in_words(text: str, labels: dict[str, str]) -> str:
+    """``text`` with the names that params.yaml gives to methods replaced by their ``labels``."""
+    names = "|".join(re.escape(name) for name in sorted(labels, key=len, reverse=True))
+    return re.sub(rf"(?<![\w-])({names})(?![\w+-])", lambda name: labels[name[0]], text)
 
 
 def rate_effects(results: Results, labels: dict[str, str]) -> list[dict[str, str]]:
