@@ -168,7 +168,9 @@ READ = {
     "represent": {
         "attention_implementation",
         "finetuning",
-        "grid",
+        "grid.methods",
+        "grid.seeds",
+        "grid.students.${item.setting}",
         "precision",
         "representations",
         "settings.${item.setting}.tasks",
