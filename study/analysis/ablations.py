@@ -121,11 +121,12 @@ def found(table: pd.DataFrame, ablation: str) -> str:
 
 
 def write_effects(results: Results, folder: str | os.PathLike) -> pd.DataFrame:
-    """Write effects.csv into ``folder`` and return :func:`effects`.
+    """Write effects.csv into ``folder``, rounded but for learning rates, and return :func:`effects`.
 
     Raises:
         StudyError: scores are incomplete, or the folder cannot be written.
     """
     table = effects(results)
-    write_file(Path(folder) / "effects.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
+    rounded = table.round({column: 4 for column in table if not column.endswith("learning_rate")})
+    write_file(Path(folder) / "effects.csv", rounded.to_csv(index=False, lineterminator="\n"))
     return table
