@@ -212,6 +212,19 @@ def test_learning_rates_that_matter_are_named():
     assert report.rate_effects(results_of_scores(one_seed, options), {"od": "OD", "mlm": "MLM"}) == []
 
 
+def test_methods_that_training_harmed_are_named(study, pages):
+    root, params = study[:2]
+    results = load_results(params, "english", root)
+    labels = dict.fromkeys(results.runs["method"], "a label")
+    assert report.unlearnt(results, labels) == []
+    assert "the held-out loss is" not in pages["index.html"].text
+    last = results.curves[results.curves["student"] == "L3-H192"].iloc[-1]
+    start = results.curves.query("method == @last.method and student == @last.student")["loss"].iloc[0]
+    results.curves.loc[last.name, "loss"] = 2 * start
+    (row,) = report.unlearnt(results, labels)
+    assert row == {"student": "L3-H192", "label": "a label", "rate": "0.0006", "ratio": "2.0"}
+
+
 def test_values_from_files_are_escaped(study, pages):
     assert "<b>quick & new</b>" in pages["index.html"].text  # as text, not as a tag
     assert "&lt;b&gt;quick &amp; new" in (study[0] / "reports/laptop/html/index.html").read_text()

@@ -284,7 +284,10 @@ masked-language-modelling head, which output-distribution transfer needs, was fi
 thousand times longer.</li>
 {% if seeds == 1 %}<li>One distillation seed per method: the intervals hold the chance of fine-tuning, not that of
 initialisation and data order in distillation. Small differences between methods may be chance.</li>{% endif %}
-{% for s in settings %}{% for row in s.rates %}<li>{{ s.setting|capitalize }}, {{ row.label }}: at a learning rate of {{
+{% for s in settings %}{% for row in s.unlearnt %}<li>{{ s.setting|capitalize }}, {{ row.student }}, {{ row.label }}:
+after training at a learning rate of {{ row.rate }} the held-out loss is {{ row.ratio }} times what it was before. This
+score says nothing of the method at a rate that suits the student.</li>
+{% endfor %}{% for row in s.rates %}<li>{{ s.setting|capitalize }}, {{ row.label }}: at a learning rate of {{
 row.rate }} instead of {{ row.tuned }}, which development data chose, {{ row.effect }} points ({{ row.interval }}). The
 place of this method is a matter of its learning rate as much as of what it transfers.</li>
 {% endfor %}{% endfor %}
@@ -505,6 +508,7 @@ def index_values(results: Results) -> dict:
         ],
         "costs": rows,
         "rates": rate_effects(results, labels),
+        "unlearnt": unlearnt(results, labels),
         "sizes": sizes,
         "latency": latency.to_dict(),
     }
@@ -524,6 +528,18 @@ def rate_effects(results: Results, labels: dict[str, str]) -> list[dict[str, str
         | {"effect": _text(row.effect, 1, sign="+"), "interval": _range(row.low, row.high, 1, sign="+")}
         for row in table.itertuples()
         if row.covers == BOTH_SEEDS and not row.low <= 0 <= row.high
+    ]
+
+
+def unlearnt(results: Results, labels: dict[str, str]) -> list[dict[str, str]]:
+    """Methods whose own held-out loss is higher after training than before (mean ratio over seeds), as text."""
+    losses = results.curves.groupby(RUN, sort=False)["loss"].agg(["first", "last"])
+    ratios = (losses["last"] / losses["first"]).groupby(["student", "method"], sort=False).mean()
+    rates = distillation(results).groupby(["student", "method"])["learning_rate"].first()
+    return [
+        {"student": cell[0], "label": labels[cell[1]], "rate": f"{rates[cell]:g}", "ratio": _text(ratio, 1)}
+        for cell, ratio in ratios.items()
+        if ratio > 1
     ]
 
 
