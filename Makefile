@@ -9,7 +9,8 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export TOKENIZERS_PARALLELISM := false
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 THREADS_PER_JOB := $(shell n=$$(( $(CORES) / $(JOBS) )); [ $$n -gt 0 ] && echo $$n || echo 1)
-STAGES = dvc stage list --name-only | grep -E
+LIST = mkdir -p scratch && dvc stage list --name-only > scratch/stages
+STAGES = < scratch/stages grep -E
 ACTIVE = $$(sed -n "s/^profile: *\([a-z]*\).*/\1/p" params.yaml)
 CELLS = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
@@ -35,7 +36,8 @@ profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
 	@python -m study use $(PROFILE)
 
 repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
-	$(STAGES) '^(params|notebook@|sources@|fingerprint)' | xargs dvc repro
+	$(LIST)
+	$(STAGES) '^(params|notebooks|sources@|fingerprint)' | xargs dvc repro
 	$(STAGES) '^tasks@' | $(CELLS)
 	$(STAGES) '^corpus@' | $(CELLS)
 	$(STAGES) '^teacher@' | xargs dvc repro
@@ -47,13 +49,15 @@ repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the ac
 	dvc repro
 
 report: environment check  ## figures and pages again, from the committed results alone
-	dvc repro params notebook
+	$(LIST)
+	dvc repro params notebooks
 	$(STAGES) '^(compare|ablate|similarity)@' | $(CELLS)
 	$(STAGES) '^report@' | xargs dvc repro --single-item
 
 tune: environment check  ## choose learning rates of SETTING on development data (writes reports/tuning)
 	@python -m study cells $(SETTING) > /dev/null
-	$(STAGES) '^(params|notebook@|teacher@)' | xargs dvc repro
+	$(LIST)
+	$(STAGES) '^(params|notebooks|teacher@)' | xargs dvc repro
 	python -m study cells $(SETTING) | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \
 	  -p profile $(ACTIVE) -p setting $(SETTING) -p method $$0 -p student $$1 \

@@ -17,11 +17,13 @@ import itertools
 import json
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 from study.config import StudyError, find_root, load_params, use_profile
+from study.lockfile import check_lock, switch_lock
 
 
 def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
@@ -65,6 +67,7 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             extra_arguments=["--IPKernelApp.log_level=50"],
+            shutdown_kernel="immediate",  # all is written by then; being asked, a kernel takes seconds to end
         )
     except papermill.PapermillExecutionError as error:
         reason = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue} (see {executed})"
@@ -125,6 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "use":
             use_profile(options.profile)
         params = load_params()
+        if options.command == "use":
+            switch_lock(find_root(), params.profile)
+        if options.command == "check":
+            check_lock(find_root(), params.profile)
         if options.command in ("use", "check"):
             print(f"params.yaml is valid (profile {params.profile})")
         elif options.command == "run":
@@ -133,21 +140,24 @@ def main(arguments: list[str] | None = None) -> int:
             run_notebook(options.notebook, executed, values)
         elif options.command == "cells":
             trained = [name for name in params.grid.methods if params.methods[name].objective != "none"]
-            students = [s for s in params.grid.students.get(options.setting, []) if s in params.tuning.students]
+            students = params.tuning.students.get(options.setting)
             if not students:
-                raise StudyError(
-                    f"setting {options.setting!r} has no student to tune on; allowed: a setting of grid.settings"
-                    f" ({', '.join(params.grid.settings)}) with a student named in tuning.students"
-                    f" ({', '.join(params.tuning.students)})"
-                )
+                known = ", ".join(name for name, own in params.tuning.students.items() if own)
+                raise StudyError(f"tuning.students: setting {options.setting!r} has none; allowed: {known}")
             cells = itertools.product(trained, students)
             print("\n".join(f"{method} {student}" for method, student in cells))
         elif options.command == "tuned":
             from study.training.tune import choose
 
-            files = sorted((find_root() / "reports" / "tuning").glob("*/*.json"))
-            for method, rate in choose(json.loads(file.read_text()) for file in files).items():
-                print(f"methods.{method}.learning_rate: {rate}")
+            together = defaultdict(list)
+            for file in sorted((find_root() / "reports" / "tuning").glob("*/*.json")):
+                record = json.loads(file.read_text())
+                tuned = params.students.get(record["student"])
+                alone = f"students.{record['student']}.learning_rates.{{}}" if tuned and tuned.learning_rates else None
+                together[alone or "methods.{}.learning_rate"].append(record)
+            for key, records in together.items():
+                for method, rate in choose(records).items():
+                    print(f"{key.format(method)}: {rate}")
         elif options.command == "fingerprint":
             from study.files import write_json
 

@@ -87,6 +87,12 @@ class Teacher(Encoder):
     name: str
 
 
+class Student(Encoder):
+    """A student's shape, and the learning rates it was tuned for, by method, in place of the methods' own."""
+
+    learning_rates: dict[str, LearningRate] = {}
+
+
 class Setting(Section):
     teacher: Teacher
     vocabulary: Literal["full", "trimmed"]
@@ -172,7 +178,7 @@ class Distillation(Section):
 
 
 class Tuning(Section):
-    students: list[str]
+    students: dict[str, list[str]]
     learning_rates: list[LearningRate] = Field(min_length=1)
     steps: Positive
     seed: Seed
@@ -302,7 +308,7 @@ class Params(Section):
     corpus: Corpus
     masking: Masking
     adaptation: Adaptation
-    students: dict[str, Encoder]
+    students: dict[str, Student]
     initialisation: Initialisation
     distillation: Distillation
     tuning: Tuning
@@ -322,14 +328,20 @@ class Params(Section):
         grid = self.grid.model_copy(update={"methods": methods, "students": students, "ablations": {}})
         return self.model_copy(update={"grid": grid})
 
-    def of_method(self, name: str) -> Params:
-        """These parameters with what the method sets for itself in the place of what all methods share."""
+    def of_method(self, name: str, student: str | None = None) -> Params:
+        """These parameters with what the method sets for itself in the place of what all methods share.
+
+        With a student, the learning rate is the one that the student was tuned for, if it was.
+        """
         method = self.methods[name]
         own = {key: getattr(method, key) for key in ("inputs", "steps") if getattr(method, key, None) is not None}
+        if student and (rate := self.students[student].learning_rates.get(name)):
+            method = method.model_copy(update={"learning_rate": rate})
         return self.model_copy(
             update={
                 "initialisation": method.initialisation or self.initialisation,
                 "distillation": self.distillation.model_copy(update=own),
+                "methods": self.methods | {name: method},
             }
         )
 
@@ -341,9 +353,10 @@ class Params(Section):
             ("grid.methods", grid.methods, self.methods),
             ("grid.students", grid.students, self.settings),
             ("grid.ablations", grid.ablations, self.settings),
-            ("tuning.students", self.tuning.students, self.students),
+            ("tuning.students", self.tuning.students, self.settings),
         ]
-        lists += [(f"grid.students.{name}", own, self.students) for name, own in grid.students.items()]
+        for key, by_setting in (("grid.students", grid.students), ("tuning.students", self.tuning.students)):
+            lists += [(f"{key}.{name}", own, self.students) for name, own in by_setting.items()]
         for name, own in grid.ablations.items():
             lists.append((f"grid.ablations.{name}.methods", own.methods, self.methods))
             lists.append((f"grid.ablations.{name}.students", own.students, self.students))
@@ -357,10 +370,12 @@ class Params(Section):
                     "at least one student" if name in self.grid.settings else "[], or the setting in grid.settings"
                 )
                 raise ValueError(f"grid.students.{name} = {self.grid.students.get(name)}; allowed: {allowed}")
-        for name in self.benchmark.methods:
-            if name not in self.methods or isinstance(self.methods[name], Untrained):
-                known = ", ".join(key for key, method in self.methods.items() if not isinstance(method, Untrained))
-                raise ValueError(f"benchmark.methods: {name!r} is unknown or not trained; allowed: {known}")
+        trained = [name for name, method in self.methods.items() if not isinstance(method, Untrained)]
+        rated = [(f"students.{name}.learning_rates", own.learning_rates) for name, own in self.students.items()]
+        for key, names in (*rated, ("benchmark.methods", self.benchmark.methods)):
+            for name in names:
+                if name not in trained:
+                    raise ValueError(f"{key}: {name!r} is unknown or not trained; allowed: {', '.join(trained)}")
         for name in self.grid.settings:
             for task in self.settings[name].tasks:
                 if task not in self.finetuning.tasks:
@@ -369,6 +384,9 @@ class Params(Section):
                 self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
                 for method in self.grid.methods:
                     self._method_fits(method, student, self.settings[name].teacher)
+        for name, students in self.tuning.students.items():
+            for student in students:
+                self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
         for name, ablations in self.grid.ablations.items():
             self._ablations_fit(name, ablations)
         return self
@@ -400,6 +418,11 @@ class Params(Section):
             raise ValueError(
                 f"students.{student_name}.heads = {student.heads}: initialisation 'teacher-layers' needs"
                 f" {teacher.heads} heads, as the teacher has"
+            )
+        if student.learning_rates and not isinstance(method, Untrained) and name not in student.learning_rates:
+            raise ValueError(
+                f"students.{student_name}.learning_rates: {name} is missing; allowed: a rate for every method the"
+                " student is trained with, or none at all (the methods' own)"
             )
         if isinstance(method, (AttentionRelation, DirectAttention)) and method.teacher_layer_from_top >= teacher.layers:
             raise ValueError(

@@ -55,7 +55,21 @@ def both(*changes):
 
 
 METHOD = ("methods", "mha-minilmv2")
+RATES = ("students", "L4-H192", "learning_rates")
 MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
+    "a student's rate for a method that does not exist": (
+        put({"magic": 1e-3}, *RATES),
+        ["students.L4-H192.learning_rates", "'magic'", "allowed: mlm, od"],
+    ),
+    "a student's rate for the untrained floor": (
+        put({"none": 1e-3}, *RATES),
+        ["students.L4-H192.learning_rates", "'none'", "allowed: mlm, od"],
+    ),
+    "a student with a rate for some of its methods": (
+        put({"mlm": 1e-3}, *RATES),
+        ["students.L4-H192.learning_rates", "od is missing", "every method"],
+    ),
+    "a student's rate of zero": (put({"mlm": 0.0}, *RATES), ["students.L4-H192.learning_rates.mlm", "0.0"]),
     "unknown key": (put(1, "distillation", "step"), ["distillation.step", "unknown key"]),
     "unknown key at the top": (put(1, "grids"), ["grids", "unknown key"]),
     "unknown key of a method": (put(1, *METHOD, "temperature"), ["methods.mha-minilmv2.temperature", "unknown key"]),
@@ -73,7 +87,15 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put("plain", "methods", "od", "inputs"),
         ["methods.od.inputs", "'plain'", "'masked'"],
     ),
-    "unknown student to tune on": (put(["L9"], "tuning", "students"), ["tuning.students", "'L9'", "L3-H192"]),
+    "unknown student to tune on": (
+        put(["L9"], "tuning", "students", "english"),
+        ["tuning.students.english", "'L9'", "L3-H192"],
+    ),
+    "unknown setting to tune in": (put({"klingon": []}, "tuning", "students"), ["tuning.students", "'klingon'"]),
+    "student to tune on that is larger than its teacher": (
+        both(put(12, "students", "L6-H192", "layers"), put(["L6-H192"], "tuning", "students", "english")),
+        ["students.L6-H192.layers = 12", "settings.english.teacher.layers", "at most 6"],
+    ),
     "ablations without students": (
         put(["hs-reverse"], "grid", "ablations", "english", "methods"),
         ["grid.ablations.english", "['hs-reverse']", "both"],
@@ -362,7 +384,14 @@ def test_a_failing_switch_leaves_the_file_as_it_was(folder):
 
 def test_every_key_has_a_comment():
     """On its own line, or on the line of the mapping whose uniform entries it explains."""
-    explained_by_their_mapping = ("methods", "finetuning.tasks", "students", "grid.students", "grid.ablations")
+    explained_by_their_mapping = (
+        "methods",
+        "finetuning.tasks",
+        "students",
+        "grid.students",
+        "grid.ablations",
+        "tuning.students",
+    )
     stack, missing = [], []
     for line in (ROOT / "params.yaml").read_text().splitlines():
         entry = re.match(r"( *)([\w+-]+):(.*)", line)
@@ -421,18 +450,31 @@ def test_layout_keeps_profiles_apart_and_names_an_unknown_setting(folder):
         Layout(params["smoke"], "german", folder)
 
 
+def test_a_student_has_the_rates_it_was_tuned_for_and_every_other_the_methods_own(folder):
+    params = load_params(folder / "params.yaml")
+    trained = [name for name, method in params.methods.items() if method.objective != "none"]
+    rates = {name: 1e-5 * (place + 1) for place, name in enumerate(trained)}
+    params = load_params(edit(folder, put(rates, *RATES)))
+    for name in trained:
+        own = params.methods[name]
+        assert params.of_method(name, "L4-H192").methods[name] == own.model_copy(update={"learning_rate": rates[name]})
+        assert params.of_method(name, "L3-H192").methods == params.of_method(name).methods == params.methods
+    assert params.of_method("none", "L4-H192").methods == params.methods
+
+
 def test_cells_to_tune_are_printed_by_setting_and_a_setting_without_them_is_an_error(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     params = load_params(folder / "params.yaml")
     trained = [method for method in params.grid.methods if method != "none"]
-    for setting, tried in (("english", ("L3-H192",)), ("multilingual", ("L4-H192",))):
+    assert params.tuning.students == {"english": ["L3-H192"], "multilingual": ["L4-H192", "L3-H384"]}
+    for setting, tried in params.tuning.students.items():
         assert main(["cells", setting]) == 0
         printed = capsys.readouterr().out.splitlines()
         assert printed == [f"{method} {student}" for method in trained for student in tried]
     assert main(["cells", "klingon"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "'klingon' has no student to tune on" in error and "(english, multilingual)" in error
+    assert "tuning.students: setting 'klingon' has none; allowed: english, multilingual" in error
 
 
 def test_title_counts_the_cells_of_the_grid(folder):

@@ -145,12 +145,13 @@ def test_profiles_are_shares_of_models_above_a_share_of_the_teacher(tmp_path):
 
 
 def test_rates_tried_are_marked_where_the_results_took_them(tmp_path):
-    """Two students: means of 0.6 and 0.8, losses of 0.5 and 0.7 of 2; the second diverged at the higher rate."""
+    """Two students, losses of 0.5 and 0.7 of 2; the results have the first alone; the second diverged at 0.01."""
     results = results_of_scores({"od": np.full((1, 1, 1, 1), 0.5)}, {"od": {"learning_rate": 6e-4}})
-    for student, score, loss in (("A", 0.6, 1.0), ("B", 0.8, 1.4)):
+    known = results.runs.loc[results.runs["method"] == "od", "student"].iloc[0]
+    for student, score, loss in ((known, 0.6, 1.0), ("student 9", 0.8, 1.4)):
         done = {"development_mean": score, "held_out_loss_before": 2.0, "held_out_loss": loss}
         tried = [{"learning_rate": 6e-4, **done}, {"learning_rate": 1e-2, **done}]
-        if student == "B":
+        if student == "student 9":
             tried[1] = {"learning_rate": 1e-2, "diverged": "loss = nan"}
         record = {"setting": "english", "method": "od", "student": student, "steps": 5, "tried": tried}
         file = tmp_path / "reports" / "tuning" / "english" / f"od_{student}.json"
@@ -158,14 +159,17 @@ def test_rates_tried_are_marked_where_the_results_took_them(tmp_path):
         file.write_text(json.dumps(record))
     table = load_tuning("english", tmp_path)
     assert len(table) == 4 and table["loss"].isna().sum() == table["development"].isna().sum() == 1
-    score, loss = figures.learning_rates_tried(results, table).axes
-    for axes, values in ((score, [70, 60]), (loss, [60, 50])):
+    panels = figures.learning_rates_tried(results, table).axes
+    assert [axes.get_title() for axes in panels] == [known, known, "student 9", "student 9"]
+    expected = [([60, 60], [6e-4]), ([50, 50], [6e-4]), ([80, np.nan], []), ([70, np.nan], [])]
+    for axes, (values, rates) in zip(panels, expected, strict=True):
         line, taken = axes.lines
-        assert list(line.get_xdata()) == [6e-4, 1e-2] and list(line.get_ydata()) == pytest.approx(values)
-        assert list(taken.get_xdata()) == [6e-4] and list(taken.get_ydata()) == pytest.approx(values[:1])
+        assert list(line.get_xdata()) == [6e-4, 1e-2]
+        np.testing.assert_allclose(line.get_ydata(), values)
+        assert list(taken.get_xdata()) == rates and list(taken.get_ydata()) == pytest.approx(values[: len(rates)])
     assert figures.learning_rates_tried(results, load_tuning("multilingual", tmp_path)) is None
     file.write_text(json.dumps(record | {"setting": "klingon"}))
-    with pytest.raises(StudyError, match="reports/tuning/english/od_B.json: setting = 'klingon'"):
+    with pytest.raises(StudyError, match="reports/tuning/english/od_student 9.json: setting = 'klingon'"):
         load_tuning("english", tmp_path)
 
 

@@ -18,9 +18,11 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset, DatasetDict
+from ruamel.yaml import YAML
 from transformers import AutoModel, AutoModelForMaskedLM, TrainingArguments, default_data_collator
 
 from study import StudyError
+from study.__main__ import main
 from study.config import Layout
 from study.data.tasks import save
 from study.models.students import create_student
@@ -30,6 +32,7 @@ from study.training.distill import Checkpoints, MaskedSequences, adapt_teacher, 
 from study.training.objectives import OBJECTIVES
 from study.training.tune import choose, tune
 
+ROOT = Path(__file__).parents[1]
 METHODS = [
     "mlm",
     "od",
@@ -829,6 +832,60 @@ def test_tuning_tries_every_candidate_and_looks_at_development_data_only(folder)
     assert again["tried"] == result["tried"]
     with pytest.raises(StudyError, match="'magic'.*mlm"):
         tune(params, "english", "magic", "L2-H12", folder / "tuning" / "magic.json")
+
+
+def test_a_students_own_rate_is_the_one_it_is_trained_with_and_tuning_looks_past_it(folder):
+    """Bit for bit what the method gives at that rate; the other student is trained as before."""
+    shape = {"layers": 2, "width": 12, "heads": 4, "intermediate": 24}
+    own = {"L2-H12": shape | {"learning_rates": {"mlm": 5e-3}}, "L2-H24": shape | {"width": 24, "intermediate": 48}}
+    plain, rated = tiny.parameters(folder), tiny.parameters(folder, students=own)
+    higher = plain.model_copy(
+        update={"methods": plain.methods | {"mlm": plain.methods["mlm"].model_copy(update={"learning_rate": 5e-3})}}
+    )
+    record = distil(rated, "english", "mlm", "L2-H12", 1, folder / "rated")
+    assert record["learning_rate"] == record["method"]["learning_rate"] == 5e-3
+    distil(higher, "english", "mlm", "L2-H12", 1, folder / "higher")
+    distil(plain, "english", "mlm", "L2-H12", 1, folder / "plain")
+    assert tiny.identical(tiny.weights(folder / "rated"), tiny.weights(folder / "higher"))
+    assert not tiny.identical(tiny.weights(folder / "rated"), tiny.weights(folder / "plain"))
+    for params, name in ((rated, "beside-rated"), (plain, "beside-plain")):
+        distil(params, "english", "mlm", "L2-H24", 1, folder / name)
+    assert tiny.identical(tiny.weights(folder / "beside-rated"), tiny.weights(folder / "beside-plain"))
+
+    dataset = DatasetDict(train=tiny.sentences(32, 1), development=tiny.sentences(16, 2), test=tiny.sentences(16, 3))
+    save(dataset, folder / "runs" / "test" / "english" / "tasks" / "topic")
+    results = [
+        tune(
+            tiny.parameters(folder, tuning={"learning_rates": [1e-6, 1e-2]}, **changes),
+            "english",
+            "mlm",
+            "L2-H12",
+            folder / "tuning" / "mlm.json",
+        )
+        for changes in ({}, {"students": own})
+    ]
+    assert results[0]["tried"] == results[1]["tried"]
+    assert results[0]["tried"][0]["held_out_loss"] != results[0]["tried"][1]["held_out_loss"]
+
+
+def test_tuned_chooses_by_itself_for_a_student_with_rates_of_its_own(folder, capsys):
+    """Of two students, the one prefers 1e-3 and the other 2e-3; together they would share the better on average."""
+    values = YAML(typ="safe").load(ROOT / "params.yaml")
+    values["students"]["L4-H192"]["learning_rates"] = {
+        name: 1e-3 for name, method in values["methods"].items() if method["objective"] != "none"
+    }
+    (folder / "params.yaml").unlink()
+    YAML().dump(values, folder / "params.yaml")
+    rates = {"L3-H192": {1e-3: ([0.9], 0.5), 2e-3: ([0.4], 0.5)}, "L4-H192": {1e-3: ([0.7], 0.5), 2e-3: ([0.8], 0.5)}}
+    for student, own in rates.items():
+        file = folder / "reports" / "tuning" / "english" / f"od_{student}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(tried("od", own) | {"student": student}))
+    assert main(["tuned"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "methods.od.learning_rate: 0.001",
+        "students.L4-H192.learning_rates.od: 0.002",
+    ]
 
 
 def tried(method: str, rates: dict[float, tuple[list[float], float]]) -> dict:

@@ -123,7 +123,7 @@ def parameters(folder: Path, **changes: dict) -> Params:
         "validation_sequences": 16,
         "save_every": 2,
     }
-    values["tuning"] |= {"steps": 4, "students": []}
+    values["tuning"] |= {"steps": 4, "students": {}}
     for section, entries in changes.items():
         values[section] = values[section] | entries if isinstance(entries, dict) else entries
     return Params.model_validate(values)

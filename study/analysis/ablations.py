@@ -68,14 +68,15 @@ def effects(results: Results, ablations: dict[str, Ablation] = ABLATIONS) -> pd.
     Columns: setting, ablation, reference, variant, macro (of the variant), effect (paired by student, task and seeds),
     low, high (95 %, :func:`statistics.estimate`), covers (the seeds behind them), p_holm (two-sided, of no effect,
     corrected over the ablation), runs (distilled models of the variant), learning_rate, reference_learning_rate (NaN:
-    not trained; methods of the grid have rates of their own).
+    not trained, or not the same for all students; methods of the grid have rates of their own).
 
     Raises:
         StudyError: scores are incomplete (:func:`statistics.score_arrays`).
     """
     results = results.ablations or results
     arrays, rows = score_arrays(results), []
-    options = results.runs.groupby("method", sort=False)["options"].first()
+    rates = results.runs["options"].map(lambda options: (options or {}).get("learning_rate", np.nan)).astype(float)
+    rates = rates.groupby(results.runs["method"]).agg(lambda own: own.iloc[0] if own.nunique() == 1 else np.nan)
     for name, ablation in ablations.items():
         pairs = [(own, v) for own in ablation.references for v in variants(results, own, ablation.options)]
         if ablation.against in arrays:
@@ -88,8 +89,7 @@ def effects(results: Results, ablations: dict[str, Ablation] = ABLATIONS) -> pd.
             row |= {"low": float(low), "high": float(high), "covers": covered(arrays[variant])}
             row |= {"p_holm": float(2 * np.minimum(found.p_above(0), found.p_below(0)))}
             row |= {"runs": arrays[variant].shape[0] * arrays[variant].shape[2]}
-            rates = (("learning_rate", variant), ("reference_learning_rate", reference))
-            rows.append(row | {key: options[method].get("learning_rate", np.nan) for key, method in rates})
+            rows.append(row | {"learning_rate": rates[variant], "reference_learning_rate": rates[reference]})
     columns = ["setting", "ablation", "reference", "variant", "macro", "effect", "low", "high", "covers", "p_holm"]
     table = pd.DataFrame(rows, columns=[*columns, "runs", "learning_rate", "reference_learning_rate"])
     table["p_holm"] = table.groupby("ablation", sort=False)["p_holm"].transform(holm)

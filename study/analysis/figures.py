@@ -103,9 +103,9 @@ OTHER_CAPTIONS = {
     " on held-out text, mean over distillation seeds; brighter is more alike.",
     "relation_divergence": "Divergence of the attention relations of the student's last layer from those of each"
     " teacher layer (mean over queries, keys and values) on held-out text; lower is more alike.",
-    "learning_rates_tried": "What `make tune` tried: linear probes on development data (left; a line that leaves the"
-    " panel falls far below it) and each method's own held-out loss (right), after tuning's steps. Filled marks: the"
-    " rates of the results.",
+    "learning_rates_tried": "What `make tune` tried, a row per student: linear probes on development data (left; a line"
+    " that leaves the panel falls far below it) and each method's own held-out loss (right), after tuning's steps."
+    " Filled marks: the rates of the results, if they have this student.",
 }
 ABLATION_CAPTION = (
     "Macro test score of a reference (filled) and its variants (open), mean over distillation seeds; dots are single"
@@ -419,29 +419,34 @@ def ablation(results: Results, name: str) -> Figure | None:
 def learning_rates_tried(results: Results, tried: pd.DataFrame) -> Figure | None:
     """Development score and held-out loss of every candidate rate (:func:`results.load_tuning`), a line per method.
 
-    A mark is filled at the rate that the results were made with; None where nothing was tried.
+    A line of panels per student tried. A mark is filled at the rate that the results' runs of that student were made
+    with; None where nothing was tried.
     """
-    options = results.runs.groupby("method", sort=False)["options"].first()
+    runs = results.runs.groupby(["student", "method"], sort=False)["options"].first()
+    used = {cell: options.get("learning_rate", np.nan) for cell, options in runs.items()}
     look = {method: style for method, style in styles(results).items() if method in set(tried["method"])}
     if not look:
         return None
-    figure = _figure(7, 3.6)
-    panels = figure.subplots(1, 2)
-    for axes, column in zip(panels, ("development", "loss"), strict=True):
-        means = 100 * tried.groupby(["method", "learning_rate"])[column].mean()
-        for method, style in look.items():
-            own = means[method].sort_index()
-            taken = own[np.isclose(own.index, options[method].get("learning_rate", np.nan), rtol=1e-6)]
-            line = {"color": style.color, "marker": style.marker, "markersize": 5}
-            axes.plot(own.index, own, markerfacecolor="white", linewidth=1, **line)
-            axes.plot(taken.index, taken, linestyle="", **line)
-        axes.set(xscale="log", xlabel="learning rate")
-        axes.grid()
-    scores = 100 * tried["development"]
-    panels[0].set_ylim(scores.max() - 15, scores.max() + 1)  # a rate that breaks a method would flatten all others
-    panels[0].set_ylabel("linear probes on development data (0–100)")
-    panels[1].set_ylim(bottom=0, top=100)
-    panels[1].set_ylabel("held-out loss, % of that before training")
+    students = list(tried["student"].unique())
+    figure = _figure(7, 0.9 + 2.7 * len(students))
+    grid = figure.subplots(len(students), 2, squeeze=False, sharex=True)
+    for line, student in zip(grid, students, strict=True):
+        own = tried[tried["student"] == student]
+        for axes, column in zip(line, ("development", "loss"), strict=True):
+            for method, style in look.items():
+                values = 100 * own[own["method"] == method].set_index("learning_rate")[column].sort_index()
+                taken = values[np.isclose(values.index, used.get((student, method), np.nan), rtol=1e-6)]
+                drawn = {"color": style.color, "marker": style.marker, "markersize": 5}
+                axes.plot(values.index, values, markerfacecolor="white", linewidth=1, **drawn)
+                axes.plot(taken.index, taken, linestyle="", **drawn)
+            axes.set(xscale="log", title=student)
+            axes.grid()
+        scores = 100 * own["development"]
+        line[0].set_ylim(scores.max() - 15, scores.max() + 1)  # a rate that breaks a method would flatten all others
+        line[0].set_ylabel("linear probes on\ndevelopment data (0–100)")
+        line[1].set_ylim(bottom=0, top=100)
+        line[1].set_ylabel("held-out loss,\n% of that before training")
+    figure.supxlabel("learning rate", fontsize=9)
     handles = [_handle(style.label, style.color, style.marker, linestyle="-") for style in look.values()]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     return figure

@@ -226,7 +226,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
     for key, name, known in (("method", method, params.methods), ("student", student, params.students)):
         if name not in known:
             raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known)}")
-    grid, params = params, params.of_method(method)
+    grid, params = params, params.of_method(method, student)
     chosen, budget = params.methods[method], params.distillation
     tokenizer = load_tokenizer(layout.teacher)
     teacher = load_model(layout.teacher, params.attention_implementation)
@@ -273,7 +273,7 @@ def distil(params: Params, setting: str, method: str, student: str, seed: int, o
         "initialisation": params.initialisation,
         "fast_paths": params.fast_paths,
         "method": chosen.model_dump(exclude_none=True),
-        "student": params.students[student].model_dump(),
+        "student": params.students[student].model_dump(exclude={"learning_rates"}),
     }
     with Checkpoints(layout.checkpoints, identity) as folder:
         arguments = TrainingArguments(

@@ -40,8 +40,13 @@ def tune(params: Params, setting: str, method: str, student: str, output: Path) 
     for rate in budget.learning_rates:
         chosen = params.methods[method].model_copy(update={"learning_rate": rate})
         distillation = params.distillation.model_copy(update={"steps": budget.steps, "evaluate_every": budget.steps})
+        students = params.students | {student: params.students[student].model_copy(update={"learning_rates": {}})}
         candidate = params.model_copy(
-            update={"methods": {**params.methods, method: chosen}, "distillation": distillation}
+            update={
+                "methods": params.methods | {method: chosen},
+                "distillation": distillation,
+                "students": students,
+            }
         )
         tried.append({"learning_rate": rate})
         with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +113,8 @@ def choose(records: Iterable[dict]) -> dict[str, float]:
     corpus does. It does not decide alone, since a relation loss may fall while what rests on it gets worse.
 
     Args:
-        records: what :func:`tune` wrote, any number of methods, settings and students.
+        records: what :func:`tune` wrote, any number of methods, settings and students. One rate serves them all: those
+            of a student with rates of its own (``students.<name>.learning_rates``) are to be chosen by themselves.
 
     Raises:
         StudyError: every rate of a method is out; one was tried in some settings or on some students only.
