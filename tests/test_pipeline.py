@@ -274,6 +274,7 @@ def test_notebooks_are_thin_clean_and_begin_with_prose(name):
 def command(folder: Path, *arguments: str, seconds: int = 60, **environment: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     variables = os.environ | {"PATH": path, "PYTHONPATH": str(folder), **environment}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # as for most users: bytecode is left beside the code
     return subprocess.run(arguments, cwd=folder, env=variables, capture_output=True, text=True, timeout=seconds)
 
 
@@ -376,7 +377,8 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     shown = ("<Figure size", "teacher layer", "[MASK] rank")
     assert all(text in outcome.stdout for text in shown) and outcome.stdout.count("interactive(") == 3
 
-    # A second time nothing is done.
+    # A second time nothing is done, although Python left its bytecode in folders that stages depend on.
+    assert list((tmp_path / "study" / "training").glob("__pycache__/*.pyc"))
     outcome = command(tmp_path, "dvc", "repro", seconds=600)
     assert outcome.returncode == 0 and stages_run(outcome) == []
 
@@ -390,6 +392,8 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         cell.execution_count = count
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="saved by Jupyter")]
     nbformat.write(content, notebook)
+    (notebook.parent / ".ipynb_checkpoints").mkdir()
+    shutil.copy(notebook, notebook.parent / ".ipynb_checkpoints" / "30_distill-checkpoint.ipynb")
     assert stale(tmp_path) == {"notebooks"}
     outcome = command(tmp_path, "dvc", "repro", seconds=600)
     assert outcome.returncode == 0 and stages_run(outcome) == ["notebooks"]
