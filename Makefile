@@ -1,23 +1,24 @@
 # Everything runs in .venv, which is made on first use. `make help` lists the targets.
 PYTHON ?= python3
 JOBS ?= 2
-PROFILE ?=
-SETTING ?= english
+PROFILE ?= laptop
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export TOKENIZERS_PARALLELISM := false
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 THREADS_PER_JOB := $(shell n=$$(( $(CORES) / $(JOBS) )); [ $$n -gt 0 ] && echo $$n || echo 1)
-LIST = mkdir -p scratch && dvc stage list --name-only > scratch/stages
+# A profile is a folder: the study's own for laptop, else one of profiles/.
+FOLDER := $(if $(filter laptop,$(PROFILE)),.,profiles/$(PROFILE))
+# Every recipe runs in the profile's folder; a stage ends when this process does.
+IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
-ACTIVE = $$(sed -n "s/^profile: *\([a-z]*\).*/\1/p" params.yaml)
-CELLS = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
+SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check profile repro report tune peers benchmark costs test test-units test-pipeline lint lab clean
+.PHONY: help environment check plan repro report tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 environment: $(VENV)/ready  ## the virtual environment with everything pinned
 
@@ -28,69 +29,68 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-check: environment  ## validate params.yaml
-	@python -m study check
+check: environment  ## validate params.yaml under PROFILE (default: laptop)
+	@python -m study check $(PROFILE)
 
-profile: environment  ## switch params.yaml to PROFILE=smoke|laptop|overnight
-	@test -n "$(PROFILE)" || { echo "error: which profile? make profile PROFILE=smoke|laptop|overnight" >&2; exit 1; }
-	@python -m study use $(PROFILE)
+plan: environment  ## resolve params.yaml under PROFILE: a description of every stage
+	@python -m study plan $(PROFILE)
+	@cd $(FOLDER) && mkdir -p scratch && dvc stage list --name-only > scratch/stages
 
-repro: environment $(if $(PROFILE),profile,check)  ## the whole study for the active profile (or PROFILE=...), JOBS=2 cells side by side
-	$(LIST)
-	$(STAGES) '^(params|notebooks|sources@|fingerprint)' | xargs dvc repro
-	$(STAGES) '^tasks@' | $(CELLS)
-	$(STAGES) '^corpus@' | $(CELLS)
-	$(STAGES) '^teacher@' | xargs dvc repro
-	$(STAGES) '^distill' | $(CELLS)
-	rm -rf scratch/teacher_outputs
-	$(STAGES) '^(ceiling|evaluate|represent)' | $(CELLS)
-	$(STAGES) '^latency' | xargs dvc repro --single-item
-	$(STAGES) '^(compare|ablate|similarity)' | $(CELLS)
-	dvc repro
+repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by side
+	$(IN) dvc repro plan notebooks sources
+	$(IN) $(STAGES) '^tasks@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^corpus@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^teacher@' | xargs dvc repro --single-item
+	$(IN) $(STAGES) '^distill@' | $(SIDE_BY_SIDE)
+	rm -rf $(FOLDER)/scratch/teacher_outputs
+	$(IN) $(STAGES) '^(evaluate|represent)@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
+	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
+	$(IN) dvc repro
 
-report: environment check  ## figures and pages again, from the committed results alone
-	$(LIST)
-	dvc repro params notebooks
-	$(STAGES) '^(compare|ablate|similarity)@' | $(CELLS)
-	$(STAGES) '^report@' | xargs dvc repro --single-item
+report: plan  ## figures and pages of PROFILE again, from its committed results alone
+	$(IN) dvc repro plan notebooks
+	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
+	$(IN) dvc repro --single-item report
 
-tune: environment check  ## choose learning rates of SETTING on development data (writes reports/tuning)
-	@python -m study cells $(SETTING) > /dev/null
-	$(LIST)
-	$(STAGES) '^(params|notebooks|teacher@)' | xargs dvc repro
-	python -m study cells $(SETTING) | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
-	  'python -m study run notebooks/35_tune.ipynb --executed scratch/notebooks/tune_$$0_$$1.ipynb \
-	  -p profile $(ACTIVE) -p setting $(SETTING) -p method $$0 -p student $$1 \
-	  -p output ../reports/tuning/$(SETTING)/$$0_$$1.json'
-	rm -rf scratch/teacher_outputs
+tune: plan  ## choose learning rates on development data (writes reports/tuning)
+	$(IN) dvc repro plan notebooks
+	$(IN) $(STAGES) '^teacher@' | xargs dvc repro
+	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	  'python -m study run notebooks/35_tune.ipynb --executed $(FOLDER)/scratch/executed/tune_$$0_$$1_$$2.ipynb \
+	  -p description ../$(FOLDER)/plan/tune/$$0_$$1_$$2.json -p output ../reports/tuning/$$0/$$1_$$2.json'
+	rm -rf $(FOLDER)/scratch/teacher_outputs
 	python -m study tuned
 
 peers: $(VENV)/peers  ## the public packages that the benchmark compares with, into .venv
 
-$(VENV)/peers: $(VENV)/ready study/evaluation/peers.py
-	python -m pip install --quiet $$(python -c 'from study.evaluation.peers import INSTALL; print(INSTALL)')
+$(VENV)/peers: $(VENV)/ready study/speed/peers.py
+	python -m pip install --quiet $$(python -c 'from study.speed.peers import INSTALL; print(INSTALL)')
 	touch $@
 
 benchmark: environment check peers  ## speed of a training step beside its floor and public packages (half an hour, nothing else running)
-	python -m study run notebooks/60_benchmark.ipynb -p profile $(ACTIVE) -p output ../reports/benchmark
+	python -m study run notebooks/60_benchmark.ipynb -p profile $(PROFILE) -p output ../reports/benchmark
 
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
-	python -m study run notebooks/65_cost_model.ipynb -p profile $(ACTIVE) -p output ../reports/costs
+	python -m study run notebooks/65_cost_model.ipynb -p profile $(PROFILE) -p output ../reports/costs
 
-test: environment  ## the tests, the smoke profile end to end among them, side by side
+test: environment  ## all tests, the smoke profile end to end among them, side by side
 	@$(MAKE) --no-print-directory -j 2 test-units test-pipeline
 
+test-fast: environment  ## losses, mappings, activations, plan, statistics: under a minute
+	OMP_NUM_THREADS=$(CORES) python -m pytest -m fast
+
 test-units: environment
-	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'not pipeline'
+	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'not pipeline' --durations=25
 
 test-pipeline: environment
 	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m pipeline
 
-lint: environment  ## style
-	ruff check . && ruff format --check .
+lint: environment  ## style, spelling and types
+	ruff check . && ruff format --check . && codespell && mypy
 
 lab: environment  ## open the notebooks
 	TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 jupyter lab notebooks
 
 clean:  ## remove scratch files and interrupted runs (never results, caches or sources)
-	rm -rf scratch
+	rm -rf scratch profiles/*/scratch

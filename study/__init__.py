@@ -1,6 +1,7 @@
 """Task-agnostic distillation of Transformer encoders: a reproducible comparative study."""
 
-from study.config import Params, StudyError, load_params
-from study.mappings import layer_mapping
+from study.descriptions import open_description
+from study.files import StudyError
+from study.plan import resolve
 
-__all__ = ["Params", "StudyError", "layer_mapping", "load_params"]
+__all__ = ["StudyError", "open_description", "resolve"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,17 +41,26 @@ def keep_freed_memory() -> bool:
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
-def environment() -> dict:
-    """Versions, processor, threads and date, as kept in every result file."""
+def environment() -> dict[str, Any]:
+    """Versions, processor, threads and date: the fields of :class:`study.records.Environment`."""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "datasets")},
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if use_bf16("auto") else ""),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
     }
+
+
+def commit(folder: Path) -> str | None:
+    """The first 12 digits of the commit that the folder's files come from; None outside a git repository."""
+    try:
+        outcome = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
+    except OSError:  # git is not there
+        return None
+    return outcome.stdout.strip()[:12] if outcome.returncode == 0 else None
 
 
 def _processor() -> str:

@@ -8,19 +8,22 @@ import math
 import pytest
 import tiny
 import torch
+from constructed_results import make_study, write_grid
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import default_data_collator
 
 from study import StudyError
-from study.analysis import cost, speed
 from study.config import Encoder
-from study.evaluation import benchmark
-from study.evaluation.benchmark import PARTS, applicable, floor, measure_method
-from study.mappings import layer_mapping
-from study.models.taps import read
-from study.training.distill import switch_off_dropout
-from study.training.objectives import OBJECTIVES
+from study.distillation.mappings import layer_mapping
+from study.distillation.objectives import OBJECTIVES
+from study.distillation.taps import read_activations
+from study.distillation.trainer import switch_off_dropout
+from study.speed import benchmark, cost
+from study.speed import tables as speed
+from study.speed.benchmark import applicable, measure_method
+from study.speed.floor import floor
+from study.speed.parts import PARTS
 
 SMALL = {
     "vocabulary": 1000,
@@ -82,9 +85,11 @@ def test_parts_of_a_step_add_up_and_nothing_is_read_that_is_not_there(params):
 
 def test_a_shared_teacher_is_not_run_in_a_timed_step(params, monkeypatch):
     passes = []
-    monkeypatch.setattr(
-        "study.training.objectives.read", lambda model, *a, **k: passes.append(model.training) or read(model, *a, **k)
-    )
+    for module in ("base", "hidden_state"):
+        monkeypatch.setattr(
+            f"study.distillation.objectives.{module}.read_activations",
+            lambda model, *a, **k: passes.append(model.training) or read_activations(model, *a, **k),
+        )
     measure_method(params, step("hs-uniform", "shared-teacher"))
     filled = 4  # batches of the stream; the one that finds what to train comes before sharing
     assert passes.count(False) == filled + 1 and passes.count(True) >= filled
@@ -113,7 +118,8 @@ def test_levers_change_what_they_say_and_nothing_else(params, monkeypatch):
         "adamw_torch",
         "adamw_torch_fused",
     ]
-    assert modules == ["study.fused", "study.fused", "compiled", "study.fused", "study.fused"]
+    fused = "study.distillation.fused"
+    assert modules == [fused, fused, "compiled", fused, fused]
     assert compiled == ["output_distribution", "attention_relation"]
 
 
@@ -210,8 +216,8 @@ BERT = Encoder(layers=12, width=768, heads=12, intermediate=3072)
 SMALLER = Encoder(layers=3, width=192, heads=12, intermediate=768)
 
 
-def run_of(params, method: str, **changes) -> cost.Run:
-    return cost.Run(BERT, SMALLER, params.methods[method], 1000, 16, 128, **changes)
+def workload_of(params, method: str, **changes) -> cost.Workload:
+    return cost.Workload(BERT, SMALLER, params.methods[method], 1000, 16, 128, **changes)
 
 
 @pytest.mark.parametrize("method", ["mlm", "od", "hs-uniform-consecutive", "hs-last", "mha-minilmv2", "mha-direct"])
@@ -221,14 +227,14 @@ def test_counted_products_are_those_that_a_step_makes(params, method, shared):
     teacher, student = benchmark.models(params)
     switch_off_dropout(student)
     chosen = params.methods[method]
-    objective = OBJECTIVES[chosen.objective](student, teacher, chosen, params.distillation)
+    objective = OBJECTIVES[chosen.objective](student, teacher, chosen, params.distillation.inputs)
     stream = benchmark.sequences(params, 4)
     batch = default_data_collator([stream[i] for i in range(4)])
-    readings = None
+    activations = None
     if shared and objective.teacher is not None:
         with torch.no_grad():
-            readings = objective.read_teacher(batch)
-        objective.read_teacher = lambda batch: readings
+            activations = objective.read_teacher(batch)
+        objective.read_teacher = lambda batch: activations
 
     def in_place(shape, left, right, **keywords):  # the counter knows its like that is not in place
         return 2 * math.prod(left) * right[-1]
@@ -238,14 +244,15 @@ def test_counted_products_are_those_that_a_step_makes(params, method, shared):
         objective(**batch)["loss"].backward()
     paths = ("fused-losses", "shared-teacher") if shared else ("fused-losses",)
     sizes = params.benchmark
-    run = cost.Run(sizes.teacher, sizes.student, chosen, sizes.vocabulary, 4, 16, masked=2 / 16, fast_paths=paths)
-    assert cost.work(run).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    shapes = sizes.teacher, sizes.student, chosen, sizes.vocabulary
+    workload = cost.Workload(*shapes, 4, 16, masked=2 / 16, fast_paths=paths)
+    assert cost.count(workload).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_efficiencies_come_back_from_made_up_steps(params):
     device = cost.Device("made up", 1e12, 1e11)
-    runs = [run_of(params, name) for name in ("mlm", "od", "hs-uniform", "mha-minilmv2", "mha-direct")]
-    seconds = [w.flops / (0.5 * 1e12) + w.bytes / (0.25 * 1e11) for w in map(cost.work, runs)]
+    runs = [workload_of(params, name) for name in ("mlm", "od", "hs-uniform", "mha-minilmv2", "mha-direct")]
+    seconds = [w.flops / (0.5 * 1e12) + w.bytes / (0.25 * 1e11) for w in map(cost.count, runs)]
     found = cost.fit(runs, seconds, device)
     assert (found.flops, found.bytes) == pytest.approx((0.5, 0.25))
     assert [cost.predict(run, device, found)["seconds"] for run in runs] == pytest.approx(seconds)
@@ -254,11 +261,11 @@ def test_efficiencies_come_back_from_made_up_steps(params):
 
 
 def test_devices_share_the_batch_and_exchange_gradients(params):
-    run = run_of(params, "mha-minilmv2", steps=10)
+    run = workload_of(params, "mha-minilmv2", steps=10)
     device = cost.Device("made up", 1e12, 1e11, memory=1e10, link=1e10, price=2.0)
     one, eight = (cost.predict(run, device, cost.Efficiency(0.5, 0.5), n) for n in (1, 8))
     assert one["products"] == pytest.approx(8 * eight["products"]) and one["exchange"] == 0
-    assert eight["exchange"] == pytest.approx(10 * 2 * 7 / 8 * 4 * cost.work(run).parameters / 1e10)
+    assert eight["exchange"] == pytest.approx(10 * 2 * 7 / 8 * 4 * cost.count(run).parameters / 1e10)
     assert one["dollars"] == pytest.approx(one["seconds"] / 3600 * 2)
     assert eight["dollars"] > one["dollars"] and eight["memory"] < one["memory"]
     with pytest.raises(ValueError, match="3 devices"):
@@ -267,11 +274,30 @@ def test_devices_share_the_batch_and_exchange_gradients(params):
 
 def test_cost_follows_what_is_read(params):
     """The teacher is read to its last needed layer, more pairs cost more, sharing spares the teacher."""
-    flops = {name: cost.work(run_of(params, name)).flops for name in params.methods if name != "none"}
+    flops = {
+        name: cost.count(workload_of(params, name)).flops for name in params.methods if not name.startswith("none")
+    }
     assert flops["mha-minilmv2"] < flops["hs-last"] < flops["hs-uniform"] < flops["hs-uniform-consecutive"]
     assert set(layer_mapping("last", 12, 3)[3]) == {12}
     teacher = (
-        cost.work(run_of(params, "hs-last")).flops
-        - cost.work(run_of(params, "hs-last", fast_paths=("shared-teacher",))).flops
+        cost.count(workload_of(params, "hs-last")).flops
+        - cost.count(workload_of(params, "hs-last", fast_paths=("shared-teacher",))).flops
     )
     assert teacher == 16 * 128 * 12 * (8 * 768**2 + 4 * 768 * 3072 + 4 * 128 * 768)
+
+
+def test_an_objective_that_is_not_known_is_an_error(params):
+    """Instead of a count that leaves its loss out."""
+    with pytest.raises(StudyError, match="objective 'none'; allowed: masked_language_modelling"):
+        cost.count(cost.Workload(BERT, SMALLER, params.methods["none"], 1000, 16, 128))
+
+
+def test_predictions_of_a_stage_use_its_own_runs(tmp_path):
+    """Steps of the results of a whole plan: seconds per step are tokens over tokens per second."""
+    study = make_study(tmp_path, ["none", "od", "hs-last"])
+    write_grid(study)
+    table = cost.stage_steps(study.load(), study.plan)
+    assert set(table["method"]) == {"od", "hs-last"} and len(table) == 4
+    row = table[(table["method"] == "od") & (table["student"] == "L3-H192")].iloc[0]
+    assert row["seconds"] == pytest.approx(16 * 128 / 2353.0)
+    assert row["workload"].student.width == 192 and row["workload"].method.objective == "output_distribution"

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import numpy
 import pytest
+import tiny
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from study import StudyError, load_params
-from study.config import Teacher, TextName
-from study.data import corpus, sources, tasks
-from study.models.teachers import load_model, load_tokenizer, save_model
+from study import StudyError
+from study.config import TEXTS, Teacher
+from study.data import cleaning, corpus, sources, storage
+from study.data.pretrained import load_model, load_tokenizer, save_model
+from study.data.texts import TEXTS as READERS
+from study.data.texts import interface
+from study.descriptions import CorpusData
+from study.files import Layout, content_hash
 
-ROOT = Path(__file__).parents[1]
 WORDS = [a + b + c for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
 LETTERS = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz" for prefix in ("", "##")]
 SIZES = {"layers": 2, "width": 8, "heads": 2, "intermediate": 16}
@@ -44,30 +48,43 @@ def tokenizer(tmp_path):
 
 
 @pytest.fixture
-def params(tokenizer, tmp_path):
-    """The study's own, with an English setting of two texts and one task, sequences of 16 tokens."""
-    params = load_params(ROOT / "params.yaml")
-    setting = params.settings["english"].model_copy(
-        update={
-            "teacher": Teacher(name=str(tmp_path / "pretrained"), **SIZES),
-            "texts": ["wikipedia", "xsum"],
-            "tasks": ["topic"],
-        }
+def description(tokenizer, tmp_path):
+    """English, two texts and one task, sequences of 16 tokens."""
+    settings = {"sequence_length": 16, "validation_sequences": 4, "max_tokens": None}
+    return CorpusData(
+        setting="english",
+        revisions={},
+        teacher=Teacher(name=str(tmp_path / "pretrained"), **SIZES),
+        vocabulary="full",
+        texts=["wikipedia", "xsum"],
+        tasks=["topic"],
+        corpus=tiny.parameters(tmp_path).corpus.model_copy(update=settings),
     )
-    settings = params.corpus.model_copy(update={"sequence_length": 16, "validation_sequences": 4, "max_tokens": None})
-    distillation = params.distillation.model_copy(update={"batch_size": 8})
-    return params.model_copy(
-        update={"settings": {"english": setting}, "corpus": settings, "distillation": distillation}
-    )
+
+
+def changed(description: CorpusData, **settings) -> CorpusData:
+    """With other values of the section `corpus`."""
+    return description.model_copy(update={"corpus": description.corpus.model_copy(update=settings)})
+
+
+def trimmed(description: CorpusData) -> CorpusData:
+    return description.model_copy(update={"vocabulary": "trimmed"})
 
 
 @pytest.fixture
-def tasks_folder(tmp_path):
+def layout(tmp_path):
+    """Where the task is."""
+    layout = Layout(tmp_path, "english")
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no"])})
     heldout = Dataset.from_list([{"text": HELDOUT, "label": "no"}], features=features)
     train = Dataset.from_list([{"text": "free " * 20, "label": "no"}], features=features)
-    tasks.save(DatasetDict(train=train, development=heldout, test=heldout), tmp_path / "tasks" / "topic")
-    return tmp_path / "tasks"
+    storage.save(DatasetDict(train=train, development=heldout, test=heldout), layout.tasks / "topic")
+    return layout
+
+
+def build(description: CorpusData, layout: Layout, folder: Path) -> dict:
+    """Corpus and encoder in two folders of ``folder``, and the counts."""
+    return corpus.build_corpus(description, layout, folder / "corpus", folder / "encoder")
 
 
 def sentence(generator: random.Random, words: int = 12) -> str:
@@ -82,8 +99,8 @@ def texts(monkeypatch):
     second = ["\n".join(sentence(generator) for _ in range(3)) for _ in range(20)]
 
     def put(wikipedia: list[str] = first, xsum: list[str] = second) -> None:
-        monkeypatch.setitem(corpus.TEXTS, "wikipedia", lambda: iter(wikipedia))
-        monkeypatch.setitem(corpus.TEXTS, "xsum", lambda: iter(xsum))
+        monkeypatch.setitem(READERS, "wikipedia", lambda: iter(wikipedia))
+        monkeypatch.setitem(READERS, "xsum", lambda: iter(xsum))
 
     put()
     return put
@@ -91,7 +108,7 @@ def texts(monkeypatch):
 
 def cleaned(texts, *documents: str, heldout=(HELDOUT,), words: int = 13):
     texts(wikipedia=list(documents), xsum=[])
-    kept, counts = corpus.clean(["wikipedia"], corpus.Overlap(heldout, words))
+    kept, counts = cleaning.clean(["wikipedia"], cleaning.Overlap(heldout, words))
     return [document.content for document in kept], counts["wikipedia"]
 
 
@@ -136,7 +153,7 @@ def test_duplicates_are_left_out_across_texts(texts):
     line = "The same paragraph occurs in both of the texts."
     own = "Its own paragraph stays where it was found here."
     texts(wikipedia=[line, "the SAME  paragraph occurs in both of the texts."], xsum=[f"{own}\n{line}"])
-    kept, counts = corpus.clean(["wikipedia", "xsum"], corpus.Overlap([], 13))
+    kept, counts = cleaning.clean(["wikipedia", "xsum"], cleaning.Overlap([], 13))
     assert [document.content for document in kept] == [line, own]
     assert (counts["wikipedia"]["duplicates"], counts["xsum"]["duplicates"]) == (1, 1)
 
@@ -159,8 +176,8 @@ def test_packed_sequences_are_full_and_keep_the_stream(tokenizer):
     assert packed[:, 1:-1].ravel().tolist() == stream[:98]
 
 
-def test_the_corpus_is_the_shuffled_documents_without_padding(params, tokenizer, tasks_folder, texts, tmp_path):
-    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+def test_the_corpus_is_the_shuffled_documents_without_padding(description, tokenizer, layout, texts, tmp_path):
+    counts = build(description, layout, tmp_path)
     data = corpus.load_corpus(tmp_path / "corpus")
     assert {split: len(data[split]) for split in data} == {split: counts[split]["sequences"] for split in data}
     assert len(data["validation"]) == 4
@@ -168,8 +185,8 @@ def test_the_corpus_is_the_shuffled_documents_without_padding(params, tokenizer,
     assert sequences.shape[1] == 16 and tokenizer.pad_token_id not in sequences
     stream = sequences[:, 1:-1].ravel().tolist()
 
-    documents, _ = corpus.clean(["wikipedia", "xsum"], corpus.Overlap([HELDOUT], 13))
-    random.Random(params.corpus.seed).shuffle(documents)
+    documents, _ = cleaning.clean(["wikipedia", "xsum"], cleaning.Overlap([HELDOUT], 13))
+    random.Random(description.corpus.seed).shuffle(documents)
     expected = [[*tokenizer(d.content)["input_ids"][1:-1], tokenizer.sep_token_id] for d in documents]
     # a document gives validation at most 4 x 14 / 16 = 3 tokens, so the first 19 documents fill it
     first = [token for tokens in expected[:19] for token in tokens[:3]]
@@ -181,11 +198,11 @@ def test_the_corpus_is_the_shuffled_documents_without_padding(params, tokenizer,
     assert {name: count["documents"] for name, count in texts_counts.items()} == {"wikipedia": 60, "xsum": 20}
 
 
-def test_no_heldout_text_reaches_the_corpus(params, tokenizer, tasks_folder, texts, tmp_path):
+def test_no_heldout_text_reaches_the_corpus(description, tokenizer, layout, texts, tmp_path):
     generator = random.Random(2)
     ours = [sentence(generator) for _ in range(60)]
     texts(wikipedia=[*ours, HELDOUT], xsum=[f"{sentence(generator)}\nSo it said: {HELDOUT}!"])
-    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+    counts = build(description, layout, tmp_path)
     assert [count["overlaps"] for count in counts["texts"].values()] == [1, 1]
     data = corpus.load_corpus(tmp_path / "corpus")
     # words of the held-out text are unknown to the tokenizer, all others are known
@@ -193,43 +210,42 @@ def test_no_heldout_text_reaches_the_corpus(params, tokenizer, tasks_folder, tex
     assert not any(tokenizer.unk_token_id in row for split in data.values() for row in split["input_ids"])
 
 
-def test_training_tokens_are_cut_to_whole_sequences(params, tasks_folder, texts, tmp_path):
-    full = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "full", tmp_path / "encoder")
-    settings = params.corpus.model_copy(update={"max_tokens": 16 * 20 + 15})
-    cut = params.model_copy(update={"corpus": settings})
-    counts = corpus.build_corpus(cut, "english", tasks_folder, tmp_path / "cut", tmp_path / "encoder")
+def test_training_tokens_are_cut_to_whole_sequences(description, layout, texts, tmp_path):
+    full = build(description, layout, tmp_path / "full")
+    counts = build(changed(description, max_tokens=16 * 20 + 15), layout, tmp_path / "cut")
     assert counts["train"] == {"sequences": 20, "tokens": 320}
     assert full["train"]["sequences"] > 20
-    kept = corpus.load_corpus(tmp_path / "full")["train"][:20]["input_ids"]
-    assert corpus.load_corpus(tmp_path / "cut")["train"][:]["input_ids"] == kept
+    kept = corpus.load_corpus(tmp_path / "full" / "corpus")["train"][:20]["input_ids"]
+    assert corpus.load_corpus(tmp_path / "cut" / "corpus")["train"][:]["input_ids"] == kept
 
 
-def test_a_corpus_shorter_than_one_batch_is_refused(params, tasks_folder, texts, tmp_path):
-    settings = params.corpus.model_copy(update={"max_tokens": 16 * 7})
-    short = params.model_copy(update={"corpus": settings})
-    with pytest.raises(StudyError, match=r"has 7 training sequences; a batch needs distillation\.batch_size = 8"):
-        corpus.build_corpus(short, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
-    assert not (tmp_path / "corpus").exists()
+def test_a_corpus_without_a_training_sequence_is_refused(description, layout, texts, tmp_path):
+    """How many a batch needs is a matter of training: seven are enough here."""
+    counts = build(changed(description, max_tokens=16 * 7), layout, tmp_path / "short")
+    assert counts["train"] == {"sequences": 7, "tokens": 112}
+    message = r"corpus has 0 training sequences; allowed: at least one \(raise corpus\.max_tokens or add texts to"
+    with pytest.raises(StudyError, match=message + r" settings\.english\.texts\)"):
+        build(changed(description, max_tokens=15), layout, tmp_path)
     texts(wikipedia=["One document alone does not fill the validation split."], xsum=[])
-    with pytest.raises(StudyError, match="corpus has 0 training sequences"):
-        corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+    with pytest.raises(StudyError, match=message):
+        build(description, layout, tmp_path)
+    assert not (tmp_path / "corpus").exists() and not (tmp_path / "encoder").exists()
 
 
-def test_a_corpus_built_twice_is_the_same_bytes(params, tasks_folder, texts, tmp_path):
+def test_a_corpus_built_twice_is_the_same_bytes(description, layout, texts, tmp_path):
     def contents(folder: Path) -> dict:
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
     counts = []
     for name in ("first", "second"):
-        folders = tmp_path / name / "corpus", tmp_path / name / "encoder"
-        counts.append(corpus.build_corpus(_trimmed(params), "english", tasks_folder, *folders))
+        counts.append(build(trimmed(description), layout, tmp_path / name))
     assert counts[0] == counts[1]
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
-    assert len(contents(tmp_path / "first" / "corpus")) == 7 and len(contents(tmp_path / "first" / "encoder")) == 4
+    assert len(contents(tmp_path / "first" / "corpus")) == 8 and len(contents(tmp_path / "first" / "encoder")) == 4
 
 
-def test_the_full_vocabulary_leaves_the_teacher_as_it_is(params, tokenizer, tasks_folder, texts, tmp_path):
-    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+def test_the_full_vocabulary_leaves_the_teacher_as_it_is(description, tokenizer, layout, texts, tmp_path):
+    counts = build(description, layout, tmp_path)
     assert counts["vocabulary"] == {"full": len(tokenizer)}
     before, after = (
         load_model(tmp_path / name, "eager", head=False).state_dict() for name in ("pretrained", "encoder")
@@ -238,14 +254,14 @@ def test_the_full_vocabulary_leaves_the_teacher_as_it_is(params, tokenizer, task
     assert load_tokenizer(tmp_path / "encoder").get_vocab() == tokenizer.get_vocab()
 
 
-def test_a_trimmed_vocabulary_changes_ids_and_nothing_else(params, tasks_folder, texts, tmp_path):
+def test_a_trimmed_vocabulary_changes_ids_and_nothing_else(description, layout, texts, tmp_path):
     generator = random.Random(3)
     texts(wikipedia=[" ".join(generator.choices(WORDS[::2], k=12)) for _ in range(90)], xsum=[])
-    chosen = {"full": params, "trimmed": _trimmed(params)}
+    chosen = {"full": description, "trimmed": trimmed(description)}
     counts, tokenizers, models, data = {}, {}, {}, {}
     for name, values in chosen.items():
         folder = tmp_path / name
-        counts[name] = corpus.build_corpus(values, "english", tasks_folder, folder / "corpus", folder / "encoder")
+        counts[name] = build(values, layout, folder)
         tokenizers[name] = load_tokenizer(folder / "encoder")
         models[name] = load_model(folder / "encoder", "eager", head=False)
         data[name] = corpus.load_corpus(folder / "corpus")
@@ -269,21 +285,15 @@ def test_a_trimmed_vocabulary_changes_ids_and_nothing_else(params, tasks_folder,
     assert counts["full"] == counts["trimmed"]
 
 
-def _trimmed(params):
-    setting = params.settings["english"].model_copy(update={"vocabulary": "trimmed"})
-    return params.model_copy(update={"settings": {"english": setting}})
-
-
 @pytest.fixture
-def languages(params, monkeypatch):
-    """A setting of 200 English, 50 Spanish and 10 German documents of 12 words each, its parameters and documents."""
+def languages(description, monkeypatch):
+    """A setting of 200 English, 50 Spanish and 10 German documents of 12 words each, its description and documents."""
     generator = random.Random(3)
     sizes = {"wikipedia": 200, "wikipedia-es": 50, "interface-de": 10}
     texts = {name: [sentence(generator) for _ in range(size)] for name, size in sizes.items()}
-    for name, own in texts.items():
-        monkeypatch.setitem(corpus.TEXTS, name, lambda own=own: iter(own))
-    setting = params.settings["english"].model_copy(update={"texts": list(sizes)})
-    return params.model_copy(update={"settings": {"several": setting}}), texts
+    for name, documents in texts.items():
+        monkeypatch.setitem(READERS, name, lambda documents=documents: iter(documents))
+    return description.model_copy(update={"texts": list(sizes)}), texts
 
 
 def packed_documents(sequences, tokenizer) -> list[str]:
@@ -294,12 +304,10 @@ def packed_documents(sequences, tokenizer) -> list[str]:
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
-def test_languages_get_smoothed_shares_of_every_stretch(languages, tokenizer, tasks_folder, tmp_path, exponent):
+def test_languages_get_smoothed_shares_of_every_stretch(languages, tokenizer, layout, tmp_path, exponent):
     """Shares p_l are n_l ** exponent / sum of all, n_l being 200, 50 and 10 documents of equal length."""
-    params, texts = languages
-    settings = params.corpus.model_copy(update={"language_exponent": exponent})
-    params = params.model_copy(update={"corpus": settings})
-    counts = corpus.build_corpus(params, "several", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+    description, texts = languages
+    counts = build(changed(description, language_exponent=exponent), layout, tmp_path)
     total = sum(size**exponent for size in (200, 50, 10))
     train = packed_documents(corpus.load_corpus(tmp_path / "corpus")["train"]["input_ids"], tokenizer)
     for name, language, size in (("wikipedia", "en", 200), ("wikipedia-es", "es", 50), ("interface-de", "de", 10)):
@@ -311,9 +319,9 @@ def test_languages_get_smoothed_shares_of_every_stretch(languages, tokenizer, ta
     assert counts["languages"]["en"]["passes"] == 1
 
 
-def test_small_languages_are_read_again_and_validation_documents_never(languages, tokenizer, tasks_folder, tmp_path):
-    params, texts = languages
-    counts = corpus.build_corpus(params, "several", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+def test_small_languages_are_read_again_and_validation_documents_never(languages, tokenizer, layout, tmp_path):
+    description, texts = languages
+    counts = build(description, layout, tmp_path)
     train = packed_documents(corpus.load_corpus(tmp_path / "corpus")["train"]["input_ids"], tokenizer)
     first = {document for name in texts for document in texts[name]} - set(train)
     table = counts["languages"]
@@ -327,8 +335,8 @@ def test_small_languages_are_read_again_and_validation_documents_never(languages
     assert table["de"]["passes"] > table["es"]["passes"] > 1.5
 
 
-def test_one_language_has_no_table_of_languages(params, tokenizer, tasks_folder, texts, tmp_path):
-    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+def test_one_language_has_no_table_of_languages(description, tokenizer, layout, texts, tmp_path):
+    counts = build(description, layout, tmp_path)
     assert "languages" not in counts
 
 
@@ -354,16 +362,16 @@ def test_interface_text_is_translated_sentences(tmp_path, monkeypatch):
         folder.format("blind", "fr"): {"a": "En haut"},
     }
     install_wheel(tmp_path, monkeypatch, "homeassistant", {name: json.dumps(own) for name, own in contents.items()})
-    assert list(corpus.read_interface("de")) == ["Fertig", "Hoch\nNach unten"]
+    assert list(interface.read_interface("de")) == ["Fertig", "Hoch\nNach unten"]
     with pytest.raises(StudyError, match="interface: no text in 'hi'; allowed: bg, de, el, ru, vi, zh"):
-        list(corpus.read_interface("hi"))
+        list(interface.read_interface("hi"))
 
 
 def test_every_text_that_params_allow_has_a_reader_and_a_language():
-    assert set(corpus.TEXTS) == set(TextName.__args__)
-    languages = {name: corpus.Document(name, "").language for name in corpus.TEXTS}
+    assert tuple(READERS) == TEXTS
+    languages = {name: cleaning.Document(name, "").language for name in READERS}
     assert (languages["sotu"], languages["wikipedia-es"], languages["interface-zh"]) == ("en", "es", "zh")
-    assert set(languages.values()) == {"en", "es", "fr", *corpus.INTERFACES}
+    assert set(languages.values()) == {"en", "es", "fr", *interface.LANGUAGES}
 
 
 def install_wheel(tmp_path: Path, monkeypatch, package: str, contents: dict[str, str]) -> None:
@@ -376,8 +384,8 @@ def install_wheel(tmp_path: Path, monkeypatch, package: str, contents: dict[str,
     monkeypatch.setattr(sources, "SOURCES", {package: replace(source, sha256=sha256)})
 
 
-def test_samples_are_decoded_training_sequences(params, tokenizer, tasks_folder, texts, tmp_path):
-    counts = corpus.build_corpus(params, "english", tasks_folder, tmp_path / "corpus", tmp_path / "encoder")
+def test_samples_are_decoded_training_sequences(description, tokenizer, layout, texts, tmp_path):
+    counts = build(description, layout, tmp_path)
     shown = corpus.samples(corpus.load_corpus(tmp_path / "corpus"), tokenizer, 3)
     assert len(shown) == 3
     assert all(text.startswith("[CLS] ") and text.endswith(" [SEP]") for text in shown)
@@ -387,3 +395,22 @@ def test_samples_are_decoded_training_sequences(params, tokenizer, tasks_folder,
 def test_a_missing_corpus_is_one_line(tmp_path):
     with pytest.raises(StudyError, match="run the stage `corpus` first"):
         corpus.load_corpus(tmp_path / "corpus")
+
+
+def test_the_hash_of_a_corpus_is_that_of_its_tokens(description, layout, texts, tmp_path):
+    build(description, layout, tmp_path)
+    build(description, layout, tmp_path / "again")
+    build(changed(description, max_tokens=16 * 20), layout, tmp_path / "short")
+    first, again, short = (corpus.corpus_hash(tmp_path / name / "corpus") for name in (".", "again", "short"))
+    assert first == again != short and len(bytes.fromhex(first)) == 32
+    assert first == (tmp_path / "corpus" / "sha256").read_text().strip()
+    (tmp_path / "corpus" / "sha256").unlink()
+    assert corpus.corpus_hash(tmp_path / "corpus") == content_hash(tmp_path / "corpus") != first
+    with pytest.raises(StudyError, match="run the stage `corpus` first"):
+        corpus.corpus_hash(tmp_path / "none")
+
+
+def test_anybody_may_read_what_is_written(description, layout, texts, tmp_path):
+    build(description, layout, tmp_path)
+    files = [file for name in ("corpus", "encoder") for file in (tmp_path / name).rglob("*") if file.is_file()]
+    assert len(files) == 12 and {file.stat().st_mode & 0o777 for file in files} == {0o644}

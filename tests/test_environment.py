@@ -1,4 +1,4 @@
-"""One set of pins: environment.yml (conda) and pyproject.toml (pip) give the same environment."""
+"""One list of versions, constraints.txt, for what pyproject.toml names; environment.yml (conda) takes both."""
 
 from __future__ import annotations
 
@@ -14,31 +14,51 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 
 
-def split(requirement: str) -> tuple[str, str]:
-    name, version = requirement.replace(" ", "").split("==")
-    return re.sub(r"[-_.]+", "-", name).lower(), version
+def normal(name: str) -> str:
+    """A package's name as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def conda() -> tuple[dict[str, str], list[str]]:
-    """Pins of the pip section, and what conda itself installs."""
+def constraints() -> list[tuple[str, str]]:
+    """Name and version of every line of constraints.txt that is not a comment."""
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    pairs = []
+    for line in filter(None, lines):
+        assert re.fullmatch(r"[\w.-]+==[\w.]+", line), f"{line}: not one version of one package"
+        name, version = line.split("==")
+        pairs.append((normal(name), version))
+    return pairs
+
+
+def conda() -> tuple[list[str], list[str]]:
+    """Lines of the pip section, and what conda itself installs."""
     dependencies = YAML(typ="safe").load(ROOT / "environment.yml")["dependencies"]
     (section,) = (entry["pip"] for entry in dependencies if isinstance(entry, dict))
-    requirements = [line for line in section if not line.startswith("-")]
-    return dict(map(split, requirements)), [entry for entry in dependencies if isinstance(entry, str)]
+    return section, [entry for entry in dependencies if isinstance(entry, str)]
 
 
 def test_every_dependency_of_the_project_is_pinned_to_one_version():
+    names = [name for name, _ in constraints()]
+    assert len(set(names)) == len(names)
     for requirement in project()["dependencies"]:
-        assert re.fullmatch(r"[\w.-]+==[\w.]+", requirement), requirement
+        assert re.fullmatch(r"[\w.-]+", requirement), f"{requirement}: the version belongs into constraints.txt"
+        assert normal(requirement) in names, requirement
 
 
 def test_conda_installs_the_same_versions():
-    pins, _ = conda()
-    assert pins == dict(map(split, project()["dependencies"]))
+    """By the study's own list of what it needs, under the constraints, and by nothing else."""
+    section, packages = conda()
+    assert section == ["--constraint constraints.txt", "--editable ."]
+    assert {re.match(r"[\w.-]+", entry)[0] for entry in packages} == {"python", "pip"}
+
+
+def test_make_installs_the_same_versions():
+    (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "--editable ." in line)
+    assert "--constraint constraints.txt" in line
 
 
 def test_conda_brings_a_python_that_the_project_allows():
@@ -48,13 +68,6 @@ def test_conda_brings_a_python_that_the_project_allows():
     least = tuple(map(int, re.search(r"\d+(\.\d+)+", project()["requires-python"])[0].split(".")))
     assert version[:2] >= least[:2]
     assert any(re.match(r"pip\b", entry) for entry in packages)
-
-
-def test_constraints_do_not_contradict_the_pins():
-    constraints = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
-    constraints = dict(split(line.partition(";")[0]) for line in constraints if "==" in line)
-    for name, version in map(split, project()["dependencies"]):
-        assert constraints.get(name, version) == version, name
 
 
 def test_what_the_study_imports_is_declared():
@@ -70,8 +83,8 @@ def test_what_the_study_imports_is_declared():
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition(".")[0])
-    own = {"study", *(path.stem for path in ROOT.glob("tests/*.py"))}
-    declared = {split(requirement)[0] for requirement in project()["dependencies"]}
-    packages = {"sklearn": "scikit-learn", "ruamel": "ruamel-yaml"}
-    used = {packages.get(name, name).lower() for name in imported - own - set(sys.stdlib_module_names)}
+    ours = {"study", *(path.stem for path in ROOT.glob("tests/*.py"))}
+    declared = set(map(normal, project()["dependencies"]))
+    packages = {"sklearn": "scikit-learn", "ruamel": "ruamel-yaml", "PIL": "pillow"}
+    used = {packages.get(name, name).lower() for name in imported - ours - set(sys.stdlib_module_names)}
     assert used - declared == set(), "imported but not declared in pyproject.toml"

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from tiny_training import distilled
 
 from study import StudyError
 from study.analysis.explore import Explorer
-from study.training.distill import distil
 
 
 @pytest.fixture
 def explorer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tiny.workspace(tmp_path)
-    params = tiny.parameters(folder)
-    params = params.model_copy(update={"grid": params.grid.model_copy(update={"methods": ["mlm", "mha-minilmv2"]})})
-    for method in params.grid.methods:
-        distil(params, "english", method, "L2-H24", 1, folder / f"runs/test/english/students/{method}_L2-H24_1")
-    return Explorer(params, "english")
+    plan = tiny.plan(folder, grid={"methods": ["mlm", "mha-minilmv2"]})
+    for method in plan.params.grid.methods:
+        distilled(folder, f"runs/english/students/{method}_L2-H24_1", method, "L2-H24")
+    return Explorer(plan, "english")
 
 
 def test_attention_of_teacher_and_student_stands_side_by_side(explorer):

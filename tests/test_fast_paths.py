@@ -10,15 +10,17 @@ from typing import get_args
 import pytest
 import tiny
 import torch
+from tiny_training import distilled
 from torch import nn
 
-import study.fused
-from study import losses
-from study.config import FastPath
-from study.models.taps import Readings
-from study.training import objectives
-from study.training.distill import distil, read_by_grid
-from study.training.shared import SharedTeacher
+import study.distillation.fused
+from study.distillation import losses
+from study.distillation.distil import layers_of_others
+from study.distillation.objectives import OBJECTIVES, base
+from study.distillation.objectives.base import masked_logits
+from study.distillation.taps import PROJECTIONS, Activations
+from study.distillation.teacher_outputs import TeacherOutputs
+from study.methods import FastPath
 
 TEACHER_METHODS = ["od", "hs-uniform-consecutive", "mha-minilmv2", "mha-direct"]
 MASKS = {
@@ -55,11 +57,11 @@ def value_and_gradient(loss, student, *arguments, factor: float = 3.0):
 @pytest.mark.parametrize(("widths", "relation_heads"), [((12, 24), 4), ((24, 12), 6), ((8, 8), 1), ((6, 6), 6)])
 def test_fused_relation(monkeypatch, widths, relation_heads, name, block):
     """Blocks of one sequence, of one to five with a shorter last one, and all at once."""
-    monkeypatch.setitem(study.fused.BLOCK, "cpu", block)
+    monkeypatch.setitem(study.distillation.fused.BLOCK, "cpu", block)
     mask = None if MASKS[name] is None else torch.tensor(MASKS[name])
     student, teacher = states(3, 5, widths[0], seed=1, scale=2.0), states(3, 5, widths[1], seed=2, scale=2.0)
     slow = value_and_gradient(losses.attention_relation, student, teacher, relation_heads, mask)
-    fast = value_and_gradient(study.fused.attention_relation, student, teacher, relation_heads, mask)
+    fast = value_and_gradient(study.distillation.fused.attention_relation, student, teacher, relation_heads, mask)
     torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-7)
     torch.testing.assert_close(fast[1], slow[1], rtol=1e-5, atol=1e-6)
     assert slow[0] > 0.01 and slow[1].abs().max() > 0.01
@@ -69,10 +71,10 @@ def test_fused_relation(monkeypatch, widths, relation_heads, name, block):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("shape", [(7, 50), (2, 3, 50), (1, 1, 9)])
 def test_fused_output_distribution(monkeypatch, shape, temperature, block):
-    monkeypatch.setitem(study.fused.BLOCK, "cpu", block)
+    monkeypatch.setitem(study.distillation.fused.BLOCK, "cpu", block)
     student, teacher = states(*shape, seed=1, scale=3.0), states(*shape, seed=2, scale=3.0)
     slow = value_and_gradient(losses.output_distribution, student, teacher, temperature)
-    fast = value_and_gradient(study.fused.output_distribution, student, teacher, temperature)
+    fast = value_and_gradient(study.distillation.fused.output_distribution, student, teacher, temperature)
     torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-7)
     torch.testing.assert_close(fast[1], slow[1], rtol=1e-5, atol=1e-6)
     assert slow[0] > 0.01 and slow[1].abs().max() > 0.01
@@ -83,7 +85,7 @@ def test_fused_losses_of_bf16_inputs_are_summed_in_float32():
     student, teacher = states(2, 9, 48, seed=1).bfloat16(), states(2, 9, 48, seed=2).bfloat16()
     for name, arguments in (("attention_relation", (12,)), ("output_distribution", (1.0,))):
         slow = value_and_gradient(getattr(losses, name), student, teacher, *arguments)
-        fast = value_and_gradient(getattr(study.fused, name), student, teacher, *arguments)
+        fast = value_and_gradient(getattr(study.distillation.fused, name), student, teacher, *arguments)
         assert fast[0].dtype == torch.float32 and fast[1].dtype == torch.bfloat16
         torch.testing.assert_close(fast[0], slow[0], rtol=2e-6, atol=1e-7)
         torch.testing.assert_close(fast[1].float(), slow[1].float(), rtol=2**-7, atol=1e-6)
@@ -91,9 +93,9 @@ def test_fused_losses_of_bf16_inputs_are_summed_in_float32():
 
 def test_fused_relation_under_autocast_is_float32():
     student, teacher = states(2, 9, 48, seed=1), states(2, 9, 48, seed=2)
-    expected = value_and_gradient(study.fused.attention_relation, student, teacher, 12)
+    expected = value_and_gradient(study.distillation.fused.attention_relation, student, teacher, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = value_and_gradient(study.fused.attention_relation, student, teacher, 12)
+        found = value_and_gradient(study.distillation.fused.attention_relation, student, teacher, 12)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
@@ -102,7 +104,7 @@ def test_fused_losses_of_extreme_scores_stay_finite():
     student, teacher = states(2, 6, 12, seed=1, scale=30.0), states(2, 6, 12, seed=2, scale=30.0)
     for name, arguments in (("attention_relation", (3,)), ("output_distribution", (1.0,))):
         slow = value_and_gradient(getattr(losses, name), student, teacher, *arguments)
-        fast = value_and_gradient(getattr(study.fused, name), student, teacher, *arguments)
+        fast = value_and_gradient(getattr(study.distillation.fused, name), student, teacher, *arguments)
         assert fast[0].isfinite() and fast[1].isfinite().all() and slow[0] > 10
         torch.testing.assert_close(fast[0], slow[0], rtol=1e-5, atol=0)
         torch.testing.assert_close(fast[1], slow[1], rtol=1e-4, atol=1e-5)
@@ -111,17 +113,17 @@ def test_fused_losses_of_extreme_scores_stay_finite():
 def test_fused_losses_give_the_teacher_no_gradient_and_no_positions_no_loss():
     for name, arguments in (("attention_relation", (3,)), ("output_distribution", (1.0,))):
         student, teacher = states(2, 6, 12, seed=1).requires_grad_(), states(2, 6, 12, seed=2).requires_grad_()
-        getattr(study.fused, name)(student, teacher, *arguments).backward()
+        getattr(study.distillation.fused, name)(student, teacher, *arguments).backward()
         assert teacher.grad is None and student.grad.abs().max() > 0
     nothing = torch.zeros(2, 0, 12, requires_grad=True)
-    assert study.fused.output_distribution(nothing, nothing.detach()) == 0
+    assert study.distillation.fused.output_distribution(nothing, nothing.detach()) == 0
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("attention_relation", (3,)), ("output_distribution", (1.0,))])
 def test_fused_losses_compute_no_gradient_where_none_is_asked_for(monkeypatch, name, arguments):
     """As in evaluation: the same value, and neither the products nor the memory of a gradient."""
     student, teacher = states(2, 6, 12, seed=1), states(2, 6, 12, seed=2)
-    loss, calls = getattr(study.fused, name), []
+    loss, calls = getattr(study.distillation.fused, name), []
     expected = loss(student.clone().requires_grad_(), teacher, *arguments)
     monkeypatch.setattr(torch, "empty_like", lambda *given, **named: calls.append(given))
     assert torch.equal(loss(student, teacher, *arguments), expected.detach())
@@ -134,13 +136,13 @@ def test_a_second_derivative_of_fused_losses_is_refused():
     """It would be silently wrong: the first is a constant to autograd."""
     student, teacher = states(2, 6, 12, seed=1).requires_grad_(), states(2, 6, 12, seed=2)
     factor = torch.tensor(2.0, requires_grad=True)
-    value = factor * study.fused.attention_relation(student, teacher, 3)
+    value = factor * study.distillation.fused.attention_relation(student, teacher, 3)
     (gradient,) = torch.autograd.grad(value, student, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("module", [losses, study.fused])
+@pytest.mark.parametrize("module", [losses, study.distillation.fused])
 def test_fused_losses_name_the_same_mistakes(module):
     x = states(2, 6, 12, seed=1)
     for call, named in (
@@ -166,16 +168,19 @@ def test_a_rounded_teacher_reads_the_same_under_autocast(folder, family, method)
     for rounded in (False, True):
         teacher, student = tiny.masked_language_model(family), tiny.masked_language_model(family, layers=2)
         chosen = params.methods[method]
-        objective = objectives.OBJECTIVES[chosen.objective](student, teacher, chosen, params.distillation)
+        objective = OBJECTIVES[chosen.objective](student, teacher, chosen, params.distillation.inputs)
         if rounded:
             objective.round_teacher()
             kinds = {module.weight.dtype for module in objective.teacher.modules() if isinstance(module, nn.Linear)}
             assert kinds == {torch.bfloat16}
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            readings = objective.read_teacher(batch)
-            tensors = [*readings.hidden.values(), *(x for parts in readings.attention.values() for x in parts.values())]
+            activations = objective.read_teacher(batch)
+            tensors = [
+                *activations.hidden.values(),
+                *(x for parts in activations.attention.values() for x in parts.values()),
+            ]
             if objective.needs_head:
-                tensors.append(objectives.masked_logits(objective.teacher, readings, batch["positions"]))
+                tensors.append(masked_logits(objective.teacher, activations, batch["positions"]))
         found.append(tensors)
     assert len(found[0]) > 0 and all(map(torch.equal, *found))
 
@@ -183,25 +188,23 @@ def test_a_rounded_teacher_reads_the_same_under_autocast(folder, family, method)
 # A teacher shared between runs
 
 
-def store(folder, layers=(2, 5), attention=(3,), dtype=torch.bfloat16, others=None) -> SharedTeacher:
+def store(folder, layers=(2, 5), attention=(3,), dtype=torch.bfloat16, others=None) -> TeacherOutputs:
     own = {"hidden_layers": set(layers), "attention_layers": set(attention)}
-    shared = SharedTeacher(folder / "outputs", (10, 4, 6), dtype, own, others)
+    shared = TeacherOutputs(folder / "outputs", (10, 4, 6), dtype, own, others)
     assert shared.open()
     return shared
 
 
-def readings_of(seed: int, layers=(2, 5), attention=(3,), dtype=torch.bfloat16) -> Readings:
+def activations_of(seed: int, layers=(2, 5), attention=(3,), dtype=torch.bfloat16) -> Activations:
     hidden = {layer: states(2, 4, 6, seed=seed + layer).to(dtype) for layer in layers}
     parts = {
-        layer: {
-            name: states(2, 4, 6, seed=seed + 10 * layer + i).to(dtype) for i, name in enumerate(objectives.PROJECTIONS)
-        }
+        layer: {name: states(2, 4, 6, seed=seed + 10 * layer + i).to(dtype) for i, name in enumerate(PROJECTIONS)}
         for layer in attention
     }
-    return Readings(hidden, parts)
+    return Activations(hidden, parts)
 
 
-def same(first: Readings, second: Readings) -> bool:
+def same(first: Activations, second: Activations) -> bool:
     return (
         first.hidden.keys() == second.hidden.keys()
         and first.attention.keys() == second.attention.keys()
@@ -209,7 +212,7 @@ def same(first: Readings, second: Readings) -> bool:
         and all(
             torch.equal(parts[name], second.attention[layer][name])
             for layer, parts in first.attention.items()
-            for name in objectives.PROJECTIONS
+            for name in PROJECTIONS
         )
     )
 
@@ -217,41 +220,41 @@ def same(first: Readings, second: Readings) -> bool:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_store_gives_back_what_was_written_and_nothing_else(tmp_path, dtype):
     first, items, others = store(tmp_path, dtype=dtype), torch.tensor([7, 2]), torch.tensor([2, 3])
-    assert first.read(items) is None
-    written = readings_of(0, dtype=dtype)
-    first.write(items, written)
-    assert same(first.read(items), written)
-    assert first.read(others) is None  # one of the two is missing
+    assert first.load(items) is None
+    written = activations_of(0, dtype=dtype)
+    first.save(items, written)
+    assert same(first.load(items), written)
+    assert first.load(others) is None  # one of the two is missing
     again = store(tmp_path, dtype=dtype)  # another process
-    assert same(again.read(items), written)
-    assert same(store(tmp_path, layers=[5], attention=[], dtype=dtype).read(items), Readings({5: written.hidden[5]}))
-    assert store(tmp_path, layers=[4, 5], attention=[], dtype=dtype).read(items) is None  # layer 4 was never read
+    assert same(again.load(items), written)
+    assert same(store(tmp_path, layers=[5], attention=[], dtype=dtype).load(items), Activations({5: written.hidden[5]}))
+    assert store(tmp_path, layers=[4, 5], attention=[], dtype=dtype).load(items) is None  # layer 4 was never read
 
 
 def test_what_other_runs_read_is_kept_beside_ones_own(tmp_path):
     first = store(tmp_path, layers=[2], attention=[], others={"hidden_layers": {5}, "attention_layers": {3}})
     assert first.layers == {"hidden_layers": {2, 5}, "attention_layers": {3}}
-    items, written = torch.tensor([7, 2]), readings_of(0)
-    first.write(items, written)
-    assert same(first.read(items), Readings({2: written.hidden[2]}))
-    assert same(store(tmp_path).read(items), written)
+    items, written = torch.tensor([7, 2]), activations_of(0)
+    first.save(items, written)
+    assert same(first.load(items), Activations({2: written.hidden[2]}))
+    assert same(store(tmp_path).load(items), written)
 
 
 def test_a_damaged_row_counts_as_missing(tmp_path):
     shared, items = store(tmp_path), torch.tensor([0, 1])
-    shared.write(items, readings_of(0))
+    shared.save(items, activations_of(0))
     file = tmp_path / "outputs" / "key-3.bin"
     content = bytearray(file.read_bytes())
     content[5] ^= 1
     file.write_bytes(content)
-    assert store(tmp_path).read(items) is None
+    assert store(tmp_path).load(items) is None
     shared = store(tmp_path)
-    shared.write(items, readings_of(0))
-    assert same(shared.read(items), readings_of(0))
+    shared.save(items, activations_of(0))
+    assert same(shared.load(items), activations_of(0))
 
 
 def test_a_store_larger_than_half_the_free_disk_is_refused_and_leaves_no_files(tmp_path):
-    shared = SharedTeacher(tmp_path / "outputs", (10**9, 512, 1024), torch.float32, {"hidden_layers": {1}})
+    shared = TeacherOutputs(tmp_path / "outputs", (10**9, 512, 1024), torch.float32, {"hidden_layers": {1}})
     assert not shared.open()
     assert list((tmp_path / "outputs").iterdir()) == []
 
@@ -262,41 +265,41 @@ BEFORE_TRAINING = 2
 
 def count_teacher_passes(monkeypatch) -> list:
     passes = []
-    original = objectives.read
+    original = base.read_activations
 
     def read(model, *arguments, **layers):
         if model.config.num_hidden_layers == tiny.TEACHER["layers"]:  # students have two
             passes.append(layers)
         return original(model, *arguments, **layers)
 
-    monkeypatch.setattr(objectives, "read", read)
+    monkeypatch.setattr(base, "read_activations", read)
     return passes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_one_run_has_read_of_the_teacher_the_next_does_not_compute(folder, monkeypatch, precision):
     """Held-out sequences too. What is not there yet is computed, and another seed shares nothing."""
-    params = tiny.parameters(folder, precision=precision)
+    steps = tiny.parameters(folder).distillation.steps
 
     def shared_files():
         return {path.name for path in (folder / "scratch" / "teacher_outputs").rglob("*.bin")}
 
-    distil(params, "english", "hs-last", "L2-H12", 1, folder / "first")
+    distilled(folder, "first", "hs-last", precision=precision)
     assert shared_files() == {"hidden-4.bin"}
     (outputs,) = (folder / "scratch" / "teacher_outputs").iterdir()
     modified = {path: path.read_bytes() for path in outputs.iterdir()}
     passes = count_teacher_passes(monkeypatch)
     for method, student in (("od", "L2-H24"), ("hs-last", "L2-H24")):
-        distil(params, "english", method, student, 1, folder / "next")
+        distilled(folder, "next", method, student, precision=precision)
         assert len(passes) <= BEFORE_TRAINING
         passes.clear()
     assert modified == {path: path.read_bytes() for path in outputs.iterdir()}
-    distil(params, "english", "hs-uniform", "L2-H12", 1, folder / "next")
+    distilled(folder, "next", "hs-uniform", precision=precision)
     assert shared_files() == {"hidden-2.bin", "hidden-4.bin"}
-    assert sum(layers["hidden_layers"] == {2, 4} for layers in passes) >= params.distillation.steps
+    assert sum(layers["hidden_layers"] == {2, 4} for layers in passes) >= steps
     passes.clear()
-    distil(params, "english", "hs-last", "L2-H12", 2, folder / "next")
-    assert len(passes) >= params.distillation.steps
+    distilled(folder, "next", "hs-last", seed=2, precision=precision)
+    assert len(passes) >= steps
 
 
 def test_the_first_run_computes_the_teacher_for_all_of_the_grid_and_its_ablations(folder, monkeypatch):
@@ -304,43 +307,46 @@ def test_the_first_run_computes_the_teacher_for_all_of_the_grid_and_its_ablation
     methods = {"hs-plain": {"objective": "hidden_state", "mapping": "all-to-one", "inputs": "plain"}}
     methods["mha-top"] = {"objective": "attention_relation", "teacher_layer_from_top": 0, "relation_heads": 12}
     methods = {name: {**own, "learning_rate": 1e-3} for name, own in methods.items()}
-    grid = {
-        "methods": ["none", "mlm", "hs-last", "hs-uniform", "mha-direct"],
-        "students": {"english": ["L2-H12", "L2-H24"]},
-    }
-    grid["ablations"] = {"english": {"methods": ["mha-top", "hs-plain"], "students": ["L2-H24"]}}
-    params = tiny.parameters(folder, grid=grid, methods=methods)
-    assert read_by_grid(params, "english", "od", 4) == {"hidden_layers": {2, 4}, "attention_layers": {3, 4}}
-    assert read_by_grid(params, "english", "hs-plain", 4) == {"hidden_layers": {4}}
+    names = [("none", "L2-H12"), ("mlm", "L2-H12"), ("hs-last", "L2-H12"), ("hs-uniform", "L2-H24")]
+    names += [("mha-direct", "L2-H12"), ("mha-top", "L2-H24"), ("hs-plain", "L2-H24")]
+    others = [tiny.run(folder, *name, methods=methods)[0] for name in names]
+    expected = {"od": {"hidden_layers": {2, 4}, "attention_layers": {3, 4}}, "hs-plain": {"hidden_layers": {4}}}
+    for method, layers in expected.items():
+        run, _ = tiny.run(folder, method, methods=methods)
+        assert layers_of_others(run, run.distillation, others, 4) == layers
 
-    distil(params, "english", "hs-last", "L2-H12", 1, folder / "first")
+    steps = tiny.parameters(folder).distillation.steps
+    distilled(folder, "first", "hs-last", others=others, methods=methods)
     passes = count_teacher_passes(monkeypatch)
-    cells = [("hs-uniform", "L2-H12"), ("mha-direct", "L2-H12"), ("mha-top", "L2-H24"), ("od", "L2-H12")]
-    for method, student in cells:
-        distil(params, "english", method, student, 1, folder / "next")
+    without = [path for path in get_args(FastPath) if path != "shared-teacher"]
+    for method, student in [
+        ("hs-uniform", "L2-H12"),
+        ("mha-direct", "L2-H12"),
+        ("mha-top", "L2-H24"),
+        ("od", "L2-H12"),
+    ]:
+        distilled(folder, "next", method, student, others=others, methods=methods)
         together = tiny.weights(folder / "next")
         assert len(passes) <= BEFORE_TRAINING
-        alone = params.model_copy(update={"fast_paths": [p for p in params.fast_paths if p != "shared-teacher"]})
-        distil(alone, "english", method, student, 1, folder / "next")
-        assert len(passes) >= params.distillation.steps
+        distilled(folder, "next", method, student, methods=methods, fast_paths=without)
+        assert len(passes) >= steps
         assert tiny.identical(tiny.weights(folder / "next"), together)
         passes.clear()
 
 
 def test_a_disk_too_full_for_what_others_read_still_holds_ones_own(folder, monkeypatch, capsys):
-    params = tiny.parameters(folder)
-    roomy = SharedTeacher.open
-    monkeypatch.setattr(SharedTeacher, "open", lambda self: self.kept == self.own and roomy(self))
-    distil(params, "english", "hs-last", "L2-H12", 1, folder / "first")
+    others = [tiny.run(folder, method, "L2-H12")[0] for method in ("hs-last", "hs-uniform", "mha-direct")]
+    roomy = TeacherOutputs.open
+    monkeypatch.setattr(TeacherOutputs, "open", lambda self: self.kept == self.needed and roomy(self))
+    distilled(folder, "first", "hs-last", others=others)
     assert {path.name for path in (folder / "scratch").rglob("*.bin")} == {"hidden-4.bin"}
     assert "too full" not in capsys.readouterr().out
 
 
 def test_a_full_disk_is_said_and_costs_time_only(folder, monkeypatch, capsys):
-    params = tiny.parameters(folder)
-    distil(params, "english", "hs-last", "L2-H12", 1, folder / "shared")
-    monkeypatch.setattr(SharedTeacher, "open", lambda self: False)
-    distil(params, "english", "hs-last", "L2-H12", 1, folder / "alone")
+    distilled(folder, "shared", "hs-last")
+    monkeypatch.setattr(TeacherOutputs, "open", lambda self: False)
+    distilled(folder, "alone", "hs-last")
     assert "too full" in capsys.readouterr().out
     assert tiny.identical(tiny.weights(folder / "shared"), tiny.weights(folder / "alone"))
 
@@ -387,16 +393,14 @@ def test_a_student_is_the_same_with_and_without(folder, method, precision):
     distillation = {"adam_epsilon": 1e-2, "steps": 4}
 
     def student(name: str, fast_paths: list[str]) -> dict[str, torch.Tensor]:
-        params = tiny.parameters(folder, precision=precision, fast_paths=fast_paths, distillation=distillation)
-        distil(params, "english", method, "L2-H12", 1, folder / name)
+        distilled(folder, name, method, precision=precision, fast_paths=fast_paths, distillation=distillation)
         return tiny.weights(folder / name)
 
     slow = student("slow", [])
     assert tiny.identical(student("exact", [path for path in get_args(FastPath) if path != "fused-losses"]), slow)
     fast = student("fast", list(get_args(FastPath)))
     assert tiny.identical(student("again", list(get_args(FastPath))), fast)  # now from what the teacher left
-    params = tiny.parameters(folder)
-    distil(params, "english", "none", "L2-H12", 1, folder / "none")
+    distilled(folder, "none", "none")
     start = {name.removeprefix("bert."): tensor for name, tensor in tiny.weights(folder / "none").items()}
     moved = sum((slow[name] - start[name.removeprefix("bert.")]).norm() ** 2 for name in slow).sqrt()
     apart = sum((fast[name] - slow[name]).norm() ** 2 for name in slow).sqrt()

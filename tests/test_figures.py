@@ -8,13 +8,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from constructed_results import add_languages, make_study, results_of_scores, several_languages, write_grid
+from constructed_results import HEAD, add_languages, make_study, results_of_scores, several_languages, write_grid
 from matplotlib.colors import to_rgb
 
 from study import StudyError
-from study.analysis import figures
-from study.analysis.results import load_results, load_tuning
-from study.analysis.verdicts import HS, contrasts, verdicts
+from study.analysis.figures import ablations, style
+from study.analysis.figures import comparison as figures
+from study.analysis.numbers.analysis import Analysis
+from study.analysis.numbers.claims import HS
+from study.analysis.numbers.results import load_tuning
+from study.files import Layout
 
 NAMES = [name for name in figures.CAPTIONS if name != "per_language"]
 
@@ -22,9 +25,9 @@ NAMES = [name for name in figures.CAPTIONS if name != "per_language"]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
-    params = make_study(root)
-    write_grid(root, params)
-    return load_results(params, "english", root)
+    study = make_study(root)
+    write_grid(study)
+    return study.analyse()
 
 
 def texts(figure) -> set[str]:
@@ -37,10 +40,10 @@ def texts(figure) -> set[str]:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "claims"])
 def test_every_method_and_student_is_named(results, name):
     shown = texts(getattr(figures, name)(results))
-    untrained_apart = {"per_task", "learning_curves", "distillation_cost"}  # `none` is a line or has not trained
-    for method, style in figures.styles(results).items():
+    untrained_apart = {"per_task", "learning_curves"}  # `none` is a line or has not trained
+    for method, look in style.styles(results.comparison).items():
         if method != "none" or name not in untrained_apart:
-            assert style.label in shown
+            assert look.label in shown
     if name not in ("quality_latency", "performance_profiles"):  # named beside their points, all in one
         assert {"L3-H384", "L3-H192"} <= shown
 
@@ -59,7 +62,7 @@ def test_the_heatmap_shows_percent_of_the_teacher(results):
 def test_every_contrast_is_a_row_with_its_interval(results):
     """The teacher layers of D5 are not in the grid: their rows say so. All methods have the same noise: no width."""
     (axes,) = figures.claims(results).axes
-    table = contrasts(results)
+    table = results.contrasts
     assert [text.get_text() for text in axes.get_yticklabels()] == table["contrast"].tolist()
     notes = [text.get_text() for text in axes.texts]
     assert notes.count("not run") == 4 == (table["claim"] == "D5").sum()
@@ -72,13 +75,13 @@ def test_every_contrast_is_a_row_with_its_interval(results):
 def test_verdicts_look_different_and_intervals_are_drawn(tmp_path):
     levels = {"mha-minilmv2": 0.7, "mha-direct": 0.6, "od": 0.5} | dict.fromkeys(HS, 0.5)
     noise = 0.01 * np.random.default_rng(0).normal(size=(len(levels), 2, 2, 3, 2))
-    results = results_of_scores({method: levels[method] + own for method, own in zip(levels, noise, strict=True)})
+    results = Analysis(results_of_scores({m: levels[m] + own for m, own in zip(levels, noise, strict=True)}))
     (axes,) = figures.claims(results).axes
-    table = contrasts(results).set_index("claim")
-    verdict = verdicts(results).set_index("claim")["verdict"]
+    table = results.contrasts.set_index("claim")
+    verdict = results.verdicts.set_index("claim")["verdict"]
     assert set(verdict) == {"supported", "contradicted", "undecided"}
     drawn = Counter(line.get_marker() for line in axes.lines)
-    for shown, number in contrasts(results)["shown"].value_counts().items():  # of the contrast, not of its claim
+    for shown, number in results.contrasts["shown"].value_counts().items():  # of the contrast, not of its claim
         assert drawn[figures.VERDICT_STYLES[shown][1]] == number
     drawn = [path.vertices[:, 0].tolist() for lines in axes.collections for path in lines.get_paths()]
     assert any(ends == pytest.approx(table.loc["D6", ["low", "high"]].tolist()) for ends in drawn)
@@ -87,9 +90,9 @@ def test_verdicts_look_different_and_intervals_are_drawn(tmp_path):
 def test_scores_by_language_have_a_panel_per_student_and_task(results, tmp_path):
     """Topic: 0.82 for the teacher in English, 0.1 less in Spanish; retrieval: 0.5 in Spanish, half in Hindi."""
     assert figures.names(results) == NAMES
-    params = make_study(tmp_path, ["none", "od"])
-    add_languages(write_grid(tmp_path, params))
-    several = several_languages(tmp_path, params)
+    study = make_study(tmp_path, ["none", "od"])
+    add_languages(write_grid(study))
+    several = several_languages(study).analyse()
     assert figures.names(several) == list(figures.CAPTIONS)
     figure = figures.per_language(several)
     titles = [axes.get_title() for axes in figure.axes]
@@ -100,9 +103,9 @@ def test_scores_by_language_have_a_panel_per_student_and_task(results, tmp_path)
 
 
 def test_a_model_slower_and_worse_than_another_is_not_on_the_front(tmp_path):
-    params = make_study(tmp_path, ["none", "od"])
-    write_grid(tmp_path, params, {("od", "L3-H384"): 0.55, ("od", "L3-H192"): 0.70})  # 10 ms and 5 ms
-    (axes,) = figures.quality_latency(load_results(params, "english", tmp_path)).axes
+    study = make_study(tmp_path, ["none", "od"])
+    write_grid(study, {("od", "L3-H384"): 0.55, ("od", "L3-H192"): 0.70})  # 10 ms and 5 ms
+    (axes,) = figures.quality_latency(study.analyse()).axes
     front = axes.lines[0]
     assert list(front.get_xdata()) == pytest.approx([5, 20])
     assert list(front.get_ydata()) == pytest.approx([70, 80])
@@ -111,22 +114,22 @@ def test_a_model_slower_and_worse_than_another_is_not_on_the_front(tmp_path):
 @pytest.mark.parametrize("name", ["quality_heatmap", "learning_curves"])
 def test_saving_twice_gives_the_same_bytes(results, tmp_path, name):
     for folder in ("first", "second"):
-        assert figures.save(getattr(figures, name)(results), tmp_path / folder, name).is_file()
-    for kind in ("png", "svg"):
-        content = (tmp_path / "first" / f"{name}.{kind}").read_bytes()
-        assert content and content == (tmp_path / "second" / f"{name}.{kind}").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [f"{name}.png", f"{name}.svg"]
+        assert style.save(getattr(figures, name)(results), tmp_path / folder, name).is_file()
+    content = (tmp_path / "first" / f"{name}.png").read_bytes()
+    assert content and content == (tmp_path / "second" / f"{name}.png").read_bytes()
+    assert [path.name for path in (tmp_path / "first").iterdir()] == [f"{name}.png"]  # figures are committed once
+    assert len(content) < 250_000
 
 
 def test_methods_look_different_in_marker_and_colour(results):
-    look = figures.styles(results).values()
-    assert len({style.marker for style in look}) == len({style.color for style in look}) == len(look)
+    look = style.styles(results.comparison).values()
+    assert len({own.marker for own in look}) == len({own.color for own in look}) == len(look)
 
 
 def test_methods_can_be_told_apart_without_colour(results):
     """As bars: in lightness (sRGB to CIE L*, 0 to 100) or hatch."""
-    look = list(figures.styles(results).values())
-    linear = [np.array(to_rgb(style.color)) for style in look]
+    look = list(style.styles(results.comparison).values())
+    linear = [np.array(to_rgb(own.color)) for own in look]
     linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in linear]
     lightness = [116 * np.cbrt(c @ [0.2126, 0.7152, 0.0722]) - 16 for c in linear]
     for (a, one), (b, other) in itertools.combinations(enumerate(look), 2):
@@ -136,7 +139,7 @@ def test_methods_can_be_told_apart_without_colour(results):
 def test_profiles_are_shares_of_models_above_a_share_of_the_teacher(tmp_path):
     """Scores of 0.4, 0.5 and 0.6 (teacher: 0.8 by construction) are 50, 62.5 and 75 %."""
     scores = np.array([0.4, 0.5, 0.6]).reshape(1, 1, 3, 1)
-    results = results_of_scores({"none": scores, "od": scores + 0.1})
+    results = Analysis(results_of_scores({"none": scores, "od": scores + 0.1}))
     line = figures.performance_profiles(results).axes[0].lines[0]
     for place, share in enumerate((1, 2 / 3, 1 / 3, 0)):
         between = 100 * (0.35 + 0.1 * place) / 0.8
@@ -146,20 +149,24 @@ def test_profiles_are_shares_of_models_above_a_share_of_the_teacher(tmp_path):
 
 def test_rates_tried_are_marked_where_the_results_took_them(tmp_path):
     """Two students, losses of 0.5 and 0.7 of 2; the results have the first alone; the second diverged at 0.01."""
-    results = results_of_scores({"od": np.full((1, 1, 1, 1), 0.5)}, {"od": {"learning_rate": 6e-4}})
-    known = results.runs.loc[results.runs["method"] == "od", "student"].iloc[0]
+    results = Analysis(results_of_scores({"od": np.full((1, 1, 1, 1), 0.5)}, {"od": {"learning_rate": 6e-4}}))
+    (known,) = results.comparison.students
     for student, score, loss in ((known, 0.6, 1.0), ("student 9", 0.8, 1.4)):
         done = {"development_mean": score, "held_out_loss_before": 2.0, "held_out_loss": loss}
         tried = [{"learning_rate": 6e-4, **done}, {"learning_rate": 1e-2, **done}]
         if student == "student 9":
             tried[1] = {"learning_rate": 1e-2, "diverged": "loss = nan"}
-        record = {"setting": "english", "method": "od", "student": student, "steps": 5, "tried": tried}
+        record = HEAD | {"method": "od", "student": student, "steps": 5, "seed": 0, "tried": tried}
+        record |= {"initialisation": "teacher-layers"}
         file = tmp_path / "reports" / "tuning" / "english" / f"od_{student}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record))
-    table = load_tuning("english", tmp_path)
+    (tmp_path / "params.yaml").touch()
+    (tmp_path / "notebooks").mkdir()
+    layout = Layout(tmp_path, "english")
+    table = load_tuning(layout)
     assert len(table) == 4 and table["loss"].isna().sum() == table["development"].isna().sum() == 1
-    panels = figures.learning_rates_tried(results, table).axes
+    panels = ablations.learning_rates_tried(results, table).axes
     assert [axes.get_title() for axes in panels] == [known, known, "student 9", "student 9"]
     expected = [([60, 60], [6e-4]), ([50, 50], [6e-4]), ([80, np.nan], []), ([70, np.nan], [])]
     for axes, (values, rates) in zip(panels, expected, strict=True):
@@ -167,20 +174,20 @@ def test_rates_tried_are_marked_where_the_results_took_them(tmp_path):
         assert list(line.get_xdata()) == [6e-4, 1e-2]
         np.testing.assert_allclose(line.get_ydata(), values)
         assert list(taken.get_xdata()) == rates and list(taken.get_ydata()) == pytest.approx(values[: len(rates)])
-    assert figures.learning_rates_tried(results, load_tuning("multilingual", tmp_path)) is None
+    assert ablations.learning_rates_tried(results, load_tuning(Layout(tmp_path, "multilingual"))) is None
     file.write_text(json.dumps(record | {"setting": "klingon"}))
-    with pytest.raises(StudyError, match="reports/tuning/english/od_student 9.json: setting = 'klingon'"):
-        load_tuning("english", tmp_path)
+    with pytest.raises(StudyError, match="tuning/english/od_student 9.json: setting = 'klingon'"):
+        load_tuning(layout)
 
 
 def test_a_method_without_a_style_of_its_own_is_shown_by_name(results):
-    runs = results.runs.assign(method=results.runs["method"].replace("od", "new-method"))
-    look = figures.styles(type(results)(results.scores, runs, results.curves, results.latency))
+    methods = ["new-method" if method == "od" else method for method in results.comparison.methods]
+    look = style.styles(results.comparison.model_copy(update={"methods": methods}))
     assert look["new-method"].label == "new-method"
-    assert look["mlm"] == figures.STYLES["mlm"]
+    assert look["mlm"] == style.STYLES["mlm"]
 
 
 def test_an_unwritable_folder_is_one_line(results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="cannot be written"):
-        figures.save(figures.distillation_cost(results), tmp_path / "file", "distillation_cost")
+        style.save(figures.quality_heatmap(results), tmp_path / "file", "quality_heatmap")

@@ -1,10 +1,8 @@
-"""Fine-tuning, its metrics and the other numbers of a result file."""
+"""Fine-tuning and linear probes of one encoder on one task, and the metrics of tasks."""
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -16,15 +14,11 @@ from transformers import AutoModel, BertTokenizerFast
 
 from study import StudyError
 from study.config import TaskBudget
-from study.data import tasks
 from study.data.tasks import TASKS, Task
-from study.evaluation import scores
-from study.evaluation.latency import measure_latency
+from study.descriptions import Evaluation
+from study.evaluation import finetune as module
+from study.evaluation.finetune import MeanPoolingClassifier, encode, finetune
 from study.evaluation.metrics import task_metrics
-from study.files import write_json
-from study.training import finetune as module
-from study.training.distill import MaskedSequences, distil
-from study.training.finetune import MeanPoolingClassifier, encode, finetune
 
 CLASSES = Task("topic", dict, ("no", "yes"), "accuracy", ("accuracy", "f1", "macro_f1", "matthews"), False, "")
 SCORES = Task("sts-b", dict, None, "spearman", ("spearman", "pearson"), False, "")
@@ -108,9 +102,13 @@ def folder(tmp_path, monkeypatch):
     return tiny.workspace(tmp_path)
 
 
-def tuned(folder, **changes):
-    entries = {"epochs": 3, "batch_size": 16, "learning_rates": [5e-3], "pad_to_multiple_of": 8, "seeds": [1]}
-    return tiny.parameters(folder, finetuning=entries | changes)
+FINETUNING = {"epochs": 3, "batch_size": 16, "learning_rates": [5e-3], "pad_to_multiple_of": 8, "seeds": [1]}
+
+
+def tuned(folder, **changes) -> Evaluation:
+    """The evaluation of the student that is not trained."""
+    _, evaluation, _ = tiny.plan(folder, finetuning=FINETUNING | changes).of(Evaluation)
+    return evaluation
 
 
 @pytest.fixture
@@ -164,147 +162,6 @@ def test_test_data_are_not_touched_while_candidates_are_compared(folder, dataset
     del splits["test"]
     run = finetune(tuned(folder), folder / "pretrained", CLASSES, splits, words, 1, 5e-3, look_at_test=False)
     assert run.test is None and run.development["accuracy"] > 0.5
-
-
-def test_the_learning_rate_is_chosen_by_mean_development_score(folder, dataset, monkeypatch):
-    budget = {"topic": {"train": 96, "development": 64, "test": None, "max_length": 16}}
-    params = tuned(folder, learning_rates=[1e-6, 5e-3], seeds=[1, 2], epochs=2, tasks=budget)
-    monkeypatch.setitem(scores.TASKS, "topic", CLASSES)
-    monkeypatch.setitem(tasks.TASKS, "topic", CLASSES)
-    tasks.save(dataset, folder / "tasks" / "topic")
-    looks, original = [], scores.finetune
-
-    def watch(*arguments, **named):
-        looks.append((arguments[6], named["look_at_test"]))
-        return original(*arguments, **named)
-
-    monkeypatch.setattr(scores, "finetune", watch)
-    words = tiny.tokenizer(folder / "words")
-    entry = scores.evaluate_task(params, folder / "pretrained", "topic", folder / "tasks", words, "title", 1)
-    assert entry["learning_rate"] == 5e-3 and [run["seed"] for run in entry["runs"]] == [1, 2]
-    assert looks == [(1e-6, False)] * 2 + [(5e-3, False)] * 2 + [(5e-3, True)] * 2
-    assert [entry[f"{split}_examples"] for split in ("train", "development", "test")] == [96, 64, 64]
-
-
-def test_other_distillation_seeds_draw_other_training_examples(folder, dataset, monkeypatch):
-    """Otherwise what two draws happen to favour would be common to all of them, and no interval would hold it."""
-    budget = {"topic": {"train": 32, "development": 64, "test": None, "max_length": 16}}
-    params = tuned(folder, learning_rates=[5e-3], seeds=[1, 2], epochs=1, tasks=budget)
-    monkeypatch.setitem(scores.TASKS, "topic", CLASSES)
-    monkeypatch.setitem(tasks.TASKS, "topic", CLASSES)
-    tasks.save(dataset, folder / "tasks" / "topic")
-    seen, original = [], scores.finetune
-
-    def watch(params, encoder, task, splits, tokenizer, seed, *arguments, **named):
-        seen.append((seed, tuple(map(tuple, splits["train"]["input_ids"]))))
-        return original(params, encoder, task, splits, tokenizer, seed, *arguments, **named)
-
-    monkeypatch.setattr(scores, "finetune", watch)
-    words = tiny.tokenizer(folder / "words")
-    entries = [
-        scores.evaluate_task(params, folder / "pretrained", "topic", folder / "tasks", words, "title", seed)
-        for seed in (0, 1, 2)
-    ]
-    teacher, first, second = seen[:2], seen[2:4], seen[4:]
-    assert teacher == first and [seed for seed, _ in first] == [1, 2]  # the teacher shares those of seed 1
-    assert len({examples for _, examples in (*first, *second)}) == 4
-    assert all([run["seed"] for run in entry["runs"]] == [1, 2] for entry in entries)
-
-
-LANGUAGES = replace(CLASSES, languages=("en", "es", "fr", "de"))
-
-
-def test_every_language_of_the_budget_is_tested_with_the_one_model_kept(folder, dataset, monkeypatch):
-    """Spanish labels are upside down, French data are the English ones, and German is not in the budget."""
-    monkeypatch.setitem(scores.TASKS, "topic", LANGUAGES)
-    monkeypatch.setitem(tasks.TASKS, "topic", LANGUAGES)
-    dataset |= {
-        "test-es": tiny.sentences(64, 3, flip=True),
-        "test-fr": dataset["test"],
-        "test-de": tiny.sentences(9, 4),
-    }
-    tasks.save(DatasetDict(dataset), folder / "tasks" / "topic")
-    budget = {"train": 128, "development": 64, "test": 48, "max_length": 16}
-    words, entries, params = tiny.tokenizer(folder / "words"), {}, tuned(folder)
-    for name, languages in (("several", ["es", "en", "fr"]), ("one", ["en"])):
-        own = {"tasks": {"topic": TaskBudget(**budget, languages=languages)}}
-        own = params.model_copy(update={"finetuning": params.finetuning.model_copy(update=own)})
-        entries[name] = scores.evaluate_task(own, folder / "pretrained", "topic", folder / "tasks", words, "title", 1)
-    (run,) = entries["several"]["runs"]
-    assert list(run["languages"]) == ["es", "fr"] and run["test"]["accuracy"] > 0.9
-    assert run["languages"]["fr"] == run["test"]
-    assert run["languages"]["es"]["accuracy"] == pytest.approx(1 - run["test"]["accuracy"])
-    assert entries["several"]["language_examples"] == {"es": 48, "fr": 48}
-    del run["languages"], entries["several"]["language_examples"]
-    assert entries["several"] == entries["one"]  # testing in more languages changes nothing else
-
-
-PROBE = Task("retrieval", dict, None, "accuracy", ("accuracy",), True, "", ("en", "es", "fr"), probe=True)
-
-
-def with_probe(params, test: int | None = None, languages=("en", "es")):
-    own = TaskBudget(train=None, development=None, test=test, max_length=16, languages=list(languages))
-    budgets = {"tasks": params.finetuning.tasks | {"retrieval": own}}
-    return params.model_copy(update={"finetuning": params.finetuning.model_copy(update=budgets)})
-
-
-def save_probe(folder, monkeypatch, **languages: list[tuple[str, str]]) -> None:
-    monkeypatch.setitem(scores.TASKS, "retrieval", PROBE)
-    monkeypatch.setitem(tasks.TASKS, "retrieval", PROBE)
-    splits = {
-        f"test-{language}": Dataset.from_list([{"text": text, "text_pair": other} for text, other in rows])
-        for language, rows in languages.items()
-    }
-    tasks.save(DatasetDict(splits), folder / "retrieval")
-
-
-def test_retrieval_by_hand(folder, monkeypatch):
-    """Vectors in a plane, by their angles; the nearest is the one at the smallest angle."""
-    angles = {"a": 0, "b": 50, "c": 180, "A": 10, "B": -12, "C": 100}
-    save_probe(folder, monkeypatch, es=[("a", "A"), ("b", "B"), ("c", "C")], fr=[("a", "C"), ("b", "A"), ("c", "B")])
-
-    def embed(params, model, texts, *_):
-        radians = np.radians([angles[text] for text in texts])
-        return np.stack([np.cos(radians), np.sin(radians)], axis=1)
-
-    monkeypatch.setattr(scores, "embed", embed)
-    arguments = (folder / "pretrained", "retrieval", folder, None)
-    params = with_probe(tuned(folder), languages=["fr", "en", "es"])
-    entry = scores.retrieve(params, *arguments)
-    assert (entry["metric"], entry["test_examples"], list(entry["languages"])) == ("accuracy", 3, ["es", "fr"])
-    # a finds A (10 degrees away), b finds A (40), c finds C (80); A finds a (10), B finds a (12), C finds b (50).
-    # Spanish: a-A and c-C are right, b-B is not; A-a is right, B-b and C-c are not.
-    expected = {"accuracy": 1 / 2, "from_english": 2 / 3, "to_english": 1 / 3}
-    assert entry["languages"]["es"] == pytest.approx(expected)
-    # French: b-A alone is right; none of A-b, B-c and C-a is.
-    assert entry["languages"]["fr"] == pytest.approx({"accuracy": 1 / 6, "from_english": 1 / 3, "to_english": 0})
-    assert list(scores.retrieve(with_probe(tuned(folder)), *arguments)["languages"]) == ["es"]
-
-
-def test_retrieval_finds_a_text_that_is_its_own_translation(folder, monkeypatch):
-    texts = list(dict.fromkeys(tiny.sentences(80, 5)["text"]))
-    backwards = list(zip(texts, texts[::-1], strict=True))
-    save_probe(folder, monkeypatch, es=[(text, text) for text in texts], fr=backwards)
-    params, words = with_probe(tuned(folder), 41, ["en", "es", "fr"]), tiny.tokenizer(folder / "words")
-    entry = scores.retrieve(params, folder / "pretrained", "retrieval", folder, words)
-    assert entry["languages"]["es"]["accuracy"] == 1 and entry["test_examples"] == 41
-    assert entry["languages"]["fr"]["accuracy"] < 0.2
-
-
-def test_embeddings_are_pooled_states_of_length_one_in_the_order_of_the_texts(folder):
-    words, model = tiny.tokenizer(folder / "words"), MeanPoolingClassifier(tiny.masked_language_model().bert, 1, False)
-    texts = tiny.sentences(11, 6)["text"][:]
-    together = scores.embed(tuned(folder), model, texts, words, max_length=9, batch_size=4)
-    assert len(together) == 11
-    for text, vector in zip(texts, together, strict=True):
-        ids = torch.tensor(words([text], truncation=True, max_length=9)["input_ids"])
-        with torch.no_grad():
-            state = model.encoder.eval()(input_ids=ids).last_hidden_state[0].mean(dim=0)
-        np.testing.assert_allclose(vector, state / state.norm(), atol=1e-5)
-    with torch.no_grad():
-        model.encoder.embeddings.LayerNorm.bias.fill_(float("nan"))
-    with pytest.raises(StudyError, match="not finite"):
-        scores.embed(tuned(folder), model, texts, words, max_length=9)
 
 
 def test_a_fine_tuning_that_is_not_finite_gives_no_score(folder, dataset):
@@ -388,9 +245,9 @@ def test_features_of_a_pair_by_hand():
 def test_a_regression_on_pairs_is_learnt(folder, way):
     words = tiny.tokenizer(folder / "words")
     dataset = DatasetDict(train=pairs(200, 1), development=pairs(64, 2), test=pairs(64, 3))
-    params = tuned(folder, pairs=way)
+    evaluation = tuned(folder, pairs=way)
     splits = encode(dataset, SIMILARITY, BUDGET, words, way, 1)
-    run = finetune(params, folder / "pretrained", SIMILARITY, splits, words, 1, 3e-3, look_at_test=True)
+    run = finetune(evaluation, folder / "pretrained", SIMILARITY, splits, words, 1, 3e-3, look_at_test=True)
     assert run.test["spearman"] > 0.5 and run.test["pearson"] > 0.5
 
 
@@ -423,30 +280,30 @@ def test_training_starts_from_a_linear_probe(folder, dataset, task):
 
 
 def test_a_probe_of_two_of_four_classes_names_these_two_and_of_one_class_is_an_error(folder, dataset):
-    params, words = tuned(folder), tiny.tokenizer(folder / "words")
+    evaluation, words = tuned(folder), tiny.tokenizer(folder / "words")
     four = replace(CLASSES, labels=("a", "no", "b", "yes"))
     for split in dataset:
         rows = {"text": dataset[split]["text"], "label": [1 + 2 * label for label in dataset[split]["label"]]}
         dataset[split] = Dataset.from_dict(rows)
     splits = encode(dataset, four, BUDGET, words, "separate", 1)
-    assert module.linear_probe(params, folder / "pretrained", four, splits, words, 1) > 0.75
+    assert module.linear_probe(evaluation, folder / "pretrained", four, splits, words, 1) > 0.75
     splits["train"] = splits["train"].filter(lambda row: row["labels"] == 3, keep_in_memory=True)
     with pytest.raises(StudyError, match="training examples have label 3; allowed: at least two labels"):
-        module.linear_probe(params, folder / "pretrained", four, splits, words, 1)
+        module.linear_probe(evaluation, folder / "pretrained", four, splits, words, 1)
 
 
 @pytest.mark.parametrize("task", [CLASSES, SIMILARITY])
 def test_a_linear_probe_is_scored_on_development_data_one_by_one(folder, dataset, task):
     """By hand: each development example alone through the classifier that fine-tuning starts from."""
-    params, words = tuned(folder), tiny.tokenizer(folder / "words")
+    evaluation, words = tuned(folder), tiny.tokenizer(folder / "words")
     if task is SIMILARITY:
         dataset = DatasetDict(train=pairs(200, 1), development=pairs(64, 2), test=pairs(64, 3))
     splits = encode(dataset, task, BUDGET, words, "separate", 1)
-    model, collate = module.probed_classifier(params, folder / "pretrained", task, splits, words, 1)
+    model, collate = module.probed_classifier(evaluation, folder / "pretrained", task, splits, words, 1)
     with torch.no_grad():
         logits = np.concatenate([model.eval()(**collate([row]))["logits"].numpy() for row in splits["development"]])
     expected = task_metrics(task, logits, np.array(splits["development"]["labels"]))[task.metric]
-    assert module.linear_probe(params, folder / "pretrained", task, splits, words, 1) == pytest.approx(expected)
+    assert module.linear_probe(evaluation, folder / "pretrained", task, splits, words, 1) == pytest.approx(expected)
 
 
 def test_encoding_keeps_to_the_budget_with_the_same_examples_for_every_model(folder, dataset):
@@ -460,103 +317,3 @@ def test_encoding_keeps_to_the_budget_with_the_same_examples_for_every_model(fol
     other = encode(dataset, CLASSES, budget, words, "separate", 2)
     assert other["train"]["input_ids"] != first["train"]["input_ids"]
     assert all(other[split]["input_ids"] == first[split]["input_ids"] for split in ("development", "test"))
-
-
-def test_masked_language_modelling_by_a_whole_forward_pass(folder):
-    params, words = tiny.parameters(folder), tiny.tokenizer(folder / "words")
-    model = tiny.masked_language_model()
-    sequences = MaskedSequences(Dataset.from_dict({"input_ids": tiny.sequences(21, 1)}), params.masking, words, seed=0)
-    measured = scores.masked_language_modelling(model, sequences, bf16=False)
-    losses, hits = [], []
-    for i in range(21):  # 21 is no multiple of the batch size: the rest has to weigh what it is
-        item = sequences[i]
-        with torch.no_grad():
-            distribution = (
-                model(input_ids=torch.from_numpy(item["masked_input_ids"])[None]).logits[0].log_softmax(dim=-1)
-            )
-        for position, label in zip(item["positions"], item["labels"], strict=True):
-            losses.append(-distribution[position, label].item())
-            hits.append(distribution[position].argmax().item() == label)
-    assert measured == pytest.approx({"loss": np.mean(losses), "accuracy": np.mean(hits)}, rel=1e-4)
-
-
-def test_size_by_hand():
-    encoder = tiny.masked_language_model(layers=2, width=12, intermediate=24).bert
-    measured = scores.size(encoder, 10)
-    embeddings = (60 + 40 + 2) * 12 + 2 * 12  # words, positions, segments, layer norm
-    layer = 4 * (12 * 12 + 12) + (12 * 24 + 24) + (24 * 12 + 12) + 2 * 2 * 12
-    assert measured["embedding_parameters"] == embeddings
-    assert measured["encoder_parameters"] == 2 * layer
-    assert measured["parameters"] == embeddings + 2 * layer
-    # Multiply-adds of 10 tokens, two operations each: four projections, two feed-forward maps; scores and values.
-    per_layer = 10 * (4 * 12 * 12 + 2 * 12 * 24) + 2 * 10 * 10 * 12
-    assert measured["flops_per_sequence"] == 2 * 2 * per_layer
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    output = tmp_path / "results" / "result.json"
-    write_json(output, {"a": 1})
-    with pytest.raises(ValueError):
-        write_json(output, {"a": float("nan")})
-    assert json.loads(output.read_text()) == {"a": 1}
-    with pytest.raises(StudyError, match="cannot be written"):
-        write_json(output / "below a file" / "result.json", {"a": 1})
-
-
-def test_the_result_file_of_a_student_and_of_the_teacher(folder, dataset, monkeypatch):
-    monkeypatch.setitem(scores.TASKS, "topic", CLASSES)
-    monkeypatch.setitem(tasks.TASKS, "topic", CLASSES)
-    budget = {"topic": {"train": 64, "development": 32, "test": 32, "max_length": 16}}
-    params = tuned(folder, epochs=1, tasks=budget)
-    params = params.model_copy(update={"latency": params.latency.model_copy(update={"sequence_length": tiny.LENGTH})})
-    runs = folder / "runs" / "test" / "english"
-    tasks.save(dataset, runs / "tasks" / "topic")
-    (runs / "teacher" / "record.json").write_text(json.dumps({"steps": 3}))
-    for method in ("none", "mlm", "hs-last"):
-        distil(params, "english", method, "L2-H12", 1, runs / "students" / f"{method}_L2-H12_1")
-    save_probe(runs / "tasks", monkeypatch, es=[(text, text) for text in tiny.WORDS[:9]])
-    setting = params.settings["english"].model_copy(update={"tasks": ["topic", "retrieval"]})
-    probing = with_probe(params).model_copy(update={"settings": {"english": setting}})
-    probed = scores.evaluate(probing, "english", "teacher", "teacher", 0, folder / "results" / "probed.json")
-    assert probed["probes"]["retrieval"]["languages"]["es"]["accuracy"] == 1 and list(probed["tasks"]) == ["topic"]
-    results = {}
-    for method, student, seed in (
-        ("teacher", "teacher", 0),
-        ("none", "L2-H12", 1),
-        ("mlm", "L2-H12", 1),
-        ("hs-last", "L2-H12", 1),
-    ):
-        output = folder / "results" / f"{method}.json"
-        results[method] = scores.evaluate(params, "english", method, student, seed, output)
-        assert json.loads(output.read_text()) == results[method]
-    assert results["teacher"]["tasks"] == probed["tasks"] and "probes" not in results["teacher"]
-    assert results["none"]["distillation"] is None and results["mlm"]["distillation"]["steps"] == 6
-    assert results["hs-last"]["masked_language_modelling"] is None  # it has no head
-    assert results["mlm"]["masked_language_modelling"]["loss"] < results["none"]["masked_language_modelling"]["loss"]
-    assert results["teacher"]["size"]["parameters"] > results["mlm"]["size"]["parameters"]
-    assert results["teacher"]["commit"] is None  # this folder is no repository; that of the study is
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tiny.ROOT, capture_output=True, text=True).stdout
-    assert scores.commit(tiny.ROOT) == (head[:12] or None)
-    with pytest.raises(StudyError, match="no saved model"):
-        scores.evaluate(params, "english", "od", "L2-H12", 1, folder / "results" / "od.json")
-    assert not (folder / "results" / "od.json").exists()
-
-
-def test_latency_is_measured_beside_the_teacher(folder):
-    protocol = {"sequence_length": 16, "batch_sizes": [1, 4], "warmup_runs": 1, "runs": 5, "threads": [1]}
-    params = tiny.parameters(folder, latency=protocol)
-    result = measure_latency(params, "english", folder / "latency.json")
-    assert json.loads((folder / "latency.json").read_text()) == result
-    assert [(entry["student"], entry["batch_size"]) for entry in result["measurements"]] == [
-        ("L2-H24", 1),
-        ("teacher", 1),
-        ("L2-H24", 4),
-        ("teacher", 4),
-    ]
-    for entry in result["measurements"]:
-        assert 0 < entry["lower_quartile_seconds"] <= entry["median_seconds"] <= entry["upper_quartile_seconds"]
-        assert entry["sequences_per_second"] == pytest.approx(entry["batch_size"] / entry["median_seconds"])
-        ratio = entry["teacher_median_seconds"] / entry["median_seconds"]
-        assert ratio / 3 < entry["speed_up"] < 3 * ratio
-    teacher = result["measurements"][1]
-    assert teacher["teacher_median_seconds"] == teacher["median_seconds"] and teacher["speed_up"] == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from study.losses import attention_relation, direct_attention, hidden_state, output_distribution
+from study.distillation.losses import attention_relation, direct_attention, hidden_state, output_distribution
 
 MASKS = {
     "none": None,

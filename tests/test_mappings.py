@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 import study
-from study.mappings import STRATEGIES, layer_mapping
+from study.distillation.mappings import STRATEGIES, layer_mapping
 
 TABLE = {  # (teacher layers, student layers): strategy -> phi, by hand
     (12, 6): {

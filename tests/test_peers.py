@@ -1,6 +1,6 @@
 """The benchmark's peers: what each package computes, against formulas written out; and what is said when it is absent.
 
-Packages that are not installed are skipped; see ``study.evaluation.peers.INSTALL``.
+Packages that are not installed are skipped; see ``study.speed.peers.INSTALL``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from importlib import import_module, metadata
 import pytest
 import tiny
 import torch
-from test_environment import project, split
+from test_environment import constraints
 from torch import nn
 
-from study import StudyError, load_params, losses
-from study.evaluation import peers
-from study.evaluation.peers import INSTALL, PEERS
-from study.models.taps import PROJECTIONS, read
-from study.training.distill import switch_off_dropout
+from study import StudyError
+from study.distillation import losses
+from study.distillation.taps import PROJECTIONS, read_activations
+from study.distillation.trainer import switch_off_dropout
+from study.params import read_yaml
+from study.speed import peers
+from study.speed.peers import INSTALL, PEERS
 
 
 @pytest.fixture
@@ -58,16 +60,16 @@ def peer(request):
 
 
 def test_the_benchmark_runs_every_peer():
-    assert load_params(tiny.ROOT / "params.yaml").benchmark.peers == list(PEERS)
+    assert read_yaml(tiny.FIXTURES / "params.yaml")["benchmark"]["peers"] == list(PEERS)
     assert all(name == peer.name for name, peer in PEERS.items())
 
 
 def test_every_peer_can_be_installed():
     """What the study does not depend on, INSTALL names; what it does depend on, it pins to the peer's version."""
-    pins = dict(map(split, project()["dependencies"]))
+    pins = dict(constraints())
     for peer in PEERS.values():
-        package, version = split(peer.requirement)
-        assert peer.requirement in INSTALL.split() or pins[package] == version, peer.name
+        package, _, version = peer.requirement.partition("==")
+        assert peer.requirement in INSTALL.split() or pins.get(package) == version, peer.name
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -172,8 +174,8 @@ def hidden_states(teacher, student, tokens, maps) -> float:
     """Sum over pairs (student layer, teacher layer) of the mean squared error, with the maps of the package."""
     total = 0.0
     for (i, j), linear in maps.items():
-        states = read(student, tokens, hidden_layers=[i]).hidden[i]
-        difference = linear(states) - read(teacher, tokens, hidden_layers=[j]).hidden[j]
+        states = read_activations(student, tokens, hidden_layers=[i]).hidden[i]
+        difference = linear(states) - read_activations(teacher, tokens, hidden_layers=[j]).hidden[j]
         total += float((difference.double() ** 2).sum()) / (tokens.numel() * teacher.config.hidden_size)
     return total
 
@@ -182,5 +184,7 @@ def hidden_states(teacher, student, tokens, maps) -> float:
 def relations(teacher, student, tokens, heads) -> float:
     """The study's MiniLMv2, which tests/test_losses.py compares with loops: last layer, teacher's last but one."""
     layers = {student: student.config.num_hidden_layers, teacher: teacher.config.num_hidden_layers - 1}
-    states = [read(model, tokens, attention_layers=[layer]).attention[layer] for model, layer in layers.items()]
+    states = [
+        read_activations(model, tokens, attention_layers=[layer]).attention[layer] for model, layer in layers.items()
+    ]
     return sum(float(losses.attention_relation(states[0][x], states[1][x], heads)) for x in PROJECTIONS)

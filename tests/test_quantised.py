@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertModel, PreTrainedTokenizerFast
 
 from study import StudyError
-from study.models import quantised
-from study.models.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
+from study.data import quantised
+from study.data.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "intermediate": 64, "vocabulary": 12, "positions": 16, "segments": 2}
 PIECES = {"<s>": 0, "<pad>": 0, "</s>": 0, "<unk>": 0, "▁": -3, "a": -4, "b": -5, "▁ab": -1, "é": -6, "<mask>": 0}

@@ -6,9 +6,7 @@ import pandas as pd
 import pytest
 from constructed_results import SPLITS, latency_result, make_study, run_result, write
 
-from study.analysis.published import PUBLISHED
-from study.analysis.recommendation import recommendation
-from study.analysis.results import load_results
+from study.analysis.numbers.published import PUBLISHED
 
 #: Test scores; development scores are given apart where they differ.
 SCORES = {
@@ -26,16 +24,16 @@ SCORES = {
 
 def recommended(root, development=None) -> pd.DataFrame:
     students = ("L3-H384", "L3-H192", "L6-H192")
-    params = make_study(root, ["none", "mlm", "od"], students)
-    folder = root / "reports" / "laptop" / "results" / "english"
+    made = make_study(root, ["none", "mlm", "od"], students)
+    folder = made.layout.results
     folder.mkdir(parents=True)
-    write(folder / "teacher_teacher_0.json", run_result("teacher", "teacher", 0, 0.8))
+    write(folder / "teacher.json", run_result("teacher", "teacher", 0, 0.8))
     write(folder / "latency.json", latency_result(students))
     write(folder / "tasks.json", SPLITS)
     for cell, test in SCORES.items():
         result = run_result(*cell, 1, test, (development or {}).get(cell, test))
         write(folder / f"{cell[0]}_{cell[1]}_1.json", result)
-    return recommendation(load_results(params, "english", root))
+    return made.analyse().recommendation
 
 
 def test_every_budget_has_its_model_and_the_promise_is_from_test_data(tmp_path):

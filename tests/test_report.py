@@ -27,10 +27,10 @@ from constructed_results import (
 from study import StudyError
 from study.analysis import figures, report
 from study.analysis.report import TABLES, write_report
-from study.analysis.results import load_results
-from study.analysis.tables import write_headline, write_tables
-from study.analysis.verdicts import CLAIMS, write_verdicts
-from study.config import Layout
+from study.analysis.numbers.results import load_results
+from study.analysis.numbers.tables import write_headline, write_tables
+from study.analysis.numbers.claims import CLAIMS, write_verdicts
+from study.files import Layout
 
 FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 
 import pytest
 import tiny
@@ -10,15 +10,17 @@ import torch
 from datasets import DatasetDict
 from transformers import BertConfig, BertModel
 
-from study import losses
-from study.data import tasks
+from study.data import storage
+from study.data.pretrained import load_tokenizer
 from study.data.tasks import TASKS
-from study.evaluation.representations import linear_cka, probe_last_layers, relations, represent
-from study.models.taps import read
-from study.models.teachers import load_tokenizer
-from study.training.distill import distil
-from study.training.finetune import linear_probe
-from study.training.tune import splits_without_test
+from study.descriptions import LayerComparison, Run
+from study.distillation import losses
+from study.distillation.distil import distil
+from study.distillation.taps import read_activations
+from study.evaluation.finetune import linear_probe, splits_without_test
+from study.evaluation.representations import compare_layers, linear_cka, probe_last_layers, relations, represent
+from study.files import Layout
+from study.records import RepresentationsResult, read_record
 
 
 def test_alignment_by_hand():
@@ -52,31 +54,36 @@ def folder(tmp_path, monkeypatch):
     """A folder to run in, with the task topic."""
     monkeypatch.chdir(tmp_path)
     splits = {"train": tiny.sentences(96, 1), "development": tiny.sentences(48, 2)}
-    tasks.save(DatasetDict(splits), tmp_path / "runs" / "test" / "english" / "tasks" / "topic")
+    storage.save(DatasetDict(splits), Layout(tmp_path, "english").tasks / "topic")
     return tiny.workspace(tmp_path)
 
 
 def test_every_student_of_the_grid_is_compared_with_its_teacher(folder):
-    params = tiny.parameters(folder, representations={"sequences": 8, "relation_sequences": 2})
-    runs = folder / "runs" / "test" / "english"
-    for method in params.grid.methods:
-        distil(params, "english", method, "L2-H24", 1, runs / "students" / f"{method}_L2-H24_1")
-    found = represent(params, "english", folder / "representations.json")
-    written = json.loads((folder / "representations.json").read_text())
-    assert written["models"] == found and [row["method"] for row in found] == ["none", "mlm"]
-    assert (written["sequences"], written["relation_heads"]) == (8, 4)
-    for row in found:
-        assert len(row["cka"]) == 2 and all(len(line) == 4 for line in row["cka"])
-        assert all(0 <= value <= 1 for line in row["cka"] for value in line)
-        assert all(value >= 0 for matrix in row["relation_divergence"].values() for line in matrix for value in line)
-        assert set(row["probes"]) == {"topic"} and set(row["probes"]["topic"]) == {"last", "last_but_one"}
-    assert found[0]["cka"] != found[1]["cka"]
+    plan = tiny.plan(folder, representations={"sequences": 8, "relation_sequences": 2})
+    layout, (description,) = plan.layout("english"), plan.of(LayerComparison)
+    for run in plan.of(Run):
+        distil(run, layout, layout.student(run.model))
+    result = represent(description, layout, folder / "representations.json")
+    written = read_record(folder / "representations.json", RepresentationsResult, profile="test", setting="english")
+    assert written == result and [model.method for model in result.models] == ["none", "mlm"]
+    assert (result.sequences, result.relation_sequences, result.relation_heads) == (8, 2, 4)
+    assert set(result.hashes) == {"corpus", "tasks", "teacher"}
+    for model in result.models:
+        assert len(model.cka) == 2 and all(len(line) == 4 for line in model.cka)
+        assert all(0 <= value <= 1 for line in model.cka for value in line)
+        assert set(model.relation_divergence) == {"query", "key", "value"}
+        assert all(value >= 0 for matrix in model.relation_divergence.values() for line in matrix for value in line)
+        assert set(model.probes) == {"topic"}
+        weights = (layout.student(f"{model.method}_L2-H24_1") / "model.safetensors").read_bytes()
+        assert model.weights == hashlib.sha256(weights).hexdigest()
+    assert result.models[0].cka != result.models[1].cka
 
 
 def test_the_last_layer_is_what_the_shorter_student_lacks(folder):
     """Probes of a model of two layers against those of one built from its first layer alone."""
-    params = tiny.parameters(folder)
-    distil(params, "english", "mlm", "L2-H24", 1, folder / "whole")
+    (description,) = tiny.plan(folder).of(LayerComparison)
+    run, layout = tiny.run(folder)
+    distil(run, layout, folder / "whole")
     model = BertModel.from_pretrained(folder / "whole")
     config = model.config.to_dict() | {"num_hidden_layers": 1}
     shorter = BertModel(BertConfig.from_dict(config))
@@ -84,24 +91,23 @@ def test_the_last_layer_is_what_the_shorter_student_lacks(folder):
     shorter.load_state_dict(kept)
     shorter.save_pretrained(folder / "shorter")
     tokenizer = load_tokenizer(folder / "whole")
-    splits = splits_without_test(params, "english", tokenizer, 1)
-    probes = probe_last_layers(params, folder / "whole", splits, tokenizer, 1)
+    splits = splits_without_test(description, layout, tokenizer, 1)
+    probes = probe_last_layers(description, folder / "whole", splits, tokenizer, 1)
     assert set(splits) == {"topic"} and set(splits["topic"]) == {"train", "development"}
     scores = [
-        linear_probe(params, folder / place, TASKS["topic"], splits["topic"], tokenizer, 1)
-        for place in ("whole", "shorter")
+        linear_probe(description, folder / name, TASKS["topic"], splits["topic"], tokenizer, 1)
+        for name in ("whole", "shorter")
     ]
-    assert list(probes["topic"].values()) == pytest.approx(scores, abs=1e-4) and scores[0] != scores[1]
+    probe = probes["topic"]
+    assert [probe.last, probe.last_but_one] == pytest.approx(scores, abs=1e-4) and scores[0] != scores[1]
 
 
-def test_a_model_is_its_own_likeness(tmp_path):
-    from study.evaluation.representations import compare_layers
-
+def test_a_model_is_its_own_likeness():
     model = tiny.masked_language_model()
     ids = torch.from_numpy(tiny.sequences(8, 1).astype("int64"))
-    readings = read(model.eval(), ids, hidden_layers=range(1, 5), attention_layers=range(1, 5))
+    activations = read_activations(model.eval(), ids, hidden_layers=range(1, 5), attention_layers=range(1, 5))
     with torch.no_grad():
-        compared = compare_layers(readings, readings, 4, 8)
+        compared = compare_layers(activations, activations, 4, 8)
     for layer in range(4):
         assert compared["cka"][layer][layer] == 1
         assert all(matrix[layer][layer] == 0 for matrix in compared["relation_divergence"].values())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
-from constructed_results import add_languages, change, change_params, make_study, several_languages, write_grid
+from constructed_results import ENVIRONMENT, add_languages, change, make_study, several_languages, write_grid
 from scipy import stats
 
 from study import StudyError
-from study.analysis import results as analysis
-from study.analysis import tables
+from study.analysis.numbers import results as analysis
+from study.analysis.numbers import tables
+from study.analysis.numbers.analysis import Analysis
 
 METHODS = ["none", "mlm", "od", "mha-minilmv2"]
 SCORES = {
@@ -24,30 +26,29 @@ SCORES = {
 
 @pytest.fixture
 def study(tmp_path):
-    params = make_study(tmp_path, METHODS)
-    return tmp_path, params, write_grid(tmp_path, params, SCORES)
+    made = make_study(tmp_path, METHODS)
+    return tmp_path, made, write_grid(made, SCORES)
 
 
 def load(study):
-    root, params, _ = study
-    return analysis.load_results(params, "english", root)
+    return study[1].load()
 
 
 def test_every_missing_file_is_named_in_one_line(study):
     root, params, folder = study
-    gone = ["teacher_teacher_0.json", "od_L3-H192_1.json", "latency.json", "tasks.json"]
+    gone = ["teacher.json", "od_L3-H192_1.json", "latency.json", "tasks.json"]
     for name in gone:
         (folder / name).unlink()
     with pytest.raises(StudyError) as error:
         load(study)
-    assert all(f"reports/laptop/results/english/{name}" in str(error.value) for name in gone)
+    assert all(f"reports/results/english/{name}" in str(error.value) for name in gone)
     assert "mlm" not in str(error.value) and str(root) not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_truncated_file_is_named(study):
     path = study[2] / "od_L3-H384_1.json"
     path.write_text(path.read_text()[:500])
-    with pytest.raises(StudyError, match=r"^reports/laptop/results/english/od_L3-H384_1\.json: .*JSON") as error:
+    with pytest.raises(StudyError, match=r"^results/english/od_L3-H384_1\.json: .*JSON") as error:
         load(study)
     assert "\n" not in str(error.value)
 
@@ -91,10 +92,10 @@ def test_a_missing_latency_measurement_is_named(study):
 
 
 def test_a_method_removed_from_the_grid_is_ignored(study):
-    root, _, folder = study
+    folder = study[2]
     (folder / "od_L3-H192_1.json").write_text("cut off {")
-    params = change_params(root, methods=["none", "mlm", "mha-minilmv2"])
-    results = analysis.load_results(params, "english", root)
+    comparison = study[1].comparison.model_copy(update={"methods": ["none", "mlm", "mha-minilmv2"]})
+    results = analysis.load_results(comparison, study[1].layout)
     for table in (results.scores, results.runs, results.curves):
         assert "od" not in set(table["method"])
         assert set(table["setting"]) == {"english"}
@@ -103,7 +104,7 @@ def test_a_method_removed_from_the_grid_is_ignored(study):
 def test_a_methods_own_parameters_are_those_recorded(study):
     path = study[2] / "od_L3-H384_1.json"
     options = {"objective": "output_distribution", "temperature": 2.0, "positions": "masked"}
-    change(path, distillation=json.loads(path.read_text())["distillation"] | {"method": options})
+    change(path, distillation=json.loads(path.read_text())["distillation"] | {"options": options})
     runs = load(study).runs.set_index(["method", "student"])
     assert runs.loc[("od", "L3-H384"), "options"] == options
     assert runs.loc[("none", "L3-H384"), "options"] == {"objective": "none"}
@@ -112,7 +113,7 @@ def test_a_methods_own_parameters_are_those_recorded(study):
 def test_languages_by_hand(study):
     """The teacher scores 0.80 + 0.02 on topic, fifth of the tasks, in English; less by 0.1 and 0.2 elsewhere."""
     add_languages(study[2])
-    table = tables.per_language(several_languages(*study[:2])).set_index(["method", "student", "task"])
+    table = several_languages(study[1]).analyse().per_language.set_index(["method", "student", "task"])
     assert list(table.columns) == ["setting", "metric", "en", "es", "fr", "hi", "mean", "mean_without_english", "gap"]
     assert len(table) == 2 * (1 + len(METHODS) * 2)
     row = table.loc[("teacher", "teacher", "topic")]
@@ -126,24 +127,27 @@ def test_languages_by_hand(study):
 
 def test_the_macro_takes_the_mean_over_languages_and_no_probe(study):
     """Topic loses 0.1 on average over its three languages, so the macro of five tasks loses 0.02."""
-    before = tables.summary(load(study)).set_index(["method", "student"])
+    before = study[1].analyse().summary.set_index(["method", "student"])
     add_languages(study[2], probe=0.9)
-    after = tables.summary(several_languages(*study[:2])).set_index(["method", "student"])
+    after = several_languages(study[1]).analyse().summary.set_index(["method", "student"])
     assert (before["test"] - after["test"]).tolist() == pytest.approx([0.02] * len(before))
     assert after["development"].tolist() == pytest.approx(before["development"].tolist())
     # Languages shift every seed alike: the chance of fine-tuning, and so the interval, stays what it was.
     width = (before["test_high"] - before["test_low"]).tolist()
     assert (after["test_high"] - after["test_low"]).tolist() == pytest.approx(width)
-    errors = tables.sampling_error(several_languages(*study[:2])).set_index("task")
+    errors = several_languages(study[1]).analyse().sampling_error.set_index("task")
     assert errors.loc["topic", "test_examples"] == 1000 + 500 + 250 and errors.loc["boolq", "test_examples"] == 1000
 
 
 def test_scores_by_language_are_a_table_where_there_are_several(study, tmp_path):
-    names = [path.name for path in tables.write_tables(load(study), tmp_path / "one")]
-    assert names == ["per_task.csv", "costs.csv", "distillation.csv"] and tables.per_language(load(study)).empty
+    one = study[1].analyse()
+    names = {path.name for path in tables.write_comparison(one, tmp_path / "one")}
+    assert {"per_task.csv", "costs.csv", "distillation.csv"} <= names and one.per_language.empty
     add_languages(study[2])
-    results = several_languages(*study[:2])
-    assert [path.name for path in tables.write_tables(results, tmp_path / "several")] == [*names, "per_language.csv"]
+    several = several_languages(study[1]).analyse()
+    written = {path.name for path in tables.write_comparison(several, tmp_path / "several")}
+    assert written == names | {"per_language.csv"}
+    results = several.results
     table = pd.read_csv(tmp_path / "several" / "per_language.csv")
     assert table.loc[0, ["method", "task", "en", "es", "gap"]].tolist() == ["teacher", "topic", 0.82, 0.72, 0.15]
     assert set(results.probes["language"]) == {"es", "hi"} and results.probes["from_english"].iloc[0] == 0.4
@@ -185,7 +189,7 @@ def test_a_run_that_lacks_a_language_or_a_probe_is_refused(study, damage, messag
     damage(content)
     path.write_text(json.dumps(content))
     with pytest.raises(StudyError, match=message) as error:
-        several_languages(*study[:2])
+        several_languages(study[1]).load()
     assert "\n" not in str(error.value) and "od_L3-H384_1.json" in str(error.value)
 
 
@@ -202,7 +206,7 @@ def test_macro_and_retained_are_those_computed_by_hand(study):
 def test_interval_of_one_distillation_seed_is_that_of_its_fine_tunings(study):
     """Five tasks, two fine-tunings at -+0.01 each: a task mean's standard error is 0.01, and each adds a degree of
     freedom. The teacher's lie at -+0.01 too, seed by seed: of 0.72 - 0.9 x 0.80, a tenth of that is left to chance."""
-    row = tables.summary(load(study)).query("method == 'od' and student == 'L3-H384'").iloc[0]
+    row = study[1].analyse().summary.query("method == 'od' and student == 'L3-H384'").iloc[0]
     half = stats.t.ppf(0.975, 5) * 0.01 / 5**0.5
     assert (row["test_low"], row["test_high"]) == pytest.approx((0.72 - half, 0.72 + half))
     half *= 0.1 / 0.80
@@ -211,9 +215,9 @@ def test_interval_of_one_distillation_seed_is_that_of_its_fine_tunings(study):
 
 def test_intervals_of_several_distillation_seeds_count_their_spread(tmp_path):
     """Macros 0.600, 0.604, 0.608. The teacher's chance (5 degrees of freedom) is independent of it."""
-    params = make_study(tmp_path, METHODS, seeds=(1, 2, 3))
-    write_grid(tmp_path, params, SCORES)
-    row = tables.summary(analysis.load_results(params, "english", tmp_path)).query("method == 'none'").iloc[0]
+    made = make_study(tmp_path, METHODS, seeds=(1, 2, 3))
+    write_grid(made, SCORES)
+    row = made.analyse().summary.query("method == 'none'").iloc[0]
     assert row["test"] == pytest.approx(0.604)
     error = 0.004 / 3**0.5
     half = stats.t.ppf(0.975, 2) * error
@@ -226,19 +230,16 @@ def test_intervals_of_several_distillation_seeds_count_their_spread(tmp_path):
 
 
 def test_one_value_has_no_interval(study):
-    root, params, _ = study
     results = load(study)
-    single = analysis.Results(
-        results.scores.query("finetuning_seed == 1"), results.runs, results.curves, results.latency
-    )
-    table = tables.summary(single)
+    single = Analysis(replace(results, scores=results.scores.query("finetuning_seed == 1")))
+    table = single.summary
     assert table[["test_low", "test_high", "retained_low", "retained_high"]].isna().all(axis=None)
-    best = tables.headline(single)["students"]["L3-H384"]
+    best = single.headline["students"]["L3-H384"]
     assert best["retained_percent_low"] is None and best["retained_percent"] is not None
 
 
 def test_the_best_method_is_chosen_on_development_and_reported_on_test_data(study):
-    best = tables.headline(load(study))["students"]["L3-H384"]
+    best = study[1].analyse().headline["students"]["L3-H384"]
     assert best["method"] == "mha-minilmv2"
     assert best["test"] == 0.70 and best["development"] == 0.68
     assert best["retained_percent"] == 87.5
@@ -249,23 +250,25 @@ def test_the_best_method_is_chosen_on_development_and_reported_on_test_data(stud
 
 
 def test_the_floor_is_never_the_best_method(tmp_path):
-    params = make_study(tmp_path, ["none", "od"], students=["L3-H384"])
-    write_grid(tmp_path, params, {("none", "L3-H384"): 0.7, ("od", "L3-H384"): 0.6})
-    best = tables.headline(analysis.load_results(params, "english", tmp_path))["students"]["L3-H384"]
+    made = make_study(tmp_path, ["none", "od"], students=["L3-H384"])
+    write_grid(made, {("none", "L3-H384"): 0.7, ("od", "L3-H384"): 0.6})
+    best = made.analyse().headline["students"]["L3-H384"]
     assert best["method"] == "od" and best["margin_over_none"] == -10.0
     assert "margin_over_mlm" not in best
 
 
 def test_sampling_error_is_binomial_and_for_accuracy_alone(study):
-    table = tables.sampling_error(load(study)).set_index("task")
+    table = study[1].analyse().sampling_error.set_index("task")
     assert table.loc["boolq", "standard_error"] == pytest.approx((0.8 * 0.2 / 1000) ** 0.5)
     assert table.loc["boolq", "majority_share"] == 0.62
     assert table.loc[["sts-b", "topic"], ["standard_error", "majority_share"]].isna().all(axis=None)
 
 
 def test_tables_hold_every_cell(study, tmp_path):
-    paths = tables.write_tables(load(study), tmp_path / "tables")
-    per_task, costs, distillation = (pd.read_csv(path) for path in paths)
+    tables.write_comparison(study[1].analyse(), tmp_path / "tables")
+    per_task, costs, distillation = (
+        pd.read_csv(tmp_path / "tables" / f"{name}.csv") for name in ("per_task", "costs", "distillation")
+    )
     assert len(per_task) == 1 + len(METHODS) * 2
     row = per_task.set_index(["method", "student"]).loc[("none", "L3-H384")]
     assert row[["sentiment", "topic", "macro", "retained_percent"]].tolist() == [0.58, 0.62, 0.60, 75.0]
@@ -277,14 +280,14 @@ def test_tables_hold_every_cell(study, tmp_path):
 
 
 def test_deviations_are_those_between_distilled_models_where_there_are_several(tmp_path):
-    params = make_study(tmp_path, METHODS, seeds=(1, 2, 3))
-    write_grid(tmp_path, params, SCORES)
-    row = tables.per_task(analysis.load_results(params, "english", tmp_path)).query("method == 'none'").iloc[0]
+    made = make_study(tmp_path, METHODS, seeds=(1, 2, 3))
+    write_grid(made, SCORES)
+    row = made.analyse().per_task.query("method == 'none'").iloc[0]
     assert row["topic"] == pytest.approx(0.624) and row["topic_sd"] == pytest.approx(0.004)
 
 
 def test_what_was_found_is_said_from_the_numbers(study):
-    said = tables.found(load(study))
+    said = tables.sentences(study[1].analyse())
     assert "* L3-H384: `mha-minilmv2`, chosen on development data, keeps 87.5 % of the teacher's score" in said
     assert "methods lie between 77.5 and 90.0 %" in said
     assert "It is +10.0 points from `none`, more than chance. It is +8.0 points from `mlm`, more than chance." in said
@@ -292,14 +295,15 @@ def test_what_was_found_is_said_from_the_numbers(study):
 
 
 def test_headline_file_is_valid_json(study, tmp_path):
-    values = tables.write_headline(load(study), tmp_path / "new" / "headline.json")
-    assert json.loads((tmp_path / "new" / "headline.json").read_text()) == values
+    own = study[1].analyse()
+    tables.write_comparison(own, tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "headline.json").read_text()) == own.headline
 
 
 def test_an_unwritable_folder_is_one_line(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="cannot be written") as error:
-        tables.write_tables(load(study), tmp_path / "file" / "tables")
+        tables.write_comparison(study[1].analyse(), tmp_path / "file" / "tables")
     assert "\n" not in str(error.value)
 
 
@@ -310,6 +314,45 @@ def test_the_last_interval_says_whether_a_curve_has_flattened(study):
     for point, loss in zip(training["curve"], (8, 5, 4.25, 4), strict=True):
         point["loss"] = loss
     change(path, distillation=training)
-    table = tables.distillation(load(study)).set_index(["method", "student"])
+    table = study[1].analyse().distillation.set_index(["method", "student"])
     assert table.loc[("od", "L3-H384"), "last_interval_percent"] == pytest.approx(6.25)
-    assert "none" not in table.index and len(table) == len(tables.distillation(load(study)))
+    assert "none" not in table.index and len(table) == len(study[1].analyse().distillation)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "version"),
+    [
+        ("od_L3-H192_1.json", "torch", "2.14.0"),
+        ("latency.json", "transformers", "4.57.0"),
+        ("tasks.json", "python", "3.12"),
+    ],
+)
+def test_numbers_of_different_versions_are_not_mixed(study, name, package, version):
+    change(study[2] / name, environment=ENVIRONMENT | {package: version})
+    with pytest.raises(StudyError) as error:
+        load(study)
+    line = str(error.value)
+    assert "\n" not in line and name in line and package in line and version in line and "allowed" in line
+
+
+def test_another_patch_of_python_and_another_build_are_the_same_version(study):
+    change(study[2] / "od_L3-H192_1.json", environment=ENVIRONMENT | {"python": "3.11.9", "torch": "2.13.0+cpu"})
+    assert len(load(study).runs) == 1 + 2 * len(METHODS)
+
+
+@pytest.mark.parametrize("schema", [1, 3, None])
+def test_a_file_of_another_schema_is_refused(study, schema):
+    path = study[2] / "od_L3-H192_1.json"
+    content = json.loads(path.read_text()) | {"schema": schema}
+    if schema is None:
+        del content["schema"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(StudyError, match="od_L3-H192_1.json: schema") as error:
+        load(study)
+    assert "\n" not in str(error.value)
+
+
+def test_a_field_that_the_schema_does_not_have_is_refused(study):
+    change(study[2] / "od_L3-H192_1.json", accuracy=0.9)
+    with pytest.raises(StudyError, match="od_L3-H192_1.json: accuracy"):
+        load(study)

@@ -8,19 +8,18 @@ import pytest
 from constructed_results import change, make_study, write_grid
 
 from study import StudyError
-from study.analysis.results import load_results
-from study.analysis.similarity import found, likeness, load_similarity, write_similarity
+from study.analysis.numbers.similarity import likeness, load_similarity, sentences, write_similarity
 
 
 @pytest.fixture
 def study(tmp_path):
-    params = make_study(tmp_path, ["none", "mlm", "od", "hs-last"], ["L3-H384"], seeds=(1, 2))
-    return tmp_path, params, write_grid(tmp_path, params)
+    made = make_study(tmp_path, ["none", "mlm", "od", "hs-last"], ["L3-H384"], seeds=(1, 2))
+    return tmp_path, made, write_grid(made)
 
 
 def test_every_pair_of_layers_is_a_row(study):
-    root, params, _ = study
-    table, probes = load_similarity(params, "english", root)
+    root, made, _ = study
+    table, probes = load_similarity(made.comparison, made.layout)
     assert len(table) == 4 * 2 * 2 * 4 and len(probes) == 4 * 2 * 2
     row = table.query("method == 'od' and seed == 2 and layer == 2 and teacher_layer == 4").iloc[0]
     assert row["cka"] == pytest.approx(0.58) and row["divergence"] == pytest.approx(1 + 1 - 0.58)
@@ -28,15 +27,15 @@ def test_every_pair_of_layers_is_a_row(study):
 
 def test_likeness_beside_quality(study):
     """In the files both CKA and score rise with the place in the grid."""
-    root, params, _ = study
-    layers, probes = load_similarity(params, "english", root)
-    table = likeness(layers, probes, load_results(params, "english", root)).set_index("method")
+    root, made, _ = study
+    layers, probes = load_similarity(made.comparison, made.layout)
+    table = likeness(layers, probes, made.analyse().macro).set_index("method")
     assert table["last_layers"].tolist() == pytest.approx([0.5, 0.54, 0.58, 0.62])
     assert table.loc["od", "macro"] == pytest.approx(62.2)
     assert table["depth_kept"].tolist() == pytest.approx([1, 1, 1, 1])
     assert table.loc["od", "divergence"] == pytest.approx(1.7)
     assert table["last_layer_adds"].tolist() == pytest.approx([-1, 0, 1, 2])
-    said = found(table.reset_index())
+    said = sentences(table.reset_index())
     assert "`hs-last` (CKA 0.62); the best macro test score has `hs-last`" in said and "+1.00. What" in said
     assert "in points: `none` -1.0, `mlm` +0.0, `od` +1.0, `hs-last` +2.0." in said
     write_similarity(layers, probes, table.reset_index(), root)
@@ -44,16 +43,16 @@ def test_likeness_beside_quality(study):
 
 
 def test_a_missing_run_and_damaged_or_missing_files_are_named(study):
-    root, params, folder = study
+    _, made, folder = study
     path = folder / "representations.json"
     models = json.loads(path.read_text())["models"]
     change(path, models=models[:-1])
     with pytest.raises(StudyError, match="representations.json: models: hs-last L3-H384 2 is missing"):
-        load_similarity(params, "english", root)
+        load_similarity(made.comparison, made.layout)
     models[0]["relation_divergence"]["query"] = [[1.0]]
     change(path, models=models)
     with pytest.raises(StudyError, match=r"relation_divergence.query is \(1, 1\); allowed: \(2, 4\)"):
-        load_similarity(params, "english", root)
+        load_similarity(made.comparison, made.layout)
     path.unlink()
     with pytest.raises(StudyError, match="representations.json"):
-        load_similarity(params, "english", root)
+        load_similarity(made.comparison, made.layout)

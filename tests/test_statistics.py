@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from constructed_results import results_of_scores
+from constructed_results import named, results_of_scores
 from scipy import stats
 
 from study import StudyError
-from study.analysis import statistics
+from study.analysis.numbers import statistics
+from study.analysis.numbers.analysis import Analysis
 
+pytestmark = pytest.mark.fast
 TASK_NOISE = 0.02 * np.linspace(0.2, 1.8, 5)[:, None, None]  # tasks differ in how much fine-tuning moves them
 TASK_MEANS = np.linspace(0.5, 0.9, 5)[:, None, None]
 
@@ -28,7 +30,7 @@ def simulated(generator, replications, students, seeds, finetunings, seed_noise=
     scores += draw_noise * generator.normal(size=(replications, 1, *shape[2:]))
     common = generator.normal(size=(replications, students, 1, seeds, 1))
     own = generator.normal(size=(*shape[:-1], 1))
-    return scores + seed_noise * (common + 0.5 * own)
+    return named(scores + seed_noise * (common + 0.5 * own))
 
 
 def coverage(values, truth=0.0):
@@ -47,7 +49,7 @@ def test_intervals_of_several_distillation_seeds_cover(students, seeds, finetuni
     for p_values in (found.p_above(0), found.p_below(0)):
         assert 0.005 < (p_values <= 0.025).mean() < 0.032
     # The same simulation shows what taking fine-tunings of one model for independent runs would do.
-    pooled = scores.mean(axis=(1, 2)).reshape(4000, 1, seeds * finetunings)
+    pooled = scores.to_numpy().mean(axis=(1, 2)).reshape(4000, 1, seeds * finetunings)
     assert coverage(pooled) < 0.92
 
 
@@ -65,7 +67,7 @@ def test_fine_tuning_draws_shared_by_all_distillation_seeds_would_not_be_covered
     """Why every distillation seed draws its own: the same two draws for all are in the spread between them nowhere."""
     generator = np.random.default_rng(3)
     scores = simulated(generator, 4000, 1, 3, 2, draw_noise=0)
-    scores += 0.03 * generator.normal(size=(4000, 1, 5, 1, 2))
+    scores = scores + 0.03 * generator.normal(size=(4000, 1, 5, 1, 2))
     assert coverage(statistics.replicates(scores)) < 0.90
     own = simulated(generator, 4000, 1, 3, 2, draw_noise=0.03)
     assert 0.94 < coverage(statistics.replicates(own)) < 0.985
@@ -81,7 +83,8 @@ def test_intervals_of_the_share_of_the_teacher_cover(tasks, seeds, seed_noise):
     teacher = 0.8 + simulated(generator, 4000, 1, 1, 2, 0)[:, :, :tasks]
     if seeds == 1:
         teacher = 0.8 + (teacher - 0.8 + student - 0.6) / 2**0.5
-    low, high = statistics.share_of_teacher(student, teacher).interval()
+    of_teacher = teacher.squeeze(["student", "distillation_seed"], drop=True)
+    low, high = statistics.share_of_teacher(student, of_teacher).interval()
     assert 0.935 < ((low <= 0.75) & (high >= 0.75)).mean() < 0.99
     paired = statistics.estimate(statistics.replicates(student - 0.6 + 0.02)).interval()
     assert 0.935 < ((paired[0] <= 0.02) & (paired[1] >= 0.02)).mean() < 0.99
@@ -91,7 +94,7 @@ def test_intervals_of_the_share_of_the_teacher_cover(tasks, seeds, seed_noise):
 def test_bootstrap_intervals_of_the_interquartile_mean_cover(students, seeds, finetunings, noise):
     """600 replications: a true rate of 0.95 is seen within 0.02. The truth is the mean of the estimates."""
     generator = np.random.default_rng(2)
-    scores = TASK_MEANS + simulated(generator, 600, students, seeds, finetunings, noise)
+    scores = named(TASK_MEANS + simulated(generator, 600, students, seeds, finetunings, noise).to_numpy())
     found = np.array([statistics.interquartile_mean(own, generator, resamples=200) for own in scores])
     truth = found[:, 0].mean()
     assert 0.90 < ((found[:, 1] <= truth) & (truth <= found[:, 2])).mean() < 0.98
@@ -124,8 +127,10 @@ def test_differences_without_spread_are_sure_and_single_runs_are_not():
 def test_fine_tunings_of_one_model_are_not_replicates_of_its_distillation():
     """Fine-tunings are far apart, but their means per distilled model are equal: distillation's chance is nil."""
     scores = np.zeros((1, 2, 3, 2)) + [0.1, -0.1]
-    assert statistics.estimate(statistics.replicates(scores)).standard_error == pytest.approx(0, abs=1e-12)
-    assert statistics.estimate(statistics.replicates(scores[:, :, :1])).standard_error == pytest.approx(0.1 / 2**0.5)
+    assert statistics.estimate(statistics.replicates(named(scores))).standard_error == pytest.approx(0, abs=1e-12)
+    assert statistics.estimate(statistics.replicates(named(scores[:, :, :1]))).standard_error == pytest.approx(
+        0.1 / 2**0.5
+    )
 
 
 def test_holm_by_hand():
@@ -137,7 +142,7 @@ def test_holm_by_hand():
 @pytest.mark.parametrize("shape", [(1, 4, 2, 1), (1, 4, 1, 2)])
 def test_interquartile_mean_by_hand(shape):
     """The middle half of 1 ... 7 and one far away is 3 ... 6, wherever that one lies."""
-    values = np.array([1, 2, 3, 4, 5, 6, 7, 1000.0]).reshape(shape)
+    values = named(np.array([1, 2, 3, 4, 5, 6, 7, 1000.0]).reshape(shape))
     value, low, high = statistics.interquartile_mean(values, np.random.default_rng(0))
     assert value == 4.5 and low < 4.5 < high
     single = statistics.interquartile_mean(values[:, :, :1, :1], np.random.default_rng(0))
@@ -150,7 +155,7 @@ def test_bootstrap_resamples_whole_models():
     Three seeds at -0.1, 0, 0.1 of one student, widened by sqrt(3/2) t / z with two degrees of freedom: one resample in
     27 takes the lowest thrice, which is more than 2.5 %.
     """
-    scores = np.zeros((1, 8, 3, 2)) + np.array([-0.1, 0, 0.1])[:, None]
+    scores = named(np.zeros((1, 8, 3, 2)) + np.array([-0.1, 0, 0.1])[:, None])
     value, low, high = statistics.interquartile_mean(scores, np.random.default_rng(0))
     end = 0.1 * 1.5**0.5 * stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975)
     assert (value, low, high) == pytest.approx((0, -end, end))
@@ -160,21 +165,36 @@ def test_probability_of_improvement_is_mann_whitneys():
     first, second = np.random.default_rng(0).integers(5, size=(2, 2, 3, 4, 1)).astype(float)
     pairs = zip(first.reshape(6, 4), second.reshape(6, 4), strict=True)
     known = [stats.mannwhitneyu(a, b).statistic / 16 for a, b in pairs]
+    first, second = named(first), named(second)
     assert statistics.probability_of_improvement(first, second) == pytest.approx(np.mean(known))
     assert statistics.probability_of_improvement(first, first) == 0.5
     assert statistics.probability_of_improvement(first + 10, second) == 1
 
 
 def test_performance_profile_by_hand():
-    scores = np.array([0.5, 0.7, 0.9, 0.9]).reshape(1, 2, 1, 2)
+    scores = named(np.array([0.5, 0.7, 0.9, 0.9]).reshape(1, 2, 1, 2))
     assert statistics.performance_profile(scores, (0.4, 0.5, 0.8, 0.9)).tolist() == [1, 0.75, 0.5, 0]
 
 
 def test_scores_keep_their_places():
     scores = np.random.default_rng(0).random((2, 3, 4, 2))
-    found = statistics.score_arrays(results_of_scores({"od": scores, "mlm": scores / 2}))
-    assert list(found) == ["teacher", "od", "mlm"] and found["teacher"].shape == (1, 3, 1, 2)
-    assert found["od"].tolist() == scores.tolist() and found["mlm"].tolist() == (scores / 2).tolist()
+    results = results_of_scores({"od": scores, "mlm": scores / 2})
+    array, teacher = statistics.score_array(results), statistics.teacher_array(results)
+    assert array["method"].to_numpy().tolist() == ["od", "mlm"] and array.dims == ("method", *statistics.AXES)
+    assert teacher.dims == ("task", "finetuning_seed") and teacher.shape == (3, 2)
+    assert statistics.of_method(array, "od").to_numpy().tolist() == scores.tolist()
+    assert statistics.of_method(array, "mlm").to_numpy().tolist() == (scores / 2).tolist()
+    alone = statistics.of_method(array, "od", "student 1")
+    assert alone.to_numpy().tolist() == scores[1:].tolist() and alone["student"].item() == "student 1"
+
+
+def test_scores_of_other_students_are_never_subtracted():
+    """Broadcasting would take a floor of two students from a method that was run on one of them."""
+    array = statistics.score_array(results_of_scores({m: np.ones((2, 2, 3, 2)) for m in ("none", "od")}))
+    floor, method = statistics.of_method(array, "none"), statistics.of_method(array, "od", "student 0")
+    with pytest.raises(ValueError, match="student"):
+        statistics.difference(method, floor)
+    assert (statistics.difference(method, statistics.of_method(array, "none", "student 0")) == 0).all()
 
 
 def test_an_incomplete_grid_is_refused():
@@ -182,22 +202,23 @@ def test_an_incomplete_grid_is_refused():
     gone = results.scores.query("method == 'od' and task == 'task 1' and distillation_seed == 2").index
     results = replace(results, scores=results.scores.drop(index=gone))
     with pytest.raises(StudyError, match="od has no score of student student 0, task task 1, distillation_seed 2"):
-        statistics.score_arrays(results)
+        statistics.score_array(results)
 
 
 def test_tables_of_methods_and_of_their_differences():
     noise = 0.01 * np.random.default_rng(0).normal(size=(3, 2, 5, 3, 2))
     levels = {"mlm": 0.4, "od": 0.6, "hs-last": 0.6}
     results = results_of_scores({method: levels[method] + own for method, own in zip(levels, noise, strict=True)})
-    table = statistics.aggregates(results).set_index("method")
+    analysis = Analysis(results)
+    table = analysis.aggregates.set_index("method")
     assert table["runs"].tolist() == [6, 6, 6] and set(table["covers"]) == {statistics.BOTH_SEEDS}
     assert table.loc["od", "iqm"] == pytest.approx(75, abs=1)  # 0.60 / 0.80
     assert (table["iqm_low"] < table["iqm"]).all() and (table["iqm"] < table["iqm_high"]).all()
     assert table["improvement_over_mlm"].tolist() == pytest.approx([np.nan, 1, 1], nan_ok=True)
     assert (table[["above_80", "above_100"]] == 0).all(axis=None)
-    pairs = statistics.differences(results).set_index(["first", "second"])
+    pairs = analysis.differences.set_index(["first", "second"])
     assert len(pairs) == 3
     assert pairs.loc[("mlm", "od"), "effect"] == pytest.approx(100 * (noise[0] - noise[1]).mean() - 20)
     assert (pairs.loc["mlm", "p_holm"] < 0.001).all() and pairs.loc[("od", "hs-last"), "p_holm"] > 0.05
     assert (pairs["p_holm"] >= pairs["p"]).all()
-    assert len(statistics.differences(results_of_scores({"od": np.ones((1, 2, 1, 2))}))) == 0
+    assert len(Analysis(results_of_scores({"od": np.ones((1, 2, 1, 2))})).differences) == 0

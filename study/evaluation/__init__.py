@@ -1,1 +1,1 @@
-"""Numbers per run: downstream scores, masked-language-modelling loss, size and latency."""
+"""Numbers of one model: downstream scores, language-modelling loss, size, latency, likeness of layers; and tuning."""

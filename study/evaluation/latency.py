@@ -4,72 +4,80 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from study.config import Layout, Params
-from study.files import write_json
-from study.models.students import create_student
-from study.models.teachers import load_model
-from study.runtime import environment, use_bf16
+from study.config import Latency
+from study.data.pretrained import load_model
+from study.descriptions import TEACHER, LatencyMeasurement
+from study.distillation.students import create_student
+from study.evaluation.provenance import provenance, weights_hash
+from study.files import Layout
+from study.records import LatencyResult, Measurement, write_record
+from study.runtime import use_bf16
 
 
-def measure_latency(params: Params, setting: str, output: Path) -> dict:
+def measure_latency(description: LatencyMeasurement, layout: Layout, output: Path) -> LatencyResult:
     """Time every student of the grid against the teacher and write one result file.
 
     Protocol: encoder forward pass on ``sequence_length`` tokens without padding, inputs in memory (no tokenisation, no
     data loading), inference mode, the study's precision; ``warmup_runs`` uncounted, then ``runs`` pairs student,
     teacher, student, teacher ... in turn, so that a drift of the machine's speed meets both; median and quartiles in
-    seconds;
-    ``speed_up`` is the median of the ratios pair by pair. Latency depends on a student's shape alone, not on its
-    weights, so a randomly initialised one stands for all methods. Source: this study's choice.
+    seconds; ``speed_up`` is the median of the ratios pair by pair. Latency depends on a student's shape alone, not on
+    its weights, so a randomly initialised one stands for all methods. The teacher's own entries are those measured
+    beside the last student. Source: this study's choice.
 
     Raises:
         StudyError: a model is missing or the file cannot be written.
     """
-    layout, protocol = Layout(params, setting), params.latency
-    bf16 = use_bf16(params.precision)
-    teacher = load_model(layout.teacher, params.attention_implementation).eval()
+    protocol, bf16 = description.latency, use_bf16(description.precision)
+    teacher = load_model(layout.teacher, description.attention_implementation).eval()
+    encoder: Any = teacher.base_model
+    hashes = {"teacher": weights_hash(layout.teacher)}
     measurements, threads_before = [], torch.get_num_threads()
-    for name in params.grid.students[setting]:
-        student = create_student(teacher, params.students[name], "random").base_model.eval()
+    last = list(description.students)[-1]
+    for name, sizes in description.students.items():
+        student: Any = create_student(teacher, sizes, "random").base_model.eval()
         for threads in protocol.threads:
             torch.set_num_threads(threads)
             for batch_size in protocol.batch_sizes:
                 shape = (batch_size, protocol.sequence_length)
                 inputs = torch.randint(teacher.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-                pairs = [
-                    (forward_seconds(student, inputs, bf16), forward_seconds(teacher.base_model, inputs, bf16))
-                    for _ in range(protocol.warmup_runs + protocol.runs)
-                ][protocol.warmup_runs :]
-                seconds = np.array(pairs)  # (runs, 2): student, teacher
-                setup = {"batch_size": batch_size, "threads": threads}
-                measurement = {"student": name, **setup, **_summary(seconds[:, 0], batch_size)}
-                measurement["teacher_median_seconds"] = float(np.median(seconds[:, 1]))
-                measurement["speed_up"] = float(np.median(seconds[:, 1] / seconds[:, 0]))
-                measurements.append(measurement)
-                own, reference = np.median(seconds, axis=0) * 1e3
+                seconds = _side_by_side(student, encoder, protocol, inputs, bf16)
+                measurements.append(_measurement(name, batch_size, threads, seconds[:, 0], seconds[:, 1]))
+                of_student, of_teacher = np.median(seconds, axis=0) * 1e3
                 print(
-                    f"latency {name} batch {batch_size} threads {threads} | {own:.1f} ms | teacher {reference:.1f} ms"
-                    f" | {measurement['speed_up']:.2f} x",
+                    f"latency {name} batch {batch_size} threads {threads} | {of_student:.1f} ms"
+                    f" | teacher {of_teacher:.1f} ms | {measurements[-1].speed_up:.2f} x",
                     flush=True,
                 )
-                if name == params.grid.students[setting][-1]:
-                    measurements.append({"student": "teacher", **setup, **_summary(seconds[:, 1], batch_size)})
-                    measurements[-1] |= {"teacher_median_seconds": float(np.median(seconds[:, 1])), "speed_up": 1.0}
+                if name == last:
+                    measurements.append(_measurement(TEACHER, batch_size, threads, seconds[:, 1], seconds[:, 1]))
     torch.set_num_threads(threads_before)
-    result = {
-        "profile": params.profile,
-        "setting": setting,
-        **protocol.model_dump(include={"sequence_length", "runs", "warmup_runs"}),
-        "precision": "bf16" if bf16 else "fp32",
-        "measurements": measurements,
-        "environment": environment(),
-    }
-    write_json(output, result)
+    result = LatencyResult(
+        **provenance(description, layout, hashes),
+        sequence_length=protocol.sequence_length,
+        precision="bf16" if bf16 else "fp32",
+        runs=protocol.runs,
+        warmup_runs=protocol.warmup_runs,
+        measurements=measurements,
+    )
+    write_record(output, result)
     return result
+
+
+def _side_by_side(
+    student: PreTrainedModel, teacher: PreTrainedModel, protocol: Latency, inputs: torch.Tensor, bf16: bool
+) -> np.ndarray:
+    """(runs, 2): seconds of student and teacher, in turn, on the same tokens (batch, tokens)."""
+    pairs = [
+        (forward_seconds(student, inputs, bf16), forward_seconds(teacher, inputs, bf16))
+        for _ in range(protocol.warmup_runs + protocol.runs)
+    ]
+    return np.array(pairs[protocol.warmup_runs :])
 
 
 @torch.inference_mode()
@@ -84,11 +92,19 @@ def forward_seconds(model: PreTrainedModel, inputs: torch.Tensor, bf16: bool) ->
     return time.perf_counter() - began
 
 
-def _summary(seconds: np.ndarray, batch_size: int) -> dict:
+def _measurement(
+    name: str, batch_size: int, threads: int, seconds: np.ndarray, teacher_seconds: np.ndarray
+) -> Measurement:
+    """The entry of one model and setup: seconds (runs,) of it and of the teacher beside it."""
     lower, median, upper = (float(value) for value in np.percentile(seconds, [25, 50, 75]))
-    return {
-        "median_seconds": median,
-        "lower_quartile_seconds": lower,
-        "upper_quartile_seconds": upper,
-        "sequences_per_second": batch_size / median,
-    }
+    return Measurement(
+        student=name,
+        batch_size=batch_size,
+        threads=threads,
+        median_seconds=median,
+        lower_quartile_seconds=lower,
+        upper_quartile_seconds=upper,
+        sequences_per_second=batch_size / median,
+        teacher_median_seconds=float(np.median(teacher_seconds)),
+        speed_up=float(np.median(teacher_seconds / seconds)),
+    )

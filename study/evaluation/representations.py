@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from study import losses
-from study.config import Layout, Params, StudyError
 from study.data.corpus import load_corpus
+from study.data.pretrained import load_model, load_tokenizer
 from study.data.tasks import TASKS
-from study.files import write_json
-from study.models.taps import PROJECTIONS, Readings, read
-from study.models.teachers import load_model, load_tokenizer
-from study.runtime import environment
-from study.training.finetune import linear_probe
-from study.training.tune import splits_without_test
+from study.descriptions import LayerComparison
+from study.distillation import losses
+from study.distillation.taps import PROJECTIONS, Activations, read_activations
+from study.evaluation.finetune import Judging, linear_probe, splits_without_test
+from study.evaluation.provenance import input_hashes, provenance, weights_hash
+from study.files import Layout, StudyError
+from study.records import Compared, Probe, RepresentationsResult, write_record
 
 
 def relations(states: Tensor, relation_heads: int) -> Tensor:
@@ -64,40 +65,40 @@ def _alignment(x: Tensor, x_norm: Tensor, y: Tensor, y_norm: Tensor) -> float:
     return float((y.T @ x).square().sum() / (x_norm * y_norm))
 
 
-def compare_layers(student: Readings, teacher: Readings, relation_heads: int, relation_sequences: int) -> dict:
+def compare_layers(
+    student: Activations, teacher: Activations, relation_heads: int, relation_sequences: int
+) -> dict[str, Any]:
     """Every layer of the student against every layer of the teacher.
 
     Returns:
         cka: [student layer 1..L_S][teacher layer 1..L_T], :func:`linear_cka` of hidden states; relation_divergence:
-        query, key and value -> the same of :func:`study.losses.attention_relation`, teacher from student, in nats.
+        query, key and value -> the same of :func:`study.distillation.losses.attention_relation`, teacher from student,
+        in nats.
     """
-    own, of_teacher = ([layer for layer in sorted(r.hidden) if layer] for r in (student, teacher))
+    student_layers, teacher_layers = ([layer for layer in sorted(r.hidden) if layer] for r in (student, teacher))
     first = slice(relation_sequences)
-    own_states = [_centred(student.hidden[i].flatten(0, 1)) for i in own]
-    teacher_states = [_centred(teacher.hidden[j].flatten(0, 1)) for j in of_teacher]
+    student_states = [_centred(student.hidden[i].flatten(0, 1)) for i in student_layers]
+    teacher_states = [_centred(teacher.hidden[j].flatten(0, 1)) for j in teacher_layers]
+
+    def divergence(name: str, i: int, j: int) -> float:
+        pair = student.attention[i][name][first], teacher.attention[j][name][first]
+        return round(losses.attention_relation(*pair, relation_heads).item(), 4)
+
     return {
-        "cka": [[round(_alignment(*x, *y), 4) for y in teacher_states] for x in own_states],
+        "cka": [[round(_alignment(*x, *y), 4) for y in teacher_states] for x in student_states],
         "relation_divergence": {
-            name: [
-                [
-                    round(
-                        losses.attention_relation(
-                            student.attention[i][name][first], teacher.attention[j][name][first], relation_heads
-                        ).item(),
-                        4,
-                    )
-                    for j in of_teacher
-                ]
-                for i in own
-            ]
-            for name in PROJECTIONS
+            name: [[divergence(name, i, j) for j in teacher_layers] for i in student_layers] for name in PROJECTIONS
         },
     }
 
 
 def probe_last_layers(
-    params: Params, folder: Path, splits: dict[str, dict[str, Dataset]], tokenizer: PreTrainedTokenizerBase, seed: int
-) -> dict[str, dict[str, float]]:
+    description: Judging,
+    folder: Path,
+    splits: dict[str, dict[str, Dataset]],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> dict[str, Probe]:
     """Linear probes of the encoder saved in ``folder``, and of the same encoder without its last layer.
 
     Attention transfer trains nothing of the last layer but its queries, keys and values: attention output and
@@ -106,72 +107,75 @@ def probe_last_layers(
 
     Args:
         splits: task -> training and development examples.
-        seed: of the probe, as in :func:`study.training.finetune.linear_probe`.
+        seed: of the probe, as in :func:`study.evaluation.finetune.linear_probe`.
 
     Returns:
         task -> last and last_but_one: the task's main metric on development data.
     """
-    encoder = load_model(folder, params.attention_implementation, head=False)
+    encoder: Any = load_model(folder, description.attention_implementation, head=False)
     del encoder.encoder.layer[-1]
     encoder.config.num_hidden_layers -= 1
     with tempfile.TemporaryDirectory() as shortened:
         encoder.save_pretrained(shortened)
-        places = {"last": folder, "last_but_one": Path(shortened)}
+        folders = {"last": folder, "last_but_one": Path(shortened)}
         return {
-            name: {
-                layer: round(linear_probe(params, place, TASKS[name], examples, tokenizer, seed), 4)
-                for layer, place in places.items()
-            }
+            name: Probe(
+                **{
+                    layer: round(linear_probe(description, saved, TASKS[name], examples, tokenizer, seed), 4)
+                    for layer, saved in folders.items()
+                }
+            )
             for name, examples in splits.items()
         }
 
 
 @torch.inference_mode()
-def represent(params: Params, setting: str, output: Path) -> list[dict]:
-    """Compare each student of the grid with its teacher, probe its last layers, and write what was found to ``output``.
+def represent(description: LayerComparison, layout: Layout, output: Path) -> RepresentationsResult:
+    """Compare each student of the grid with its teacher, probe its last layers, and write the result file.
 
     The text compared on is plain, from the corpus' validation split: what students read in use. Relations have as many
     heads as the teacher and are compared on a part of the sequences. Probes learn from the training examples of the
     first fine-tuning seed and are scored on development data.
 
-    Returns:
-        One entry per run: method, student, seed, those of :func:`compare_layers`, and probes of
-        :func:`probe_last_layers`.
-
     Raises:
         StudyError: a model, a task or the corpus is missing, or the file cannot be written.
     """
-    layout, budget = Layout(params, setting), params.representations
+    budget, heads = description.representations, description.relation_heads
     sequences = load_corpus(layout.corpus)["validation"].with_format("torch")["input_ids"][:]
     ids = torch.as_tensor(sequences)[: budget.sequences].long()
 
-    def readings(folder: Path) -> Readings:
-        model = load_model(folder, params.attention_implementation, head=False).eval()
+    def activations(folder: Path) -> Activations:
+        model = load_model(folder, description.attention_implementation, head=False).eval()
         layers = range(1, model.config.num_hidden_layers + 1)
-        return read(model, ids, hidden_layers=layers, attention_layers=layers)
+        return read_activations(model, ids, hidden_layers=layers, attention_layers=layers)
 
-    teacher, heads = readings(layout.teacher), params.settings[setting].teacher.heads
-    tokenizer, probe_seed = load_tokenizer(layout.teacher), params.finetuning.seeds[0]
-    splits = splits_without_test(params, setting, tokenizer, probe_seed)
-    found = []
-    for method, student, seed in params.grid.cells(setting):
-        folder = layout.student(method, student, seed)
-        compared = compare_layers(readings(folder), teacher, heads, budget.relation_sequences)
-        if not math.isfinite(sum(map(sum, compared["cka"]))):
+    teacher = activations(layout.teacher)
+    hashes = input_hashes(layout)
+    tokenizer, probe_seed = load_tokenizer(layout.teacher), description.finetuning.seeds[0]
+    splits = splits_without_test(description, layout, tokenizer, probe_seed)
+    models = []
+    for run in description.runs:
+        folder = layout.student(run.model)
+        likeness = compare_layers(activations(folder), teacher, heads, budget.relation_sequences)
+        if not math.isfinite(sum(map(sum, likeness["cka"]))):
             raise StudyError(f"{folder}: its hidden states are not finite")
-        probes = probe_last_layers(params, folder, splits, tokenizer, probe_seed)
-        found.append({"method": method, "student": student, "seed": seed} | compared | {"probes": probes})
-        print(f"{setting} {method} {student} seed {seed} | compared with its teacher", flush=True)
-    write_json(
-        output,
-        {
-            "profile": params.profile,
-            "setting": setting,
-            "sequences": len(ids),
-            "relation_sequences": budget.relation_sequences,
-            "relation_heads": heads,
-            "models": found,
-            "environment": environment(),
-        },
+        models.append(
+            Compared(
+                method=run.method,
+                student=run.student,
+                seed=run.seed,
+                weights=weights_hash(folder),
+                probes=probe_last_layers(description, folder, splits, tokenizer, probe_seed),
+                **likeness,
+            )
+        )
+        print(f"{run.title} | compared with its teacher", flush=True)
+    result = RepresentationsResult(
+        **provenance(description, layout, hashes),
+        sequences=len(ids),
+        relation_sequences=budget.relation_sequences,
+        relation_heads=heads,
+        models=models,
     )
-    return found
+    write_record(output, result)
+    return result

@@ -1,0 +1,1 @@
+"""Figures, a module for each analysis: functions that take its numbers and return a matplotlib figure."""

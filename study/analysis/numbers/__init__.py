@@ -1,0 +1,1 @@
+"""Result files, statistics, verdicts and tables: numbers alone, no figures."""

@@ -1,0 +1,154 @@
+"""What one choice within a method changes: methods that differ from one of the grid in that choice alone.
+
+A variant of params.yaml names the choice, its memberships say which methods it makes and what each extends. Methods of
+the grid that differ in their layer mapping alone are compared beside the variant ``mapping``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from study.analysis.numbers.results import Results
+from study.analysis.numbers.statistics import (
+    BOTH_SEEDS,
+    covered,
+    difference,
+    estimate,
+    holm,
+    models,
+    of_method,
+    replicates,
+    two_sided,
+)
+from study.descriptions import Comparison
+from study.files import write_file
+
+if TYPE_CHECKING:
+    from study.analysis.numbers.analysis import Analysis
+
+#: The variant whose references stand in the grid beside methods with other mappings, and that method.
+MAPPING, MAPPED = "mapping", "hs-uniform+last"
+#: Key of a variant that trains for as many steps as cost the operations of another method, which is its value.
+EQUAL_COMPUTE = "equal_compute"
+COLUMNS = ["setting", "variant", "reference", "method", "macro", "effect", "low", "high", "covers", "p_holm", "runs"]
+COLUMNS += ["learning_rate", "reference_learning_rate"]
+
+
+def rate_variants(comparison: Comparison) -> list[str]:
+    """The variants that change the learning rate and nothing else, in the order of the comparison."""
+    members = comparison.memberships.values()
+    return list(dict.fromkeys(member.variant for member in members if set(member.changes) == {"learning_rate"}))
+
+
+def other_mappings(results: Results) -> list[str]:
+    """Methods of the grid whose recorded options differ from those of MAPPED in ``mapping`` and in nothing else.
+
+    Learning rates are each method's own and do not count.
+    """
+    recorded = results.runs.groupby("method", sort=False)["options"].first()
+    grid = [method for method in recorded.index if method not in results.comparison.memberships]
+    if MAPPED not in grid:
+        return []
+
+    def rest(method: str) -> dict[str, Any]:
+        options = {key: value for key, value in recorded[method].items() if value is not None}
+        return {key: value for key, value in options.items() if key not in (MAPPING, "learning_rate")}
+
+    return [
+        method
+        for method in grid
+        if rest(method) == rest(MAPPED) and recorded[method].get(MAPPING) != recorded[MAPPED].get(MAPPING)
+    ]
+
+
+def pairs(results: Results) -> dict[str, list[tuple[str, str]]]:
+    """Reference and method of every comparison, by variant, in the order of the grid.
+
+    A method of equal compute is compared with what it extends, and with the method whose operations its steps cost.
+    """
+    comparison = results.comparison
+    by_variant = {MAPPING: [(MAPPED, method) for method in other_mappings(results)]}
+    for method, membership in comparison.memberships.items():
+        by_variant.setdefault(membership.variant, []).append((membership.extends, method))
+    for method, membership in comparison.memberships.items():
+        equalled = membership.changes.get(EQUAL_COMPUTE)
+        if equalled in comparison.methods:
+            by_variant[membership.variant].append((equalled, method))
+    return {variant: compared for variant, compared in by_variant.items() if compared}
+
+
+def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
+    """Method less reference in points of macro test score (0-100), one row per method, grouped by variant.
+
+    Columns: setting, variant, reference, method, macro (of the method), effect (paired by student, task and seeds),
+    low, high (95 %, :func:`statistics.estimate`), covers (the seeds behind them), p_holm (two-sided, of no effect,
+    corrected over the rows of the variant), runs (distilled models of the method), learning_rate,
+    reference_learning_rate (NaN: not trained, or not the same for all students; methods of the grid have rates of their
+    own).
+
+    Args:
+        results: those of the ablated students, with the methods of the ablations; without any, those of the grid, whose
+            mappings are compared.
+        scores: their scores, as :func:`statistics.score_array`.
+    """
+    rates = results.runs["options"].map(lambda options: options.get("learning_rate", np.nan)).astype(float)
+    rates = rates.groupby(results.runs["method"]).agg(lambda rate: rate.iloc[0] if rate.nunique() == 1 else np.nan)
+    rows = []
+    for variant, compared in pairs(results).items():
+        for reference, method in compared:
+            varied = of_method(scores, method)
+            effect = estimate(replicates(100 * difference(varied, of_method(scores, reference))))
+            low, high = effect.interval()
+            row = {"setting": results.comparison.setting, "variant": variant, "reference": reference}
+            row |= {"method": method, "macro": 100 * varied.mean(skipna=False).item()}
+            row |= {"effect": float(effect.mean), "low": float(low), "high": float(high)}
+            row |= {"covers": covered(varied), "p_holm": two_sided(effect), "runs": models(varied)}
+            rows.append(row | {"learning_rate": rates[method], "reference_learning_rate": rates[reference]})
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table["p_holm"] = table.groupby("variant", sort=False)["p_holm"].transform(holm)
+    return table
+
+
+def sentences(table: pd.DataFrame, *variants: str) -> str:
+    """What the rows of some variants show: made from the numbers, so that other results say other things.
+
+    An effect is said to be there if its Holm-corrected p-value is at most 5 % and the interval covers distillation.
+
+    Args:
+        table: of :func:`effects`. variants: those told of, together.
+    """
+    rows = table[table["variant"].isin(variants)]
+    if rows.empty:
+        return "**Found.** No variant was run beside its reference in this profile (`grid` of params.yaml)."
+    if not (rows["covers"] == BOTH_SEEDS).all():
+        lead = "One distillation seed tells nothing apart; as numbers alone, against the reference:"
+    else:
+        shown = rows[rows["p_holm"] <= 0.05]
+        lead = f"{len(shown)} of {len(rows)} variants differ from their reference by more than chance (Holm, 5 %):"
+    lines = []
+    for row in rows.itertuples():
+        interval = "" if np.isnan(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
+        sure = " **shown**" if row.p_holm <= 0.05 and row.covers == BOTH_SEEDS else ""
+        rates = (row.learning_rate, row.reference_learning_rate)
+        unlike = rates[0] != rates[1] and not np.isnan(rates).any()
+        other = f"; learning rates {rates[0]:g} and {rates[1]:g}" if unlike else ""
+        lines.append(f"* `{row.method}` less `{row.reference}`: {row.effect:+.1f} points{interval}{sure}{other}")
+    return "\n".join([f"**Found.** {lead}", "", *lines])
+
+
+def write_effects(analysis: Analysis, folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """Write effects.csv into ``folder``, rounded but for learning rates, and return the effects.
+
+    Raises:
+        StudyError: scores are incomplete, or the folder cannot be written.
+    """
+    table = analysis.effects
+    rounded = table.round({column: 4 for column in table if not column.endswith("learning_rate")})
+    write_file(Path(folder) / "effects.csv", rounded.to_csv(index=False, lineterminator="\n"))
+    return table

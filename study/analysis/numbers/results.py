@@ -1,0 +1,324 @@
+"""The result files of one profile and setting: loading and checking them, and the macro score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from study.descriptions import TEACHER, Comparison
+from study.files import Layout, StudyError, find_root
+from study.methods import Membership
+from study.records import Environment, LatencyResult, RunResult, TaskSplits, Tuning, read_record, short_name
+
+FLOOR = "none"
+BASELINE = "mlm"
+ENGLISH = "en"
+MODEL = ["setting", "method", "student"]
+RUN = [*MODEL, "distillation_seed"]
+#: Keys of a variant that a run records beside the options of its objective.
+SHARED = ("learning_rate", "inputs", "initialisation", "steps")
+#: What files of one comparison have to be made with the same versions of.
+PACKAGES = ("python", "torch", "transformers", "datasets")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every number of one profile and setting, in the order of the grid, the teacher first.
+
+    Attributes:
+        comparison: what is compared: the description that the files were loaded for.
+        scores: one row per run, task, metric, fine-tuning seed and language of the test data: setting, method, student,
+            distillation_seed, task, metric, main (the task's main metric?), finetuning_seed, language, development,
+            test, development_examples, test_examples. Development data are in English whatever the language.
+        runs: one row per run (teacher included): profile, setting, method, student, distillation_seed, its size, its
+            masked-language-modelling loss, what its distillation took, ``options`` (a dict: the method's own
+            parameters, as recorded), and the machine and versions it ran on.
+        curves: setting, method, student, distillation_seed, step, tokens, seconds, loss: held-out value of the
+            method's own loss; losses of different methods are not comparable.
+        latency: one row per model (column ``student``, which may be "teacher"), batch size and number of threads.
+        probes: one row per run, probe and language, empty where a setting has no probes: setting, method, student,
+            distillation_seed, task, metric, language, test (the main metric), test_examples, and the probe's other
+            scores.
+        majority: share of the commonest label in a task's whole test split by task, where it is classification.
+        ablations: the same of the ablated students alone, with variants beside the methods of the grid; None where no
+            variant is run.
+    """
+
+    comparison: Comparison
+    scores: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    latency: pd.DataFrame
+    probes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    majority: dict[str, float] = field(default_factory=dict)
+    ablations: Results | None = None
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The validated files of a comparison: of every model by method, student and seed, and of all models together."""
+
+    models: dict[tuple[str, str, int], RunResult]
+    latency: LatencyResult
+    splits: TaskSplits
+
+
+def result_files(comparison: Comparison, layout: Layout) -> dict[Path, tuple[str, str, int]]:
+    """The result file of every model -> method, student and seed: the teacher, the grid, then the ablations."""
+    students = [*comparison.cells(), *comparison.ablation_cells()]
+    files = {layout.result(f"{method}_{student}_{seed}"): (method, student, seed) for method, student, seed in students}
+    return {layout.result(TEACHER): (TEACHER, TEACHER, 0)} | files
+
+
+def load_results(comparison: Comparison, layout: Layout) -> Results:
+    """Read the result files of a comparison, ablations included; others in their folder are left alone.
+
+    Args:
+        comparison: which models there are, and what of them.
+        layout: where the files of the comparison's profile and setting are.
+
+    Raises:
+        StudyError: files are missing (all are named), or one is cut short, is invalid, of another schema, belongs to
+            another profile, setting or run than its place says, lacks a task, a fine-tuning seed or a latency
+            measurement, was made with other package versions than the others, or is of another variant than its name.
+    """
+    files = _read(comparison, layout)
+    ablated = None
+    if comparison.memberships:
+        ablated = comparison.model_copy(
+            update={
+                "methods": [*comparison.methods, *comparison.memberships],
+                "students": {name: comparison.students[name] for name in comparison.ablated_students},
+                "ablated_students": [],
+            }
+        )
+    return _results(comparison, files, _results(ablated, files) if ablated else None)
+
+
+def _read(comparison: Comparison, layout: Layout) -> _Files:
+    paths = result_files(comparison, layout)
+    latency_file, splits_file = layout.results / "latency.json", layout.results / "tasks.json"
+    missing = [
+        path.relative_to(layout.folder).as_posix() for path in (*paths, latency_file, splits_file) if not path.is_file()
+    ]
+    if missing:
+        raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
+    where = {"profile": comparison.profile, "setting": comparison.setting}
+    models: dict[tuple[str, str, int], RunResult] = {}
+    for path, (method, student, seed) in paths.items():
+        record = read_record(path, RunResult, **where, method=method, student=student, seed=seed)
+        models[method, student, seed] = record
+        _check_tasks(short_name(path), record, models[TEACHER, TEACHER, 0], comparison)
+        if method in comparison.memberships:
+            _check_variant(short_name(path), record, comparison.memberships[method])
+    latency = read_record(latency_file, LatencyResult, **where)
+    _check_latency(short_name(latency_file), latency, comparison)
+    splits = read_record(splits_file, TaskSplits, **where)
+    environments = {f"{short_name(latency_file)}: environment": latency.environment}
+    environments[f"{short_name(splits_file)}: environment"] = splits.environment
+    for path, record in zip(paths, models.values(), strict=True):
+        environments[f"{short_name(path)}: environment"] = record.environment
+        training = record.distillation
+        environments[f"{short_name(path)}: distillation.environment"] = training.environment if training else None
+    _check_versions(environments)
+    return _Files(models, latency, splits)
+
+
+def _results(comparison: Comparison, files: _Files, ablations: Results | None = None) -> Results:
+    scores, probes, runs, curves = [], [], [], []
+    for method, student, seed in [(TEACHER, TEACHER, 0), *comparison.cells()]:
+        record = files.models[method, student, seed]
+        run = {"setting": comparison.setting, "method": method, "student": student, "distillation_seed": seed}
+        scores += _score_rows(run, record, comparison.tasks)
+        probes += _probe_rows(run, record, comparison.tasks)
+        runs.append({"profile": comparison.profile} | run | _run_columns(comparison, record))
+        curves += [run | point.model_dump() for point in (record.distillation.curve if record.distillation else [])]
+    latency = files.latency
+    shared = {"setting": comparison.setting}
+    shared |= latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
+    models = (TEACHER, *comparison.students)
+    measurements = sorted(
+        (m for m in latency.measurements if m.student in models), key=lambda m: models.index(m.student)
+    )
+    return Results(
+        comparison=comparison,
+        scores=pd.DataFrame(scores),
+        runs=pd.DataFrame(runs),
+        curves=pd.DataFrame(curves),
+        latency=pd.DataFrame([shared | m.model_dump() for m in measurements]),
+        probes=pd.DataFrame(probes),
+        majority={r.task: r.majority_share for r in files.splits.splits if r.split == "test" and r.majority_share},
+        ablations=ablations,
+    )
+
+
+def _run_columns(comparison: Comparison, record: RunResult) -> dict[str, Any]:
+    training = record.distillation
+    took: dict[str, Any] = {}
+    if training:
+        took = training.model_dump(exclude={"curve", "training_curve", "options", "revisions", "environment"})
+        took = {f"{'training_' * (key == 'threads')}{key}": value for key, value in took.items()}
+    membership = comparison.memberships.get(record.method)
+    untrained = {"objective": FLOOR} | (membership.changes if membership else {})
+    modelling = record.masked_language_modelling
+    return (
+        record.size.model_dump()
+        | {"mlm_loss": modelling and modelling.loss, "mlm_accuracy": modelling and modelling.accuracy}
+        | took
+        | {"options": training.options if training else untrained}
+        | {"evaluation_seconds": record.evaluation_seconds, "commit": record.commit}
+        | record.environment.model_dump()
+    )
+
+
+def _score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for name in tasks:
+        if name in record.probes:
+            continue
+        task = record.tasks[name]
+        examples = {ENGLISH: task.test_examples} | task.language_examples
+        rows += [
+            run
+            | {
+                "task": name,
+                "metric": metric,
+                "main": metric == task.metric,
+                "finetuning_seed": finetuning.seed,
+                "language": language,
+                "development": finetuning.development.get(metric),
+                "test": value,
+                "development_examples": task.development_examples,
+                "test_examples": examples[language],
+            }
+            for finetuning in task.runs
+            for language, values in ({ENGLISH: finetuning.test} | finetuning.languages).items()
+            for metric, value in values.items()
+        ]
+    return rows
+
+
+def _probe_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> list[dict[str, Any]]:
+    return [
+        run
+        | {"task": task, "metric": probe.metric, "language": language, "test": values[probe.metric]}
+        | {"test_examples": probe.test_examples}
+        | {name: value for name, value in values.items() if name != probe.metric}
+        for task in tasks
+        if (probe := record.probes.get(task))
+        for language, values in probe.languages.items()
+    ]
+
+
+def _check_tasks(name: str, record: RunResult, teacher: RunResult, comparison: Comparison) -> None:
+    for task in comparison.tasks:
+        if task in record.probes and task in teacher.probes:
+            part, keys = "probes", ("metric", "test_examples")
+            languages, allowed = list(record.probes[task].languages), list(teacher.probes[task].languages)
+            if languages != allowed:
+                raise StudyError(
+                    f"{name}: probes.{task}.languages = {languages}; allowed: {allowed}, as for the teacher"
+                )
+        elif task in record.tasks and task in teacher.tasks:
+            part, keys = "tasks", ("metric", "test_examples", "language_examples")
+            seeds = [run.seed for run in record.tasks[task].runs]
+            if sorted(seeds) != sorted(comparison.finetuning_seeds):
+                raise StudyError(
+                    f"{name}: tasks.{task}: fine-tuning seeds {seeds}; allowed: {comparison.finetuning_seeds}"
+                )
+        else:
+            there = ", ".join([*record.tasks, *record.probes])
+            raise StudyError(f"{name}: tasks: {task!r} is missing; those there: {there}")
+        for key in keys:
+            value, allowed = (getattr(getattr(model, part)[task], key) for model in (record, teacher))
+            if value != allowed:
+                raise StudyError(f"{name}: {part}.{task}.{key} = {value!r}; allowed: {allowed!r}, as for the teacher")
+
+
+def _check_variant(name: str, record: RunResult, membership: Membership) -> None:
+    training = record.distillation
+    if training is None:
+        return
+    recorded = training.options | {key: getattr(training, key) for key in SHARED}
+    for key, allowed in membership.changes.items():
+        if key in recorded and recorded[key] != allowed:
+            raise StudyError(
+                f"{name}: distillation: {key} = {recorded[key]!r}; allowed: {allowed!r}, as the variant"
+                f" {membership.variant} says"
+            )
+
+
+def _check_latency(name: str, latency: LatencyResult, comparison: Comparison) -> None:
+    measured = {(m.student, m.batch_size, m.threads) for m in latency.measurements}
+    missing = [
+        f"{model} at batch size {size} with {threads} threads"
+        for model in (TEACHER, *comparison.students)
+        for size in comparison.batch_sizes
+        for threads in comparison.threads
+        if (model, size, threads) not in measured
+    ]
+    if missing:
+        raise StudyError(f"{name}: measurements: missing {', '.join(missing)}")
+
+
+def _check_versions(environments: dict[str, Environment | None]) -> None:
+    """Refuse what was made with other versions than most: numbers would not differ by the method alone."""
+    versions = {place: _versions(environment) for place, environment in environments.items() if environment}
+    for package in PACKAGES:
+        counts = Counter(stated[package] for stated in versions.values())
+        (usual, _), *others = counts.most_common()
+        if others:
+            place, stated = next(item for item in versions.items() if item[1][package] != usual)
+            raise StudyError(
+                f"{place}.{package} = {stated[package]}; allowed: {usual}, as in {counts[usual]} of {len(versions)}"
+                " places of the comparison; delete the file and run `dvc repro`"
+            )
+
+
+def _versions(environment: Environment) -> dict[str, str]:
+    """Versions that have to agree: Python's without its patch, packages' without the label of their build (+cpu)."""
+    stated = {package: getattr(environment, package).partition("+")[0] for package in PACKAGES}
+    return stated | {"python": ".".join(environment.python.split(".")[:2])}
+
+
+def load_tuning(layout: Layout) -> pd.DataFrame:
+    """What `make tune` tried in a setting, one row per method, student and learning rate; empty where it never ran.
+
+    Columns: method, student, learning_rate, development (mean over tasks, 0-1), loss (held out, as a share of the loss
+    before training); both NaN for a rate that diverged. All profiles share these files: they are in the study's folder.
+
+    Raises:
+        StudyError: a file cannot be read or is invalid.
+    """
+    rows = []
+    for path in sorted((find_root(layout.folder) / "reports" / "tuning" / layout.setting).glob("*.json")):
+        record = read_record(path, Tuning, setting=layout.setting)
+        for candidate in record.tried:
+            row = {"method": record.method, "student": record.student, "learning_rate": candidate.learning_rate}
+            row |= {"development": candidate.development_mean, "loss": None}
+            if candidate.held_out_loss is not None and candidate.held_out_loss_before is not None:
+                row["loss"] = candidate.held_out_loss / candidate.held_out_loss_before
+            rows.append(row)
+    columns = ["method", "student", "learning_rate", "development", "loss"]
+    return pd.DataFrame(rows, columns=columns).astype({"development": float, "loss": float})
+
+
+def macro(results: Results, per_seed: bool = False) -> pd.DataFrame:
+    """Macro averages, one row per run, or per run and fine-tuning seed if ``per_seed``.
+
+    macro = mean over tasks of the main metric's mean over fine-tuning seeds, for ``development`` and ``test`` data; the
+    test score of a task with several languages is their mean, the language trained on included; probes do not count.
+    ``retained`` = the row's test macro / the teacher's test macro. The macro averages unlike metrics (accuracy,
+    Spearman's rho, macro F1), as GLUE's average does: it ranks models and has no meaning beyond that.
+    """
+    main = results.scores[results.scores["main"]]
+    tasks = main.groupby([*RUN, "finetuning_seed", "task"], sort=False)[["development", "test"]].mean()
+    seeds = tasks.groupby([*RUN, "finetuning_seed"], sort=False).mean()
+    runs = seeds.groupby(RUN, sort=False).mean()
+    table = (seeds if per_seed else runs).reset_index()
+    ceiling = runs.xs(TEACHER, level="method")["test"].item()
+    return table.assign(retained=table["test"] / ceiling)

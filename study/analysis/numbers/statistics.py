@@ -1,0 +1,337 @@
+"""What seeds can tell: paired differences, interquartile means, probability of improvement, performance profiles.
+
+Scores are xarray.DataArrays with the dimensions method, student, task, distillation_seed (D values) and finetuning_seed
+(F values); a function says which of them it needs. Differences are paired by all of them, and refused where the
+coordinates of the two sides are not the same. The two kinds of seed are kept apart: fine-tunings of one distilled model
+share what its distillation happened to give, so with several distillation seeds these are the replicates (each the mean
+of its fine-tunings, one model for all tasks); with one, the fine-tuning seeds are, and nothing is known of
+distillation's own chance. Every distillation seed has fine-tuning draws of its own (study/evaluation/scores.py), the
+same for all methods: what a draw does to one method more than to another is in the spread between distillation seeds.
+Students and tasks are those of the grid, not drawn at random: conclusions are about them. No statistic takes the best
+of several runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from study.analysis.numbers.results import BASELINE, Results
+from study.descriptions import TEACHER
+from study.files import StudyError
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+PROFILE = (0.80, 0.90, 0.95, 1.00)
+BOTH_SEEDS, FINETUNING_SEEDS = "distillation and fine-tuning seeds", "fine-tuning seeds only"
+#: Dimensions of one method's scores.
+AXES = ("student", "task", "distillation_seed", "finetuning_seed")
+
+
+def score_array(results: Results) -> xr.DataArray:
+    """Test scores (main metric, mean over languages) of every method: (method, *AXES), in the order of the grid.
+
+    The teacher (:func:`teacher_array`) and probes are left out, as in the macro score.
+
+    Raises:
+        StudyError: a method lacks a student, task or seed that another has.
+    """
+    return _array(results, ("method", *AXES), results.scores["method"] != TEACHER)
+
+
+def teacher_array(results: Results) -> xr.DataArray:
+    """The teacher's test scores, as :func:`score_array`: (task, finetuning_seed).
+
+    Raises:
+        StudyError: it lacks a task or seed.
+    """
+    return _array(results, ("task", "finetuning_seed"), results.scores["method"] == TEACHER)
+
+
+def _array(results: Results, dims: tuple[str, ...], chosen: pd.Series) -> xr.DataArray:
+    rows = results.scores[results.scores["main"] & chosen]
+    scores = rows.groupby(list(dims), sort=False)["test"].mean()
+    axes = {name: rows[name].unique() for name in dims}
+    complete = scores.reindex(pd.MultiIndex.from_product(axes.values(), names=dims))
+    if complete.isna().any():
+        gap = dict(zip(dims, complete.index[complete.isna()][0], strict=True))
+        model = gap.pop("method", TEACHER)
+        raise StudyError(f"{model} has no score of {', '.join(f'{key} {value}' for key, value in gap.items())}")
+    return xr.DataArray(complete.to_numpy().reshape([len(axis) for axis in axes.values()]), axes, dims)
+
+
+def of_method(scores: xr.DataArray, method: str, student: str | None = None) -> xr.DataArray:
+    """One method's scores, AXES; of one student alone if it is named (``sel(method=...)`` means another thing)."""
+    chosen = {"method": method} | ({"student": [student]} if student else {})
+    return scores.sel(chosen)
+
+
+def difference(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+    """The difference first - second, paired by every dimension.
+
+    Raises:
+        ValueError: the two have other dimensions or other coordinates: they were not run on the same things.
+    """
+    if set(first.dims) != set(second.dims):
+        raise ValueError(f"scores by {first.dims} and by {second.dims} cannot be paired")
+    with xr.set_options(arithmetic_join="exact"):
+        return first - second
+
+
+def covered(scores: xr.DataArray) -> str:
+    """The seeds whose chance an interval of these scores covers."""
+    return BOTH_SEEDS if scores.sizes["distillation_seed"] > 1 else FINETUNING_SEEDS
+
+
+def models(scores: xr.DataArray) -> int:
+    """The number of distilled models behind the scores of a method."""
+    return scores.sizes["student"] * scores.sizes["distillation_seed"]
+
+
+def replicates(scores: xr.DataArray) -> np.ndarray:
+    """What varies by chance, within strata in which all else is fixed.
+
+    Args:
+        scores: scores or differences of scores: AXES, and any others, which come first.
+
+    Returns:
+        Means over students, which share their seeds. With D > 1: macro scores, one stratum, (..., 1, D). With D = 1:
+        scores of single fine-tunings, one stratum per task, whose examples are drawn apart, (..., tasks, F).
+    """
+    if scores.sizes["distillation_seed"] > 1:
+        means = scores.mean(["student", "task", "finetuning_seed"], skipna=False)
+        return means.transpose(..., "distillation_seed").to_numpy()[..., None, :]
+    means = scores.isel(distillation_seed=0).mean("student", skipna=False)
+    return means.transpose(..., "task", "finetuning_seed").to_numpy()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error and degrees of freedom; arrays of equal shape, or numbers. NaN: undefined."""
+
+    mean: np.ndarray
+    standard_error: np.ndarray
+    freedom: np.ndarray
+
+    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds mean -+ t(freedom, (1 + level) / 2) standard_error, Student's interval."""
+        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.standard_error
+        return self.mean - half, self.mean + half
+
+    def p_above(self, bound: float) -> np.ndarray:
+        """One-sided p-value of the hypothesis that the true mean is at most ``bound``: small if it lies above."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return stats.t.sf((self.mean - bound) / self.standard_error, self.freedom)
+
+    def p_below(self, bound: float) -> np.ndarray:
+        """One-sided p-value of the hypothesis that the true mean is at least ``bound``: small if it lies below."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return stats.t.cdf((self.mean - bound) / self.standard_error, self.freedom)
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Mean over K strata of n replicates each, with the chance of the replicates.
+
+    mean = (1/K) sum_k mean_k; standard_error = sqrt(sum_k v_k) / K, v_k = s_k^2 / n;
+    freedom = (sum_k v_k)^2 / sum_k (v_k^2 / (n - 1)).
+
+    Strata may vary differently; their chance is independent. One replicate has no standard error (NaN).
+
+    Args:
+        values: (..., K, n), as from :func:`replicates`.
+
+    Source: Satterthwaite (1946), "An approximate distribution of estimates of variance components"; Welch (1947).
+    """
+    strata, count = values.shape[-2:]
+    mean = values.mean(axis=(-2, -1))
+    if count == 1:
+        undefined = np.full_like(mean, np.nan)
+        return Estimate(mean, undefined, undefined)
+    variances = values.var(axis=-1, ddof=1) / count
+    total = variances.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        freedom = total**2 / (variances**2 / (count - 1)).sum(axis=-1)
+    return Estimate(mean, np.sqrt(total) / strata, np.where(np.isnan(freedom), strata * (count - 1), freedom))
+
+
+def share_of_teacher(scores: xr.DataArray, teacher: xr.DataArray) -> Estimate:
+    r"""Macro score as a share of the teacher's, r = x / y, with the chance of both.
+
+    .. math:: \operatorname{var} r = \operatorname{var}(x - r y) / y^2
+
+    With one distillation seed, student and teacher share their fine-tuning seeds, and x - r y is taken seed by seed.
+    With several, the two are taken as independent: var(x) + r^2 var(y), with Satterthwaite's degrees of freedom.
+
+    Args:
+        scores: those of one student: AXES, and any others. teacher: (task, finetuning_seed), and any of the others.
+
+    Source: the delta method; what makes it an interval: :func:`estimate`.
+    """
+    teacher = teacher.expand_dims(student=scores["student"].to_numpy(), distillation_seed=[0])
+    level = teacher.mean(AXES, skipna=False)
+    share = scores.mean(AXES, skipna=False) / level
+    scaled = share * teacher
+    shares, levels = share.to_numpy(), level.to_numpy()
+    if scores.sizes["distillation_seed"] == 1:
+        paired = estimate(
+            replicates(difference(scores, scaled.assign_coords(distillation_seed=scores["distillation_seed"])))
+        )
+        return Estimate(shares, paired.standard_error / levels, paired.freedom)
+    parts = [estimate(replicates(scores)), estimate(replicates(scaled))]
+    total = sum(part.standard_error**2 for part in parts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = total**2 / sum(part.standard_error**4 / part.freedom for part in parts)
+    freedom = np.where(np.isnan(freedom), parts[0].freedom, freedom)
+    return Estimate(shares, np.sqrt(total) / levels, freedom)
+
+
+def holm(p_values) -> np.ndarray:
+    """Holm-corrected p-values; NaN (a test that could not be made) stay NaN and are not counted.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure", as in statsmodels.
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    known, corrected = ~np.isnan(p_values), p_values.copy()
+    if known.any():
+        corrected[known] = multipletests(p_values[known], method="holm")[1]
+    return corrected
+
+
+def interquartile_mean(
+    scores: xr.DataArray, generator: np.random.Generator, resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """Mean of the middle half of all run x task scores, with its stratified 95 % bootstrap interval.
+
+    Resampled are whole distillation seeds, all students and tasks together, where there are several; fine-tuning seeds
+    within each task where there is one. Deviations of n replicates from the mean of their K strata are widened by
+    sqrt(n / (n - 1)) t / z, with the 97.5 % quantiles of Student's distribution with K (n - 1) degrees of freedom and
+    of the normal one: a plain percentile interval of so few seeds is far too narrow.
+
+    Args:
+        scores: those of one method, AXES.
+        generator: of the resampling.
+        resamples: how many.
+
+    Returns:
+        The interquartile mean and the ends of its interval (NaN with a single replicate).
+
+    Source: Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice" (2108.13264);
+    the widening: Hesterberg (2015), "What teachers should know about the bootstrap" (1411.5279).
+    """
+    several, runs = scores.sizes["distillation_seed"] > 1, _runs(scores)
+    students, tasks, count = runs.shape
+    value = float(stats.trim_mean(runs.ravel(), 0.25))
+    if count == 1:
+        return value, np.nan, np.nan
+    strata = (1, 1) if several else (1, tasks)  # students share their seeds
+    freedom = np.prod(strata) * (count - 1)
+    widening = np.sqrt(count / (count - 1)) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
+    center = runs.mean(axis=-1, keepdims=True)
+    widened = center + widening * (runs - center)
+    drawn = generator.integers(count, size=(resamples, *strata, count))
+    drawn = np.take_along_axis(widened[None], np.broadcast_to(drawn, (resamples, *runs.shape)), axis=-1)
+    low, high = np.quantile(stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1), [0.025, 0.975])
+    return value, float(low), float(high)
+
+
+def _runs(scores: xr.DataArray) -> np.ndarray:
+    """Runs by (student, task, run): distillation seeds, means over fine-tunings; with one, its fine-tuning seeds."""
+    ordered = scores.transpose(*AXES)
+    if scores.sizes["distillation_seed"] > 1:
+        return ordered.mean("finetuning_seed", skipna=False).to_numpy()
+    return ordered.isel(distillation_seed=0).to_numpy()
+
+
+def probability_of_improvement(first: xr.DataArray, second: xr.DataArray) -> float:
+    """P(a run of ``first`` scores higher than one of ``second``), mean over students and tasks; ties count half.
+
+    Runs: distillation seeds (means over fine-tunings), or fine-tuning seeds where there is one. Every run is compared
+    with every run, so 0.5 means no difference; the size of differences does not count.
+
+    Args:
+        first, second: AXES, of the same students and tasks.
+
+    Raises:
+        ValueError: students, tasks or seeds of the two are not the same.
+
+    Source: Agarwal et al. (2021), 2108.13264, after Mann & Whitney (1947).
+    """
+    one, other = (_runs(scores) for scores in xr.align(first, second, join="exact"))
+    gap = one[..., :, None] - other[..., None, :]
+    return float(((gap > 0) + 0.5 * (gap == 0)).mean())
+
+
+def performance_profile(scores: xr.DataArray, thresholds: Sequence[float] = PROFILE) -> np.ndarray:
+    """Share of fine-tuned models (all students, tasks and seeds) that score above each threshold, one value each.
+
+    Source: Dolan & Moré (2002); as distributions of runs in Agarwal et al. (2021), 2108.13264.
+    """
+    return np.array([(scores.to_numpy() > threshold).mean() for threshold in thresholds])
+
+
+def aggregates(scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
+    """Every method over all students and tasks, in percent of the teacher's score of the task, one row per method.
+
+    Columns: method, runs (distilled models), covers (the seeds behind the interval), iqm, iqm_low, iqm_high
+    (:func:`interquartile_mean`), improvement_over_mlm (:func:`probability_of_improvement`; NaN without ``mlm``), and
+    above_80 ... above_100: percent of fine-tuned models above that share of the teacher (:func:`performance_profile`).
+
+    Args:
+        scores: (method, *AXES). teacher: (task, finetuning_seed).
+    """
+    ceiling, rows = teacher.mean("finetuning_seed", skipna=False), []
+    methods = scores["method"].to_numpy().tolist()
+    for method in methods:
+        runs = of_method(scores, method)
+        with xr.set_options(arithmetic_join="exact"):
+            shares = runs / ceiling
+            value, low, high = interquartile_mean(100 * runs / ceiling, np.random.default_rng(list(method.encode())))
+        compared = method != BASELINE and BASELINE in methods
+        over = probability_of_improvement(runs, of_method(scores, BASELINE)) if compared else np.nan
+        profile = 100 * performance_profile(shares)
+        rows.append(
+            {"method": method, "runs": models(runs), "covers": covered(runs)}
+            | {"iqm": value, "iqm_low": low, "iqm_high": high, "improvement_over_mlm": over}
+            | {f"above_{100 * threshold:.0f}": share for threshold, share in zip(PROFILE, profile, strict=True)}
+        )
+    return pd.DataFrame(rows)
+
+
+def differences(scores: xr.DataArray) -> pd.DataFrame:
+    """Paired differences of macro test scores between all pairs of methods, in points of 0-100, one row per pair.
+
+    Columns: first, second, effect = first - second (mean over student x task x seeds, paired by all of them), low, high
+    (95 %, :func:`estimate`), covers, p (two-sided, of no difference), p_holm (corrected over all pairs of the setting:
+    the family, this study's choice), probability_of_improvement.
+
+    With one distillation seed p is about fine-tuning alone: it does not tell methods apart.
+
+    Args:
+        scores: (method, *AXES).
+    """
+    rows = []
+    for first, second in itertools.combinations(scores["method"].to_numpy().tolist(), 2):
+        pair = of_method(scores, first), of_method(scores, second)
+        effect = estimate(replicates(100 * difference(*pair)))
+        low, high = effect.interval()
+        rows.append(
+            {"first": first, "second": second, "effect": float(effect.mean), "low": float(low), "high": float(high)}
+            | {"covers": covered(pair[0]), "p": two_sided(effect)}
+            | {"probability_of_improvement": probability_of_improvement(*pair)}
+        )
+    columns = ["first", "second", "effect", "low", "high", "covers", "p"]
+    table = pd.DataFrame(rows, columns=[*columns, "probability_of_improvement"])
+    table.insert(len(columns), "p_holm", holm(table["p"]))
+    return table
+
+
+def two_sided(effect: Estimate) -> float:
+    """p-value of the hypothesis that the true mean is zero."""
+    return float(2 * np.minimum(effect.p_above(0), effect.p_below(0)))

@@ -1,0 +1,279 @@
+"""The tables that figures and pages are made of: scores with intervals, languages, costs, what training took."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from study.analysis.numbers.results import BASELINE, ENGLISH, FLOOR, MODEL, RUN, Results
+from study.analysis.numbers.statistics import difference, estimate, of_method, replicates, share_of_teacher
+from study.descriptions import TEACHER
+from study.files import write_file, write_json
+
+if TYPE_CHECKING:
+    from study.analysis.numbers.analysis import Analysis
+
+
+def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
+    """One row per method and student (the teacher first): macros averaged over distillation seeds, with intervals.
+
+    Columns: setting, method, student, development, test, test_low, test_high, retained, retained_low, retained_high,
+    selected. ``selected`` marks each student's best method, the untrained floor apart, by the *development* macro; the
+    test data has no say in it.
+
+    Intervals are Student's, 95 %: of ``test`` :func:`statistics.estimate`, of ``retained``
+    :func:`statistics.share_of_teacher`, in which the teacher's chance counts, too. With a single value per method,
+    student and task they are undefined (NaN).
+
+    Covered: the chance of the seeds, of distillation where there are several (see :func:`statistics.covered`). Not
+    covered: the choice of the test examples (see :func:`sampling_error`), and that ``selected`` is the best of several.
+
+    Args:
+        macro: :func:`results.macro`. scores: :func:`statistics.score_array`. teacher: :func:`statistics.teacher_array`.
+    """
+    rows = []
+    means = macro.groupby(MODEL, sort=False)[["development", "test", "retained"]].mean()
+    for (setting, method, student), mean in means.iterrows():
+        of_teacher = method == TEACHER
+        if of_teacher:
+            of_model = teacher.expand_dims(student=[TEACHER], distillation_seed=[0])
+        else:
+            of_model = of_method(scores, method, student)
+        low, high = estimate(replicates(of_model)).interval()
+        kept_low, kept_high = (np.nan, np.nan) if of_teacher else share_of_teacher(of_model, teacher).interval()
+        rows.append(
+            {"setting": setting, "method": method, "student": student, "development": mean["development"]}
+            | {"test": mean["test"], "test_low": float(low), "test_high": float(high), "retained": mean["retained"]}
+            | {"retained_low": float(kept_low), "retained_high": float(kept_high)}
+        )
+    table = pd.DataFrame(rows)
+    trained = table[~table["method"].isin([TEACHER, FLOOR])]
+    return table.assign(selected=table.index.isin(trained.groupby("student")["development"].idxmax()))
+
+
+def sampling_error(results: Results) -> pd.DataFrame:
+    """Metric, number of test examples and, for accuracy, standard error and ``majority_share`` of every task.
+
+    Examples are those of all languages; ``majority_share`` is the accuracy of always giving the commonest label of the
+    whole test split (in English); the standard error is the teacher's, binomial.
+
+    standard_error = sqrt(p (1 - p) / n), p the teacher's accuracy, n the test examples: how far one accuracy may be off
+    because these test examples were drawn and not others. A rough yardstick: two models scored on the same examples
+    differ by less chance than that.
+    """
+    rows = results.scores.query("main and method == @TEACHER")
+    rows = rows.groupby(["task", "metric", "finetuning_seed"], sort=False, as_index=False).agg(
+        test_examples=("test_examples", "sum"), test=("test", "mean")
+    )
+    table = rows.groupby("task", sort=False).agg(
+        metric=("metric", "first"), test_examples=("test_examples", "first"), accuracy=("test", "mean")
+    )
+    accuracy = table["accuracy"].where(table["metric"] == "accuracy")
+    table["standard_error"] = np.sqrt(accuracy * (1 - accuracy) / table["test_examples"])
+    table["majority_share"] = table.index.map(results.majority).where(table["metric"] == "accuracy")
+    return table.drop(columns="accuracy").reset_index()
+
+
+def per_task(results: Results, summary: pd.DataFrame) -> pd.DataFrame:
+    """Test scores of the main metrics, one row per method and student.
+
+    Columns: one per task, one more <task>_sd, then those of ``summary``, the table of :func:`summary`.
+
+    sd: standard deviation between distilled models (each the mean of its fine-tunings) where there are several, else
+    between fine-tunings of the one; NaN of a single value.
+    """
+    main, keys = results.scores[results.scores["main"]], [*MODEL, "task"]
+    tasks = list(main["task"].unique())
+    single = main.groupby([*keys, "distillation_seed", "finetuning_seed"], sort=False)["test"].mean()  # over languages
+    models = single.groupby([*keys, "distillation_seed"], sort=False).mean()
+    several = models.groupby(keys, sort=False).size() > 1
+    spread = models.groupby(keys, sort=False).std().where(several, single.groupby(keys, sort=False).std())
+    table = models.groupby(keys, sort=False).mean().unstack("task")[tasks]
+    table = table.join(spread.unstack("task")[tasks].add_suffix("_sd"))
+    return table.reset_index().merge(summary, on=MODEL, how="right").rename(columns={"test": "macro"})
+
+
+def per_language(results: Results) -> pd.DataFrame:
+    """Test scores by language of every task and probe that has several, one row per method, student and task.
+
+    Columns: setting, method, student, task, metric, one per language (means over seeds; empty where a task lacks the
+    language), then mean (of all languages tested), mean_without_english and gap = English - mean_without_english.
+    Probes compare languages with English: they have no score in it, nor a gap. Empty where no task has several
+    languages.
+    """
+    keys = [*MODEL, "task", "metric"]
+    scores = results.scores[results.scores["main"]]
+    scores = scores[scores.groupby("task")["language"].transform("nunique") > 1]
+    rows = pd.concat([scores[[*keys, "language", "test"]], results.probes.reindex(columns=[*keys, "language", "test"])])
+    if rows.empty:
+        return pd.DataFrame(columns=[*keys, "mean", "mean_without_english", "gap"])
+    table = rows.groupby([*keys, "language"], sort=False)["test"].mean().unstack("language")
+    table = table[sorted(table.columns, key=lambda language: (language != ENGLISH, language))]
+    others = table.drop(columns=ENGLISH, errors="ignore").mean(axis=1)
+    english = table.get(ENGLISH, pd.Series(np.nan, index=table.index))
+    means = {"mean": table.mean(axis=1), "mean_without_english": others, "gap": english - others}
+    order = list(dict.fromkeys(map(tuple, rows[keys].itertuples(index=False, name=None))))
+    return table.assign(**means).loc[order].rename_axis(columns=None).reset_index()
+
+
+def costs(results: Results) -> pd.DataFrame:
+    """Size and speed, one row per model and number of threads; latency in milliseconds, throughput in sequences/s.
+
+    Every measured batch size has its own columns. ``speed_up``: how many times the teacher's speed, both
+    measured in turn in the same run.
+    """
+    sizes = (
+        results.runs.groupby("student", sort=False)[
+            ["parameters", "embedding_parameters", "encoder_parameters", "flops_per_sequence", "sequence_length"]
+        ]
+        .first()
+        .astype(object)
+    )
+    keys = ["setting", "student", "threads"]
+    rows = []
+    for (setting, student, threads), measured in results.latency.groupby(keys, sort=False):
+        row = {"setting": setting, "student": student, "threads": threads} | sizes.loc[student].to_dict()
+        for m in measured.sort_values("batch_size").itertuples():
+            row |= {
+                f"latency_ms_batch_{m.batch_size}": 1000 * m.median_seconds,
+                f"latency_ms_lower_quartile_batch_{m.batch_size}": 1000 * m.lower_quartile_seconds,
+                f"latency_ms_upper_quartile_batch_{m.batch_size}": 1000 * m.upper_quartile_seconds,
+                f"sequences_per_second_batch_{m.batch_size}": m.sequences_per_second,
+                f"speed_up_batch_{m.batch_size}": m.speed_up,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def distillation(results: Results) -> pd.DataFrame:
+    """What each training run took, one row per run that trained; the teacher's is its adaptation to MLM.
+
+    ``last_interval_percent``: fall of the held-out loss between its last two evaluations, in percent of its whole fall.
+    Near 0 the curve has flattened; at N evaluations a straight line would have 100 / N.
+    """
+    columns = [*RUN, "objective", "learning_rate", "steps", "tokens", "seconds", "tokens_per_second", "initialisation"]
+    columns += ["inputs", "precision", "training_threads", "mlm_loss", "mlm_accuracy"]
+    falls = results.curves.groupby(RUN, sort=False)["loss"].agg(
+        lambda losses: 100 * (losses.iloc[-2:].iloc[0] - losses.iloc[-1]) / (losses.iloc[0] - losses.iloc[-1])
+    )
+    falls = falls.rename("last_interval_percent").reset_index()
+    table = results.runs.reindex(columns=columns).dropna(subset="objective").merge(falls, how="left", on=RUN)
+    return table.astype({"steps": int, "tokens": int, "training_threads": int})
+
+
+def headline(results: Results, summary: pd.DataFrame, scores: xr.DataArray) -> dict[str, Any]:
+    """Each student's best method, chosen on development data and reported on test data, as plain values for JSON.
+
+    Per student: method, development and test macro, retained_percent with its interval, latency_ms and speed_up at the
+    smallest batch size and number of threads, and margin_over_none and margin_over_mlm (difference of test macros in
+    points of 0-100, with interval, paired by task and seeds), left out where the grid lacks that baseline. Undefined
+    intervals are None. What intervals cover: :func:`summary`.
+
+    Args:
+        summary: the table of :func:`summary`. scores: :func:`statistics.score_array`.
+    """
+    latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
+    teacher = summary[summary["method"] == TEACHER].iloc[0]
+    students = {}
+    for best in summary[summary["selected"]].itertuples():
+        values = {
+            "method": best.method,
+            "development": _rounded(best.development, 4),
+            "test": _rounded(best.test, 4),
+            "retained_percent": _rounded(100 * best.retained, 1),
+            "retained_percent_low": _rounded(100 * best.retained_low, 1),
+            "retained_percent_high": _rounded(100 * best.retained_high, 1),
+            "speed_up": _rounded(latency.loc[best.student, "speed_up"], 2),
+            "latency_ms": _rounded(1000 * latency.loc[best.student, "median_seconds"], 2),
+        }
+        for baseline in (FLOOR, BASELINE):
+            if baseline in scores["method"] and baseline != best.method:
+                values |= _margin(best.method, baseline, best.student, scores)
+        students[best.student] = values
+    return {
+        "profile": results.comparison.profile,
+        "setting": results.comparison.setting,
+        "teacher": {"development": _rounded(teacher["development"], 4), "test": _rounded(teacher["test"], 4)},
+        "students": students,
+    }
+
+
+def _margin(best: str, baseline: str, student: str, scores: xr.DataArray) -> dict[str, float | None]:
+    pair = (of_method(scores, method, student) for method in (best, baseline))
+    gap = estimate(replicates(100 * difference(*pair)))
+    low, high = gap.interval()
+    values = {"": gap.mean, "_low": low, "_high": high}
+    return {f"margin_over_{baseline}{end}": _rounded(value, 2) for end, value in values.items()}
+
+
+def sentences(analysis: Analysis) -> str:
+    """What the comparison shows: made from the numbers, so that other results say other things."""
+    lines = []
+    trained = analysis.summary[~analysis.summary["method"].isin([TEACHER, FLOOR])]
+    for student, best in analysis.headline["students"].items():
+        kept = 100 * trained.loc[trained["student"] == student, "retained"]
+        line = (
+            f"* {student}: `{best['method']}`, chosen on development data, keeps {best['retained_percent']} % of the"
+            f" teacher's score; methods lie between {kept.min():.1f} and {kept.max():.1f} %."
+        )
+        for baseline in (FLOOR, BASELINE):
+            if f"margin_over_{baseline}" in best:
+                low = best[f"margin_over_{baseline}_low"]
+                shown = "more than chance" if low is not None and low > 0 else "not shown to be more than chance"
+                line += f" It is {best[f'margin_over_{baseline}']:+.1f} points from `{baseline}`, {shown}."
+        lines.append(line)
+    falls = analysis.distillation.loc[analysis.distillation["method"] != TEACHER, "last_interval_percent"]
+    if len(falls):
+        lines.append(
+            f"* In the last interval between two evaluations, held-out losses fell by {falls.median():.1f} % of their"
+            f" whole fall (median of {len(falls)} runs; {falls.min():.1f} to {falls.max():.1f}): 0 would be flat."
+        )
+    return "\n".join(["**Found.**", "", *lines])
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return None if np.isnan(value) else round(float(value), digits)
+
+
+def comparison_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """The tables of the comparison by name, rounded as they are written; per_language where a task has several.
+
+    Scores are fractions, ``retained_percent`` is in percent of the teacher's test macro, effects are in points.
+    """
+    scores = analysis.per_task.copy()
+    for column in ("retained", "retained_low", "retained_high"):
+        scores[column.replace("retained", "retained_percent")] = (100 * scores.pop(column)).round(1)
+    digits = {"mlm_loss": 4, "mlm_accuracy": 4, "last_interval_percent": 2}
+    written = {
+        "per_task": scores.round(4),
+        "costs": analysis.costs.round(3),
+        "distillation": analysis.distillation.round(digits),
+    }
+    if not analysis.per_language.empty:
+        written["per_language"] = analysis.per_language.round(4)
+    for name in ("verdicts", "contrasts", "differences", "aggregates"):
+        written[name] = getattr(analysis, name).round(4)
+    return written
+
+
+def write_comparison(analysis: Analysis, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every one of :func:`comparison_tables` as <name>.csv, and headline.json (for `dvc metrics show`).
+
+    Returns:
+        The paths, headline.json last.
+
+    Raises:
+        StudyError: scores are incomplete, or the folder cannot be written.
+    """
+    paths = []
+    for name, table in comparison_tables(analysis).items():
+        paths.append(Path(folder) / f"{name}.csv")
+        write_file(paths[-1], table.to_csv(index=False, lineterminator="\n"))
+    paths.append(Path(folder) / "headline.json")
+    write_json(paths[-1], analysis.headline)
+    return paths

@@ -1,0 +1,440 @@
+"""Tables as readers see them: words for names, numbers to few digits, no index; in notebooks and in the report alike.
+
+Each function takes what :mod:`study.analysis.numbers` computed and returns a pandas Styler. The same numbers give the
+same HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Collection, Sequence
+
+import pandas as pd
+from IPython.display import Markdown
+from pandas.io.formats.style import Styler
+
+from study.analysis.figures.style import METRICS, STYLES, label
+from study.analysis.numbers.ablations import rate_variants, sentences
+from study.analysis.numbers.analysis import Analysis
+from study.analysis.numbers.published import PUBLISHED
+from study.analysis.numbers.results import BASELINE, FLOOR, RUN, TEACHER
+from study.analysis.numbers.statistics import BOTH_SEEDS, covered
+
+NOTHING = "–"
+#: Where a contrast's test has the effect; {} is its margin.
+CLAIMED = {
+    "superior": "above zero",
+    "non-inferior": "above −{:g}",
+    "equivalent": "between −{0:g} and {0:g}",
+}
+
+
+def number(value: float, digits: int, sign: str = "") -> str:
+    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too."""
+    return NOTHING if pd.isna(value) else f"{value:{sign},.{digits}f}"
+
+
+def interval(low: float, high: float, digits: int, sign: str = "") -> str:
+    """An interval in brackets, a blank before them; nothing where it is undefined."""
+    between = " to " if sign else " – "
+    return "" if pd.isna(low) else f" ({low:{sign},.{digits}f}{between}{high:{sign},.{digits}f})"
+
+
+def in_words(text: str) -> str:
+    """``text`` with the names of methods replaced by what figures call them."""
+    names = "|".join(re.escape(name) for name in sorted(STYLES, key=len, reverse=True))
+    return re.sub(rf"(?<![\w-])({names})(?![\w+-])", lambda name: label(name[0]), text)
+
+
+def styled(
+    rows: Sequence[dict] | pd.DataFrame,
+    name: str,
+    caption: str = "",
+    *,
+    words: Collection[str] = (),
+    wide: Collection[str] = (),
+    chosen: Sequence[bool] = (),
+    groups: str = "",
+) -> Styler:
+    """A table for readers.
+
+    Args:
+        rows: column as readers see it -> text or number; missing numbers become dashes.
+        name: of the table, unlike any other on its page.
+        caption: what stands above it.
+        words: columns of words, to the left; all others are to the right.
+        wide: those of them whose lines may be broken.
+        chosen: marks rows.
+        groups: a column; a line is drawn where its value changes.
+    """
+    frame = pd.DataFrame(rows).reset_index(drop=True)
+    text = html.escape(caption, quote=False) or None
+    table = Styler(frame, uuid=name, cell_ids=False, caption=text, escape="html", na_rep=NOTHING)
+    table = table.hide(axis="index").format_index(escape="html", axis="columns")
+    looks = []
+    for place, column in enumerate(frame.columns):
+        if column in (*words, *wide):
+            looks.append({"selector": f"th.col{place}, td.col{place}", "props": "text-align: left"})
+        if column in wide:
+            looks.append({"selector": f"td.col{place}", "props": "white-space: normal; min-width: 10rem"})
+    for place, marked in enumerate(chosen):
+        if marked:
+            looks.append({"selector": f"td.row{place}", "props": "font-weight: 600; background-color: #eef5fc"})
+    if groups:
+        starts = frame[groups].ne(frame[groups].shift())
+        looks += [
+            {"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"}
+            for place in frame.index[starts & (frame.index > 0)]
+        ]
+    return table.set_table_styles(looks)
+
+
+def overview(analyses: Sequence[Analysis]) -> Styler:
+    """What was run in every setting, ablations included: models, tokens, hours as one process after another, where."""
+    rows = []
+    for analysis in analyses:
+        parts = [part.runs for part in (analysis.results, analysis.results.ablations) if part]
+        runs = pd.concat(parts).drop_duplicates(RUN)
+        environment, runs = runs, runs[runs["method"] != TEACHER]
+        tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
+        hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
+        rows.append(
+            {
+                "setting": analysis.setting,
+                "teacher": analysis.comparison.teacher.name,
+                "students": ", ".join(analysis.comparison.students),
+                "distillation seeds": len(analysis.comparison.seeds),
+                "models": len(runs),
+                "million tokens each": " to ".join(number(value, 1) for value in tokens[:1] + tokens[1:][-1:]),
+                "hours": number(hours, 1),
+                "measured": " to ".join(sorted({environment["date"].min(), environment["date"].max()})),
+                "on": " and ".join(environment["processor"].unique()),
+                "cores": " or ".join(str(cores) for cores in sorted(environment["cores"].unique())),
+            }
+        )
+    caption = "Models: distilled or left untrained, ablations included. Hours: of distillation and evaluation."
+    return styled(rows, "overview", caption, words=["setting", "teacher", "students", "measured", "on"])
+
+
+def versions(analyses: Sequence[Analysis]) -> Styler:
+    """Versions of packages, and the commit that models were evaluated at."""
+    runs = pd.concat([analysis.results.runs for analysis in analyses])
+    rows = [
+        {"what": package, "version": " and ".join(runs[package].unique())}
+        for package in ("python", "torch", "transformers", "datasets")
+    ]
+    if commits := " and ".join(runs["commit"].dropna().unique()):
+        rows.append({"what": "evaluated at commit", "version": commits})
+    return styled(rows, "versions", words=["what", "version"])
+
+
+def headline(analyses: Sequence[Analysis]) -> Styler:
+    """Each student's best method beside the untrained floor, a column per setting and student."""
+    columns = {}
+    for analysis in analyses:
+        floor = analysis.summary[analysis.summary["method"] == FLOOR].set_index("student")["retained"]
+        first = analysis.results.latency.sort_values(["batch_size", "threads"], kind="stable").iloc[0]
+        timed = f"batch of {first['batch_size']}, {first['threads']} thread{'s' if first['threads'] != 1 else ''}"
+        for student, best in analysis.headline["students"].items():
+            kept = (best["retained_percent"], best["retained_percent_low"], best["retained_percent_high"])
+            columns[f"{analysis.setting}: {student}"] = {
+                "of the teacher's macro test score": f"{number(kept[0], 1)} %",
+                "95 % interval": interval(*kept[1:], 1).strip(" ()") or NOTHING,
+                "untrained, the floor": f"{number(100 * floor[student], 1)} %" if student in floor else NOTHING,
+                "best method": label(best["method"]),
+                "over no training": _margin(best, FLOOR),
+                "over MLM alone": _margin(best, BASELINE),
+                f"speed-up ({timed})": f"{number(best['speed_up'], 2)} ×",
+                "macro test score, its teacher's": f"{100 * best['test']:.1f}, {100 * _teacher(analysis):.1f}",
+            }
+    table = pd.DataFrame(columns).rename_axis("").reset_index()
+    seeds = " and ".join(dict.fromkeys(covered(analysis.scores) for analysis in analyses))
+    shown = styled(table, "headline", f"Intervals: 95 %, over {seeds}.", words=[""])
+    return shown.set_table_styles(
+        [{"selector": "td.row0", "props": "font-size: 1.6em; font-weight: 650"}], overwrite=False
+    )
+
+
+def _teacher(analysis: Analysis) -> float:
+    return analysis.headline["teacher"]["test"]
+
+
+def _margin(best: dict, baseline: str) -> str:
+    key = f"margin_over_{baseline}"
+    if key not in best:
+        return NOTHING
+    low, high = (math.nan if best[f"{key}_{end}"] is None else best[f"{key}_{end}"] for end in ("low", "high"))
+    return f"{number(best[key], 2, '+')} points{interval(low, high, 2, '+')}"
+
+
+def recommendation(analyses: Sequence[Analysis]) -> Styler:
+    """For every budget of time what to take, from the largest budget down."""
+    rows = []
+    for analysis in analyses:
+        for row in analysis.recommendation.to_dict("records"):
+            alike = (
+                f" (not told apart from {', '.join(label(method) for method in row['alike'])})" if row["alike"] else ""
+            )
+            reservation = f": {row['reservation']}" if row["reservation"] else ""
+            kept = f"{number(row['retained'], 1)} %{interval(row['retained_low'], row['retained_high'], 1)}"
+            rows.append(
+                {
+                    "setting": analysis.setting,
+                    "if a sequence may take": f"{number(row['budget_ms'], 1)} ms",
+                    "of the teacher's time": f"1 / {number(row['speed_up'], 1)}",
+                    "take": row["student"],
+                    "distilled by": f"{label(row['method'])}{reservation}{alike}",
+                    "teacher's score kept": kept,
+                    "points lost": number(row["loss"], 1),
+                }
+            )
+    return styled(rows, "recommendation", words=["setting", "take"], wide=["distilled by"], groups="setting")
+
+
+def verdicts(analysis: Analysis) -> Styler:
+    """The verdict on every claim with its reason and its decisive contrast."""
+    rows = []
+    for row in analysis.verdicts.to_dict("records"):
+        doubtful = len(row["not_above_floor"].split(", ")) if row["not_above_floor"] else 0
+        doubt = f" ({doubtful} of its methods not shown to beat no training)" if doubtful else ""
+        reason = f": {in_words(row['reason'])}" if row["reason"] else ""
+        effect = number(row["effect"], 1, "+")
+        claimed = CLAIMED[row["test"]].format(row["margin"])
+        rows.append(
+            {
+                "": row["claim"],
+                "claim": f"{row['text']} ({row['standing']})",
+                "verdict": f"{row['verdict']}{reason}{doubt}",
+                "decisive contrast": f"{in_words(row['contrast'])}, claimed to be {claimed}"
+                if effect != NOTHING
+                else "",
+                "effect (interval)": f"{effect}{interval(row['low'], row['high'], 1, '+')}",
+                "models": row["runs"],
+            }
+        )
+    students = ", ".join(analysis.comparison.students)
+    caption = f"Setting {analysis.setting}: students {students}; intervals over {_seeds(analysis)}."
+    wide = ["claim", "verdict", "decisive contrast"]
+    return styled(rows, f"verdicts-{analysis.setting}", caption, words=[""], wide=wide)
+
+
+def _seeds(analysis: Analysis) -> str:
+    return covered(analysis.scores)
+
+
+def scores(analysis: Analysis, deviations: bool = False) -> Styler:
+    """Test scores x 100 per task, macro, retained and what the last interval brought; the chosen methods are marked.
+
+    Args:
+        deviations: with the standard deviation of every task's score.
+    """
+    table, tasks = analysis.per_task, [task for task in analysis.comparison.tasks if task in analysis.per_task]
+    falls = analysis.distillation.groupby(["method", "student"])["last_interval_percent"].mean()
+    rows = []
+    for _, row in table.iterrows():
+        spread = {task: f" ± {number(100 * row[f'{task}_sd'], 1)}" if deviations else "" for task in tasks}
+        kept = interval(100 * row["retained_low"], 100 * row["retained_high"], 1)
+        rows.append(
+            {"student": row["student"], "method": "the ceiling" if row["method"] == TEACHER else label(row["method"])}
+            | {task: number(100 * row[task], 1) + spread[task] for task in tasks}
+            | {"macro": number(100 * row["macro"], 1), "retained % (interval)": number(100 * row["retained"], 1) + kept}
+            | {"last of the fall, %": number(falls.get((row["method"], row["student"]), math.nan), 1)}
+        )
+    caption = f"Setting {analysis.setting}; intervals over {_seeds(analysis)}."
+    marked = {"chosen": list(table["selected"]), "groups": "student"}
+    return styled(rows, f"scores-{analysis.setting}", caption, words=["student", "method"], **marked)
+
+
+def tasks(analysis: Analysis) -> Styler:
+    """Metric and test examples of every task, and what its scores may be set against."""
+    rows = [
+        {
+            "task": row.task,
+            "metric": METRICS.get(row.metric, row.metric),
+            "test examples": row.test_examples,
+            "standard error, about": number(100 * row.standard_error, 1),
+            "for always giving the commonest label": number(100 * row.majority_share, 1),
+        }
+        for row in analysis.sampling_error.itertuples()
+    ]
+    caption = f"Setting {analysis.setting}: the tasks."
+    return styled(rows, f"tasks-{analysis.setting}", caption, words=["task", "metric"])
+
+
+def languages(analysis: Analysis) -> Styler:
+    """Test scores x 100 by language, of every task that has several."""
+    table = analysis.per_language
+    rows = [
+        {"student": row["student"], "method": label(row["method"]), "task": row["task"]}
+        | {name.replace("_", " "): number(100 * row[name], 1) for name in table.columns[5:]}
+        for row in table.to_dict("records")
+    ]
+    caption = f"Setting {analysis.setting}."
+    words = ["student", "method", "task"]
+    return styled(rows, f"languages-{analysis.setting}", caption, words=words, groups="student")
+
+
+def costs(analysis: Analysis) -> Styler:
+    """Size, latency of the smallest batch and throughput of the largest one, beside the teacher's."""
+    table, first = analysis.costs, analysis.results.latency.iloc[0]
+    sizes = sorted(analysis.results.latency["batch_size"].unique())
+    rows = []
+    for _, row in table.iterrows():
+        quartiles = (row[f"latency_ms_{end}_quartile_batch_{sizes[0]}"] for end in ("lower", "upper"))
+        latency = number(row[f"latency_ms_batch_{sizes[0]}"], 1) + interval(*quartiles, 1)
+        rows.append(
+            {
+                "model": row["student"],
+                "threads": row["threads"],
+                "parameters (M)": number(row["parameters"] / 1e6, 1),
+                "without embeddings (M)": number(row["encoder_parameters"] / 1e6, 1),
+                "GFLOPs": number(row["flops_per_sequence"] / 1e9, 2),
+                f"latency (ms), batch of {sizes[0]}": latency,
+                "speed-up": f"{number(row[f'speed_up_batch_{sizes[0]}'], 2)} ×",
+                f"sequences / s, batch of {sizes[-1]}": number(row[f"sequences_per_second_batch_{sizes[-1]}"], 0),
+                "speed-up ": f"{number(row[f'speed_up_batch_{sizes[-1]}'], 2)} ×",
+            }
+        )
+    caption = (
+        f"Setting {analysis.setting}: {first['sequence_length']} tokens without padding, {first['precision']}; medians"
+        f" of {first['runs']} runs after {first['warmup_runs']} uncounted ones, quartiles in brackets."
+    )
+    return styled(rows, f"costs-{analysis.setting}", caption, words=["model"])
+
+
+def published(analyses: Sequence[Analysis]) -> Styler:
+    """What others published, and what this study's students keep, marked."""
+    rows = [
+        {"student": row.student, "teacher": row.teacher, "method": row.method, "measure": row.measure}
+        | {"score": number(row.score, 1), "of its teacher's": f"{row.retained:.1f} %" if row.retained else NOTHING}
+        | {"source": row.source}
+        for row in PUBLISHED
+    ]
+    ours = [
+        {"student": f"{student} ({analysis.setting})", "teacher": analysis.comparison.teacher.name}
+        | {"method": label(best["method"]), "measure": "macro test score", "score": number(100 * best["test"], 1)}
+        | {"of its teacher's": f"{number(best['retained_percent'], 1)} %", "source": "this study"}
+        for analysis in analyses
+        for student, best in analysis.headline["students"].items()
+    ]
+    marked = [False] * len(rows) + [True] * len(ours)
+    words = ["student", "teacher", "method"]
+    return styled([*rows, *ours], "published", words=words, wide=["measure", "source"], chosen=marked)
+
+
+def unlearnt(analyses: Sequence[Analysis]) -> Styler | None:
+    """Methods whose own held-out loss is higher after training than before (mean ratio of seeds); None without any."""
+    rows = []
+    for analysis in analyses:
+        losses = analysis.results.curves.groupby(RUN, sort=False)["loss"].agg(["first", "last"])
+        ratios = (losses["last"] / losses["first"]).groupby(["student", "method"], sort=False).mean()
+        rates = analysis.distillation.groupby(["student", "method"])["learning_rate"].first()
+        rows += [
+            {"setting": analysis.setting, "student": model[0], "method": label(model[1])}
+            | {"learning rate": f"{rates[model]:g}", "held-out loss, times that before": number(ratio, 1)}
+            for model, ratio in ratios.items()
+            if ratio > 1
+        ]
+    caption = "Methods that training harmed: these scores say nothing of the method at a rate that suits the student."
+    return styled(rows, "unlearnt", caption, words=["setting", "student", "method"]) if rows else None
+
+
+def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
+    """Methods that another rate than theirs is told apart from (95 % interval over distillation); None without any."""
+    rows = []
+    for analysis in analyses:
+        table = analysis.effects[analysis.effects["variant"].isin(rate_variants(analysis.comparison))]
+        rows += [
+            {
+                "setting": analysis.setting,
+                "method": label(row.reference),
+                "at a learning rate of": f"{row.learning_rate:g}",
+            }
+            | {"instead of": f"{row.reference_learning_rate:g}"}
+            | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
+            for row in table.itertuples()
+            if row.covers == BOTH_SEEDS and not row.low <= 0 <= row.high
+        ]
+    caption = "Methods whose place is a matter of their learning rate as much as of what they transfer."
+    return styled(rows, "rates", caption, words=["setting", "method"]) if rows else None
+
+
+def differences(analysis: Analysis) -> Styler:
+    """Paired differences between all pairs of methods."""
+    rows = [
+        {"first": label(row.first), "second": label(row.second)}
+        | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
+        | {"p": number(row.p, 3), "p, Holm": number(row.p_holm, 3)}
+        | {"probability of improvement": number(row.probability_of_improvement, 2)}
+        for row in analysis.differences.itertuples()
+    ]
+    caption = f"First less second; intervals over {_seeds(analysis)}. Marked: told apart (Holm, 5 %)."
+    told = (analysis.differences["p_holm"] <= 0.05) & (analysis.differences["covers"] == BOTH_SEEDS)
+    return styled(rows, "differences", caption, words=["first", "second"], chosen=list(told), groups="first")
+
+
+def aggregates(analysis: Analysis) -> Styler:
+    """Interquartile means, probabilities of improvement and performance profiles, in percent of the teacher."""
+    table = analysis.aggregates
+    above = [column for column in table if column.startswith("above_")]
+    rows = [
+        {"method": label(row["method"]), "models": row["runs"]}
+        | {"interquartile mean (interval)": number(row["iqm"], 1) + interval(row["iqm_low"], row["iqm_high"], 1)}
+        | {"P(better than MLM)": number(row["improvement_over_mlm"], 2)}
+        | {f"% above {column.removeprefix('above_')}": number(row[column], 0) for column in above}
+        for row in table.to_dict("records")
+    ]
+    return styled(rows, "aggregates", "Percent of the teacher's score in each task.", words=["method"])
+
+
+def slopes(analysis: Analysis) -> Styler:
+    """What the last interval brought of the whole fall of the held-out loss, a column per student."""
+    table = analysis.distillation[analysis.distillation["method"] != TEACHER]
+    falls = table.groupby(["method", "student"], sort=False)["last_interval_percent"].mean().unstack("student")
+    falls = falls.reindex(columns=list(analysis.comparison.students)).map(number, digits=1)
+    falls.insert(0, "method", [label(method) for method in falls.index])
+    return styled(falls, "slopes", "Last interval's part of the fall, %, mean over seeds.", words=["method"])
+
+
+def effects(analysis: Analysis) -> Styler | Markdown:
+    """Every effect of the ablations as numbers; a line where no variant was run."""
+    if analysis.effects.empty:
+        return Markdown(sentences(analysis.effects))
+    rows = [
+        {
+            "choice": row.variant,
+            "method": label(row.method),
+            "less": label(row.reference),
+            "macro": number(row.macro, 1),
+        }
+        | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
+        | {"p, Holm": number(row.p_holm, 3), "models": row.runs}
+        | {"learning rate": _rate(row.learning_rate), "that of the reference": _rate(row.reference_learning_rate)}
+        for row in analysis.effects.itertuples()
+    ]
+    caption = " or ".join(analysis.effects["covers"].unique())
+    words = ["choice", "method", "less"]
+    return styled(rows, "effects", f"Intervals over {caption}.", words=words, groups="choice")
+
+
+def _rate(value: float) -> str:
+    return NOTHING if pd.isna(value) else f"{value:g}"
+
+
+def found(analysis: Analysis, *variants: str) -> Markdown | None:
+    """What the effects of some axes show, in sentences; None where no variant of theirs was run."""
+    ran = analysis.effects["variant"].isin(variants).any()
+    return Markdown(sentences(analysis.effects, *variants)) if ran else None
+
+
+def likeness(table: pd.DataFrame) -> Styler:
+    """How alike students' layers are to their teacher's, beside what they score."""
+    rows = [
+        {"student": row.student, "method": label(row.method), "CKA of the last layers": number(row.last_layers, 2)}
+        | {"order of layers kept (ρ)": number(row.depth_kept, 2), "divergence (nats)": number(row.divergence, 3)}
+        | {"last layer adds (points)": number(row.last_layer_adds, 1, "+"), "macro": number(row.macro, 1)}
+        for row in table.itertuples()
+    ]
+    return styled(rows, "likeness", words=["student", "method"], groups="student")

@@ -1,0 +1,134 @@
+"""Downstream tasks: labelled texts in splits that share no film, question, passage, article or template."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from study.data.storage import load, save
+from study.data.tasks import commands, questions, retrieval, sentiment, similarity, topics
+from study.data.tasks.task import SPLITS, Splits, Task, subsample, test_split
+from study.descriptions import TaskData
+from study.files import Layout, StudyError, content_hash, profile_of
+from study.records import SCHEMA, TaskSplits
+from study.runtime import commit, environment
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "Task",
+    "build_tasks",
+    "describe_tasks",
+    "heldout_texts",
+    "load_task",
+    "subsample",
+    "task_texts",
+    "test_split",
+]
+
+#: Name in params.yaml -> task.
+TASKS: dict[str, Task] = {
+    task.name: task
+    for family in (sentiment, similarity, questions, topics, commands, retrieval)
+    for task in family.TASKS
+}
+
+
+def build_tasks(description: TaskData, output: Path) -> list[dict[str, Any]]:
+    """Write each task in full to ``output/<name>``, the same bytes at every run, and describe its splits.
+
+    Returns:
+        One row per task and split, as :class:`study.records.TaskSplit`: majority_share is that of the commonest label
+        (None for regression), label_deviation the standard deviation of the label (None for classification). Both are
+        None where there are no labels.
+
+    Raises:
+        StudyError: an unknown task, a source that cannot be read, a split without examples, or a folder that cannot be
+            written.
+    """
+    rows = []
+    for name in description.tasks:
+        task = _task(name)
+        splits = task.loader()
+        for split in task.splits:
+            if not splits.get(split):
+                raise StudyError(f"task {name}: split {split!r} has no examples; allowed: at least one")
+        save(
+            DatasetDict(
+                {split: Dataset.from_list(examples, features=task.features) for split, examples in splits.items()}
+            ),
+            Path(output) / name,
+        )
+        rows += _rows(task, splits)
+        sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in splits.items())
+        print(f"tasks: {name}: {sizes}", flush=True)
+    return rows
+
+
+def describe_tasks(rows: list[dict[str, Any]], layout: Layout, output: Path) -> TaskSplits:
+    """The result file of what :func:`build_tasks` returned and wrote to ``output``."""
+    return TaskSplits.model_validate(
+        {
+            "schema": SCHEMA,
+            "profile": profile_of(layout.folder),
+            "setting": layout.setting,
+            "environment": environment(),
+            "commit": commit(layout.folder),
+            "hashes": {"tasks": content_hash(Path(output))},
+            "splits": rows,
+        }
+    )
+
+
+def _rows(task: Task, splits: Splits) -> list[dict[str, Any]]:
+    rows = []
+    for split, examples in splits.items():
+        labels = [] if task.probe else [example["label"] for example in examples]
+        numbers = [label for label in labels if isinstance(label, float)]
+        rows.append(
+            {
+                "task": task.name,
+                "split": split,
+                "examples": len(examples),
+                "metric": task.metric,
+                "majority_share": max(Counter(labels).values()) / len(labels) if task.labels else None,
+                "label_deviation": statistics.pstdev(numbers) if numbers else None,
+            }
+        )
+    return rows
+
+
+def load_task(folder: Path, name: str) -> DatasetDict:
+    """A task as :func:`build_tasks` wrote it, held in memory.
+
+    Raises:
+        StudyError: an unknown task, or nothing written there.
+    """
+    return load(Path(folder) / _task(name).name, "tasks")
+
+
+def heldout_texts(folder: Path, names: Iterable[str]) -> list[str]:
+    """Every text of the development and test splits, first and second of pairs alike, each once, sorted."""
+    return task_texts(folder, names, without={"train"})
+
+
+def task_texts(folder: Path, names: Iterable[str], without: Collection[str] = ()) -> list[str]:
+    """Every text of all splits but those ``without``, first and second of pairs alike, each once, sorted."""
+    texts: set[str] = set()
+    for name in names:
+        task = load_task(folder, name)
+        for split in task.keys() - set(without):
+            for column in set(task[split].column_names) - {"label"}:
+                texts.update(task[split][column])
+    return sorted(texts)
+
+
+def _task(name: str) -> Task:
+    if name not in TASKS:
+        raise StudyError(f"task {name!r} is unknown; allowed: {', '.join(TASKS)}")
+    return TASKS[name]

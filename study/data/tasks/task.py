@@ -1,0 +1,84 @@
+"""What a downstream task is, and how its examples are put into splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy
+from datasets import ClassLabel, Dataset, Features, Value
+
+SPLITS = ("train", "development", "test")
+
+#: One example: text, text_pair (tasks on pairs only) and label (a name, or a number for regression).
+Example = dict[str, str | float]
+
+#: Name of a split -> its examples.
+Splits = dict[str, list[Example]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task.
+
+    ``loader`` returns the examples of each split; ``labels`` are the class names in the order of their integers, None
+    for regression; ``metric`` is the main one of ``metrics``; ``pair`` tells whether examples have a ``text_pair``.
+
+    ``languages`` are those of the test data. The first is that of the splits train, development and test; any other
+    language has a split :func:`test_split` of its own. A ``probe`` is not learnt: it has pairs of a text in the first
+    language and its translation, no labels, and test splits of the other languages alone.
+    """
+
+    name: str
+    loader: Callable[[], Splits]
+    labels: tuple[str, ...] | None
+    metric: str
+    metrics: tuple[str, ...]
+    pair: bool
+    citation: str
+    languages: tuple[str, ...] = ("en",)
+    probe: bool = False
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that it has to have."""
+        others = [test_split(language) for language in self.languages[1:]]
+        return others if self.probe else [*SPLITS, *others]
+
+    @property
+    def features(self) -> Features:
+        """Columns of its splits."""
+        columns = {column: Value("string") for column in ("text", "text_pair")[: 1 + self.pair]}
+        if self.probe:
+            return Features(columns)
+        label = Value("float32") if self.labels is None else ClassLabel(names=list(self.labels))
+        return Features({**columns, "label": label})
+
+
+def test_split(language: str) -> str:
+    """Name of the split that holds the test data of a language: ``test`` for English."""
+    return "test" if language == "en" else f"test-{language}"
+
+
+def empty_splits() -> Splits:
+    """Train, development and test without examples."""
+    return {split: [] for split in SPLITS}
+
+
+def fraction(key: str) -> float:
+    """A number in [0, 1) that depends on nothing but the key: the first 48 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
+
+
+def split_of(key: str, development: float, test: float) -> str:
+    """The split that :func:`fraction` puts a key into, given the shares of development and test."""
+    drawn = fraction(key)
+    return "test" if drawn < test else "development" if drawn < test + development else "train"
+
+
+def subsample(split: Dataset, size: int | None, seed: int = 0) -> Dataset:
+    """``size`` examples drawn without replacement, the same for the same seed; all when None or more than there are."""
+    if size is None or size >= len(split):
+        return split
+    return split.select(numpy.random.default_rng(seed).permutation(len(split))[:size], keep_in_memory=True)

@@ -1,0 +1,247 @@
+"""Descriptions of stages: all that decides what a stage computes, given its data. :mod:`study.plan` makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from pydantic import ValidationError
+
+from study.config import (
+    Adaptation,
+    Corpus,
+    Distillation,
+    Encoder,
+    Finetuning,
+    Latency,
+    Masking,
+    Representations,
+    TaskBudget,
+    Teacher,
+)
+from study.files import Layout, StudyError
+from study.methods import FastPath, Initialisation, Membership, Method, Section, Sparse
+from study.params import one_line
+
+TEACHER = "teacher"
+
+
+class Description(Section):
+    """What one stage computes in one setting; ``stage`` is its name in dvc.yaml, ``name`` that of its file."""
+
+    stage: ClassVar[str]
+    setting: str
+    revisions: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """Name of the description among those of its stage."""
+        return self.setting
+
+
+class Precision(Section):
+    """How models are run: the values of all stages that run one."""
+
+    precision: str
+    attention_implementation: str
+    fast_paths: list[FastPath]
+
+
+class TaskData(Description):
+    stage = "tasks"
+    tasks: list[str]
+
+
+class CorpusData(Description):
+    """``tasks``: those whose held-out texts stay out of the corpus."""
+
+    stage = "corpus"
+    teacher: Teacher
+    vocabulary: str
+    texts: list[str]
+    tasks: list[str]
+    corpus: Corpus
+
+
+class TeacherAdaptation(Description, Precision):
+    stage = "teacher"
+    adaptation: Adaptation
+    masking: Masking
+
+
+class EqualCompute(Section):
+    """A method and its steps: training takes as many steps as cost the operations of these."""
+
+    method: str
+    objective: Method
+    steps: int
+
+
+class Run(Description, Precision, Sparse):
+    """One student: the method and everything else that decides its weights, given teacher and corpus.
+
+    ``objective`` has the learning rate in force; what it may set instead of the value that all methods share is in
+    ``initialisation`` and ``distillation``.
+    """
+
+    stage = "distill"
+    method: str
+    student: str
+    seed: int
+    objective: Method
+    sizes: Encoder
+    initialisation: Initialisation
+    distillation: Distillation
+    equal_compute: EqualCompute | None = None
+    masking: Masking
+
+    @property
+    def model(self) -> str:
+        """Name of the student's folder and of its result file."""
+        return f"{self.method}_{self.student}_{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}_{self.model}"
+
+    @property
+    def title(self) -> str:
+        """How the run announces itself."""
+        return f"{self.setting} {self.method} {self.student} seed {self.seed}"
+
+
+class Evaluation(Description, Precision):
+    """One model's evaluation: of a student, or of the teacher (then all three names are its, and the seed is 0)."""
+
+    stage = "evaluate"
+    profile: str
+    method: str
+    student: str
+    seed: int
+    tasks: dict[str, TaskBudget]
+    finetuning: Finetuning
+    masking: Masking
+    sequence_length: int
+
+    @property
+    def model(self) -> str:
+        """As :attr:`Run.model`; ``teacher`` for the teacher."""
+        return TEACHER if self.method == TEACHER else f"{self.method}_{self.student}_{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}_{self.model}"
+
+    @property
+    def title(self) -> str:
+        """How the evaluation announces itself."""
+        who = TEACHER if self.method == TEACHER else f"{self.method} {self.student} seed {self.seed}"
+        return f"{self.setting} {who}"
+
+    def folder(self, layout: Layout) -> Path:
+        """Where the model is saved."""
+        return layout.teacher if self.method == TEACHER else layout.student(self.model)
+
+
+class LatencyMeasurement(Description, Precision):
+    stage = "latency"
+    profile: str
+    students: dict[str, Encoder]
+    latency: Latency
+
+
+class LayerComparison(Description, Precision):
+    """``runs`` are compared with the teacher and probed on ``tasks``; ``relation_heads``: those of the teacher."""
+
+    stage = "represent"
+    profile: str
+    runs: list[Run]
+    representations: Representations
+    relation_heads: int
+    tasks: dict[str, TaskBudget]
+    finetuning: Finetuning
+
+
+class Tuning(Description, Precision):
+    """One method and student at every candidate learning rate, and the tasks that judge them."""
+
+    stage = "tune"
+    profile: str
+    method: str
+    student: str
+    candidates: list[Run]
+    tasks: dict[str, TaskBudget]
+    finetuning: Finetuning
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}_{self.method}_{self.student}"
+
+
+class Comparison(Description):
+    """What the analyses compare in a setting; methods, students, seeds and tasks in the order of params.yaml.
+
+    ``memberships``: methods of the ablations -> what they extend and change; they were run on ``ablated_students``.
+    """
+
+    stage = "compare"
+    profile: str
+    teacher: Teacher
+    methods: list[str]
+    students: dict[str, Encoder]
+    seeds: list[int]
+    memberships: dict[str, Membership]
+    ablated_students: list[str]
+    tasks: list[str]
+    finetuning_seeds: list[int]
+    batch_sizes: list[int]
+    threads: list[int]
+
+    def cells(self) -> list[tuple[str, str, int]]:
+        """Method, student and seed of every run of the grid, ablations left out."""
+        return [(m, s, seed) for s in self.students for m in self.methods for seed in self.seeds]
+
+    def ablation_cells(self) -> list[tuple[str, str, int]]:
+        """Method, student and seed of every run of the ablations."""
+        return [
+            (m, student, seed) for student in self.ablated_students for m in self.memberships for seed in self.seeds
+        ]
+
+
+D = TypeVar("D", bound=Description)
+
+
+def open_description(path: str | Path, kind: type[D]) -> tuple[D, Layout]:
+    """A description that ``python -m study plan`` wrote, and where the files of its profile and setting are.
+
+    Args:
+        path: ``<folder of the profile>/plan/<stage>/<name>.json``.
+        kind: the class of the stage's descriptions.
+
+    Raises:
+        StudyError: the file is missing, damaged, or of another stage.
+    """
+    path = Path(path).resolve()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}; `python -m study plan` writes it") from None
+    try:
+        description = kind.model_validate_json(content)
+    except ValidationError as error:
+        raise StudyError(
+            f"{path}: no description of stage {kind.stage} ({one_line(error)}); `python -m study plan` writes it anew"
+        ) from None
+    return description, Layout(path.parents[2], description.setting)
+
+
+def runs_beside(path: str | Path) -> list[Run]:
+    """The runs of the plan in the setting of a run's description, that run among them, by name.
+
+    Raises:
+        StudyError: one of them is missing or damaged (:func:`open_description`).
+    """
+    run, _ = open_description(path, Run)
+    return [
+        open_description(file, Run)[0] for file in sorted(Path(path).resolve().parent.glob(f"{run.setting}_*.json"))
+    ]

@@ -1,0 +1,1 @@
+"""What the study exists for: objectives, layer mappings, and training students by them."""

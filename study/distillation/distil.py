@@ -1,0 +1,226 @@
+"""Distillation of one student as its description says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, default_data_collator
+
+from study.config import Distillation
+from study.data.corpus import corpus_hash, load_corpus
+from study.data.pretrained import load_model, load_tokenizer
+from study.descriptions import Run
+from study.distillation.masking import MaskedSequences
+from study.distillation.objectives import OBJECTIVES, Objective
+from study.distillation.operations import equal_steps
+from study.distillation.students import create_student
+from study.distillation.taps import Layers
+from study.distillation.teacher_outputs import TeacherOutputs
+from study.distillation.trainer import (
+    Checkpoints,
+    common_arguments,
+    digest,
+    freeze_untrained,
+    save_trained,
+    switch_off_dropout,
+    train,
+)
+from study.files import Layout, StudyError, content_hash, make_folder
+from study.methods import FastPath, Untrained
+from study.records import Training
+from study.revisions import revisions
+from study.runtime import keep_freed_memory, use_bf16
+
+START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
+
+
+def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -> dict[str, Any]:
+    """Distil one student and save it to ``output`` (loadable by ``from_pretrained``) with its ``record.json``.
+
+    A run that was killed continues from its last checkpoint when called again with the same description, corpus and
+    teacher.
+
+    Args:
+        others: the runs of the plan. Where the teacher has to be computed, what they read of it is kept for them too;
+            and the progress says which of them this is. The student does not depend on them.
+
+    Returns:
+        The record: ``run`` (its names), ``hashes`` of corpus and teacher, ``training`` (fields of
+        :class:`study.records.Training`; None for the untrained student) and ``environment``.
+
+    Raises:
+        StudyError: a missing or damaged input, a corpus shorter than one batch.
+        DivergedError: a loss that is not finite.
+    """
+    make_folder(output.parent)  # before any work
+    tokenizer = load_tokenizer(layout.teacher)
+    teacher = load_model(layout.teacher, run.attention_implementation)
+    if not all(parameter.isfinite().all() for parameter in teacher.parameters()):
+        raise StudyError(f"{layout.teacher}: holds weights that are not finite; run the stage that writes it again")
+    corpus = load_corpus(layout.corpus)
+    if len(corpus["train"]) < run.distillation.batch_size:
+        raise StudyError(
+            f"{layout.corpus}: {len(corpus['train'])} training sequences; distillation.batch_size ="
+            f" {run.distillation.batch_size} needs at least one batch"
+        )
+    stream = MaskedSequences(corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES)
+    start = default_data_collator([stream[i] for i in range(START_SEQUENCES)])
+    budget = training_budget(run, teacher, start)  # before anything is drawn at random
+    student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed)
+    record: dict[str, Any] = {
+        "run": {"setting": run.setting, "method": run.method, "student": run.student, "seed": run.seed},
+        "hashes": {"corpus": corpus_hash(layout.corpus), "teacher": content_hash(layout.teacher)},
+        "training": None,
+    }
+    if isinstance(run.objective, Untrained):
+        save_trained(student, tokenizer, record, output)
+        return record
+
+    objective = prepare_objective(run, budget, student, teacher, start)
+    stream, validation = sequences(run, budget, corpus, tokenizer)
+    outputs_identity = _outputs_identity(run, budget)
+    start_fast_paths(
+        run.fast_paths,
+        use_bf16(run.precision),
+        objective,
+        layout.teacher_outputs / digest(outputs_identity | {"inputs": record["hashes"]}),
+        (len(stream) + len(validation), start["input_ids"].shape[1]),
+        layers_of_others(run, budget, others, teacher.config.num_hidden_layers),
+    )
+    with Checkpoints(layout.checkpoints, {"run": run.model_dump(mode="json"), "inputs": record["hashes"]}) as folder:
+        trained = train(objective, stream, validation, _arguments(run, budget, folder), progress_title(run, others))
+        record["training"] = Training(
+            objective=run.objective.objective,
+            learning_rate=run.objective.learning_rate,
+            options=run.objective.model_dump(),
+            revisions=run.revisions,
+            initialisation=run.initialisation,
+            inputs=budget.inputs,
+            fast_paths=list(run.fast_paths),
+            **trained,
+        ).model_dump(exclude_none=True)
+        save_trained(objective.student, tokenizer, record, output)
+    return record
+
+
+def training_budget(run: Run, teacher: PreTrainedModel, start: dict[str, Tensor]) -> Distillation:
+    """``run.distillation`` with what follows from the method: the steps of equal compute, masked inputs of outputs."""
+    if isinstance(run.objective, Untrained):
+        return run.distillation
+    return _with_inputs(run).model_copy(update={"steps": equal_steps(run, teacher, start)})
+
+
+def prepare_objective(
+    run: Run, budget: Distillation, student: PreTrainedModel, teacher: PreTrainedModel, start: dict[str, Tensor]
+) -> Objective:
+    """The objective ready for training: no dropout, projections at least squares, frozen what is not trained."""
+    assert not isinstance(run.objective, Untrained)
+    switch_off_dropout(student)
+    architecture = OBJECTIVES[run.objective.objective]
+    objective = architecture(student, teacher, run.objective, budget.inputs, "fused-losses" in run.fast_paths)
+    objective.start(start)
+    freeze_untrained(objective, {key: value[:1] for key, value in start.items()})
+    return objective
+
+
+def sequences(
+    run: Run, budget: Distillation, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase
+) -> tuple[MaskedSequences, MaskedSequences]:
+    """The stream of training and the held-out sequences; the numbers of the latter follow those of the former."""
+    stream = MaskedSequences(corpus["train"], run.masking, tokenizer, run.seed, budget.steps * budget.batch_size)
+    held_out = corpus["validation"].select(range(min(budget.validation_sequences, len(corpus["validation"]))))
+    return stream, MaskedSequences(held_out, run.masking, tokenizer, seed=0, first=len(stream))
+
+
+def layers_of_others(run: Run, budget: Distillation, others: Iterable[Run], teacher_layers: int) -> Layers:
+    """What those of ``others`` read of the teacher that read the very sequences of ``run``.
+
+    Runs of equal compute are left out: their steps, and with them the numbers of their sequences, are their own.
+
+    Args:
+        teacher_layers: the teacher's depth.
+    """
+    layers: dict[str, set[int]] = defaultdict(set)
+    for other in others:
+        if other.setting != run.setting or isinstance(other.objective, Untrained) or other.equal_compute:
+            continue
+        if _outputs_identity(other, _with_inputs(other)) == _outputs_identity(run, budget):
+            architecture = OBJECTIVES[other.objective.objective]
+            for key, needed in architecture.layers_read(other.objective, teacher_layers, other.sizes.layers).items():
+                layers[key] |= needed
+    return dict(layers)
+
+
+def start_fast_paths(
+    fast_paths: Sequence[FastPath],
+    bf16: bool,
+    objective: Objective,
+    teacher_outputs: Path,
+    shape: tuple[int, int],
+    others: Layers | None = None,
+) -> None:
+    """Switch on those of ``fast_paths`` that are not built into the objective.
+
+    Args:
+        teacher_outputs: a folder that names everything that the teacher's outputs depend on.
+        shape: (sequences that the run numbers, tokens of each).
+        others: what other runs read of the teacher (:func:`layers_of_others`); left out if the disk is too full for it.
+    """
+    if "kept-memory" in fast_paths:
+        keep_freed_memory()
+    if objective.teacher is None:
+        return
+    if "rounded-teacher" in fast_paths and bf16:
+        objective.round_teacher()
+    if "shared-teacher" in fast_paths:
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        size, needed = (*shape, objective.teacher.config.hidden_size), objective.teacher_layers()
+        stores = (TeacherOutputs(teacher_outputs, size, dtype, needed, also) for also in (others, None))
+        objective.teacher_outputs = next((store for store in stores if store.open()), None)
+        if objective.teacher_outputs is None:
+            print(f"{teacher_outputs}: the disk is too full to share what the teacher computes", flush=True)
+
+
+def progress_title(run: Run, others: Sequence[Run]) -> str:
+    """The run's title, behind its number among ``others`` where it is one of them."""
+    return f"[{others.index(run) + 1}/{len(others)}] {run.title}" if run in others else run.title
+
+
+def _with_inputs(run: Run) -> Distillation:
+    assert not isinstance(run.objective, Untrained)
+    masked = OBJECTIVES[run.objective.objective].needs_head
+    return run.distillation.model_copy(update={"inputs": "masked"}) if masked else run.distillation
+
+
+def _outputs_identity(run: Run, budget: Distillation) -> dict[str, Any]:
+    """What the teacher's outputs depend on, teacher and corpus aside; runs with the same may share them."""
+    return {
+        **run.model_dump(mode="json", include={"seed", "masking", "precision", "attention_implementation"}),
+        "distillation": budget.model_dump(mode="json"),
+        "revisions": revisions("masking", *OBJECTIVES),
+    }
+
+
+def _arguments(run: Run, budget: Distillation, folder: Path) -> TrainingArguments:
+    assert not isinstance(run.objective, Untrained)
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=budget.steps,
+        per_device_train_batch_size=budget.batch_size // budget.accumulation_steps,
+        gradient_accumulation_steps=budget.accumulation_steps,
+        learning_rate=run.objective.learning_rate,
+        warmup_steps=round(budget.warmup_fraction * budget.steps),
+        weight_decay=budget.weight_decay,
+        adam_epsilon=budget.adam_epsilon,
+        max_grad_norm=budget.max_gradient_norm,
+        eval_steps=budget.evaluate_every,
+        save_steps=budget.save_every,
+        seed=run.seed,
+        **common_arguments(use_bf16(run.precision), budget.batch_size),
+    )

@@ -1,0 +1,44 @@
+"""The language-modelling head: giving a teacher one, and finding its parts in models of several families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+
+def with_language_modelling_head(encoder: PreTrainedModel, token_counts: Tensor) -> PreTrainedModel:
+    """The encoder under a masked-language-modelling head whose output matrix is tied to the word embeddings.
+
+    The head starts neutral: its dense layer as the identity, its bias as the log relative frequency of each token
+    (add-one smoothed), so that training starts from the unigram distribution. Source: this study's choice.
+
+    Args:
+        token_counts: (vocabulary,), how often each token occurs in the corpus.
+    """
+    model = AutoModelForMaskedLM.from_config(encoder.config, attn_implementation=encoder.config._attn_implementation)
+    model.base_model.load_state_dict(encoder.state_dict())
+    frequencies = (token_counts.double() + 1) / (token_counts.sum() + len(token_counts))
+    with torch.no_grad():
+        nn.init.eye_(dense_of_head(model).weight)
+        model.get_output_embeddings().bias.copy_(frequencies.log())
+    return model
+
+
+def language_modelling_head(model: PreTrainedModel) -> Any:
+    """The module that maps hidden states (..., width) to logits (..., vocabulary)."""
+    return model.cls if hasattr(model, "cls") else model.lm_head
+
+
+def dense_of_head(model: PreTrainedModel) -> Any:
+    """The head's width x width layer before its layer norm and the vocabulary projection."""
+    head = language_modelling_head(model)
+    return head.predictions.transform.dense if hasattr(model, "cls") else head.dense
+
+
+def norm_of_head(model: PreTrainedModel) -> Any:
+    """The head's layer norm, between its dense layer and the vocabulary projection."""
+    head = language_modelling_head(model)
+    return head.predictions.transform.LayerNorm if hasattr(model, "cls") else head.layer_norm

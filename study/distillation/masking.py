@@ -1,0 +1,82 @@
+"""The stream of masked sequences that every method of a seed is trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+from datasets import Dataset
+from torch.utils import data
+from transformers import PreTrainedTokenizerBase
+
+from study.config import Masking
+from study.files import StudyError
+
+
+class MaskedSequences(data.Dataset):
+    """A stream of packed sequences with masks, a pure function of (seed, position in the stream).
+
+    Every method of one seed therefore sees the same sequences under the same masks in the same order, whatever it does
+    to random number generators, and a resumed run sees what an uninterrupted one would have seen. Each pass over the
+    sequences has an order and masks of its own. The number of masked tokens M = round(fraction x T) is the same for
+    every sequence, so shapes stay static; special tokens are never masked.
+
+    Args:
+        sequences: rows of ``input_ids``, all of T tokens.
+        length: items of the stream; None means one pass in the given order (for evaluation).
+        first: ``item`` of the first sequence; the others follow.
+    """
+
+    def __init__(
+        self,
+        sequences: Dataset,
+        masking: Masking,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        length: int | None = None,
+        first: int = 0,
+    ):
+        self.sequences = sequences.with_format("numpy")
+        self.masking, self.seed, self.first = masking, seed, first
+        self.length = len(sequences) if length is None else length
+        self.shuffled = length is not None
+        self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
+        self.special = np.array(tokenizer.all_special_ids)
+        self._order = (-1, np.empty(0, dtype=int))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> dict[str, np.ndarray]:
+        epoch, index = divmod(item, len(self.sequences))
+        if self.shuffled:
+            if self._order[0] != epoch:
+                self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.sequences)))
+            index = int(self._order[1][index])
+        tokens = self.sequences[index]["input_ids"].astype(np.int64)
+        generator = np.random.default_rng([self.seed, 1, item])
+        count = max(1, round(self.masking.fraction * len(tokens)))
+        words = np.flatnonzero(~np.isin(tokens, self.special))
+        if len(words) < count:
+            raise StudyError(
+                f"masking.fraction = {self.masking.fraction} masks {count} of {len(tokens)} tokens;"
+                f" allowed: at most the {len(words)} of sequence {index} that are no special tokens"
+            )
+        positions = np.sort(generator.permutation(words)[:count])
+        draw = generator.random(count)
+        replaced = np.where(
+            draw < self.masking.mask_token,
+            self.mask_id,
+            np.where(
+                draw < self.masking.mask_token + self.masking.random_token,
+                generator.integers(self.vocabulary, size=count),
+                tokens[positions],
+            ),
+        )
+        masked = tokens.copy()
+        masked[positions] = replaced
+        return {
+            "input_ids": tokens,
+            "masked_input_ids": masked,
+            "positions": positions,
+            "labels": tokens[positions],
+            "item": self.first + item,
+        }

@@ -1,0 +1,55 @@
+"""Hidden-state transfer: mapped pairs of layers, one learned linear map each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from study import methods
+from study.distillation import losses
+from study.distillation.mappings import layer_mapping
+from study.distillation.objectives.base import Batch, Objective
+from study.distillation.taps import Activations, Layers, read_activations
+
+
+class HiddenState(Objective):
+    """Mean of :func:`study.distillation.losses.hidden_state` over the mapped pairs of layers, one linear map each."""
+
+    method: methods.HiddenState
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        method: methods.HiddenState,
+        inputs: methods.Inputs = "masked",
+        fused: bool = True,
+    ):
+        super().__init__(student, teacher, method, inputs, fused)
+        depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+        self.mapping = layer_mapping(method.mapping, *depths)
+        for i, targets in self.mapping.items():
+            for j in targets:
+                self.projections[f"{i}-{j}"] = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
+
+    @staticmethod
+    def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:
+        mapping = layer_mapping(method.mapping, teacher_layers, student_layers)
+        return {"hidden_layers": {j for targets in mapping.values() for j in targets}}
+
+    def read_student(self, batch: Batch) -> Activations:
+        return read_activations(self.student, batch[self.inputs], hidden_layers=self.mapping)
+
+    def pairs(self, student: Activations, teacher: Activations | None) -> Iterator[tuple[str, Tensor, Tensor]]:
+        assert teacher is not None
+        for i, targets in self.mapping.items():
+            for j in targets:
+                yield f"{i}-{j}", student.hidden[i], teacher.hidden[j]
+
+    def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
+        parts = [losses.hidden_state(self.projections[name](s), t) for name, s, t in self.pairs(student, teacher)]
+        return torch.stack(parts).mean()

@@ -1,0 +1,49 @@
+"""Objectives of the output: masked words themselves, or the teacher's distribution over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from study import methods
+from study.distillation.objectives.base import Batch, Objective, gather, masked_cross_entropy, masked_logits
+from study.distillation.taps import Activations, Layers
+
+
+class MaskedLanguageModelling(Objective):
+    """No teacher: cross-entropy of the masked tokens. The baseline, and how the teacher itself is adapted."""
+
+    needs_head = True
+    needs_teacher = False
+
+    def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
+        return masked_cross_entropy(masked_logits(self.student, student, batch["positions"]), batch["labels"])
+
+
+class OutputDistribution(Objective):
+    """Divergence of the distributions at the masked positions or at all, plus weighted MLM if asked for.
+
+    The divergence is :func:`study.distillation.losses.output_distribution`.
+    """
+
+    needs_head = True
+    method: methods.OutputDistribution
+
+    @staticmethod
+    def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:
+        return {"hidden_layers": {teacher_layers}}
+
+    def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
+        assert self.teacher is not None and teacher is not None
+        everywhere = self.method.positions == "all"
+        positions = None if everywhere else batch["positions"]
+        student_logits = masked_logits(self.student, student, positions)
+        with torch.no_grad():
+            teacher_logits = masked_logits(self.teacher, teacher, positions)
+        loss = self.losses.output_distribution(student_logits, teacher_logits, self.method.temperature)
+        if self.method.mlm_weight:
+            masked = gather(student_logits, batch["positions"]) if everywhere else student_logits
+            loss = loss + self.method.mlm_weight * masked_cross_entropy(masked, batch["labels"])
+        return loss

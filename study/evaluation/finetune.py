@@ -1,0 +1,366 @@
+"""Fine-tuning one encoder on one task, with selection on development data and a single look at the test data."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from study.config import TaskBudget
+from study.data.pretrained import load_model
+from study.data.tasks import TASKS, Task, load_task, subsample, test_split
+from study.descriptions import Evaluation, LayerComparison, Tuning
+from study.evaluation.metrics import task_metrics
+from study.files import Layout, StudyError
+from study.runtime import keep_freed_memory, use_bf16
+
+#: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
+Judging = Evaluation | LayerComparison | Tuning
+
+
+class MeanPoolingClassifier(nn.Module):
+    """An encoder, mean pooling over real tokens, dropout and one linear layer.
+
+    One text (or a pair encoded jointly) is represented by its pooled states u; a pair encoded separately by
+    [u, v, |u - v|, u * v]. Mean pooling instead of [CLS] because no training of teacher or students ever gave [CLS] a
+    sentence-level task (the embedded teachers were trained with mean pooling). Source: InferSent (1705.02364), section
+    3.2, for the features of a pair; mean pooling after Sentence-BERT (1908.10084).
+
+    Args:
+        labels: number of classes; 1 means regression with a mean-squared-error loss.
+        pairs: whether two texts come separately.
+    """
+
+    accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
+
+    def __init__(self, encoder: PreTrainedModel, labels: int, pairs: bool):
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
+        self.output = nn.Linear(encoder.config.hidden_size * (4 if pairs else 1), labels)
+
+    def features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pair_input_ids: Tensor | None = None,
+        pair_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T) token ids to (B, H) or, for separate pairs, (B, 4 H), in float32."""
+        first = self._pooled(input_ids, attention_mask, token_type_ids)
+        if pair_input_ids is None:
+            return first
+        assert pair_attention_mask is not None
+        second = self._pooled(pair_input_ids, pair_attention_mask)
+        return torch.cat([first, second, (first - second).abs(), first * second], dim=1)
+
+    def forward(self, labels: Tensor | None = None, **texts: Tensor) -> dict[str, Tensor]:
+        logits = self.output(self.dropout(self.features(**texts))).float()  # (B, labels)
+        if labels is None:
+            return {"logits": logits}
+        if self.output.out_features == 1:
+            return {"loss": F.mse_loss(logits[:, 0], labels.float()), "logits": logits}
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+    def _pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state.float()
+        weights = attention_mask[..., None].float()  # (B, T, 1)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class FinetunedRun:
+    """One fine-tuning: the epoch kept, its development scores, and the test scores.
+
+    ``test`` are those of the language trained on, ``languages`` those of every other language tested.
+    """
+
+    seed: int
+    learning_rate: float
+    epoch: int
+    development: dict[str, float]
+    test: dict[str, float] | None
+    languages: dict[str, dict[str, float]]
+
+
+def encode(
+    dataset: DatasetDict, task: Task, budget: TaskBudget, tokenizer: PreTrainedTokenizerBase, pairs: str, seed: int
+) -> dict[str, Dataset]:
+    """The splits cut to the budget and tokenised; of the test splits those of the budget's languages.
+
+    Regression labels are standardised by mean and deviation of the training examples; correlations do not change by
+    that. Source: this study's choice.
+
+    Args:
+        pairs: ``separate`` encodes the two texts of a pair on their own (input_ids and pair_input_ids), ``joint``
+            as one sequence with a separator.
+        seed: which training examples are drawn; development and test examples are always the same.
+    """
+    tests = {test_split(language): budget.test for language in budget.languages}
+    sizes = {"train": budget.train, "development": budget.development, **tests}
+    splits = {name: subsample(dataset[name], size, seed if name == "train" else 0) for name, size in sizes.items()}
+    centre, spread = 0, 1
+    if task.labels is None:
+        centre, spread = np.mean(splits["train"]["label"]), np.std(splits["train"]["label"]) or 1
+
+    def tokenise(rows: dict) -> dict:
+        options = {"truncation": True, "max_length": budget.max_length, "return_attention_mask": False}
+        if task.pair and pairs == "separate":
+            columns = dict(tokenizer(rows["text"], return_token_type_ids=False, **options))
+            columns["pair_input_ids"] = tokenizer(rows["text_pair"], **options)["input_ids"]
+            columns["length"] = [len(a) + len(b) for a, b in zip(*columns.values(), strict=True)]
+        else:
+            columns = dict(tokenizer(rows["text"], rows["text_pair"] if task.pair else None, **options))
+        labels = rows["label"] if task.labels else [(label - centre) / spread for label in rows["label"]]
+        return columns | {"labels": labels}
+
+    return {
+        name: split.map(tokenise, batched=True, remove_columns=split.column_names, keep_in_memory=True)
+        for name, split in splits.items()
+    }
+
+
+def splits_without_test(
+    description: Judging, layout: Layout, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> dict[str, dict[str, Dataset]]:
+    """Training and development examples of every task of the description that is learnt, as :func:`encode` gives them.
+
+    Raises:
+        StudyError: a task is missing.
+    """
+    return {
+        name: encode(
+            load_task(layout.tasks, name),
+            TASKS[name],
+            budget.model_copy(update={"languages": []}),
+            tokenizer,
+            description.finetuning.pairs,
+            seed,
+        )
+        for name, budget in description.tasks.items()
+        if not TASKS[name].probe
+    }
+
+
+class Collator:
+    """Pads each side of a batch to a multiple of ``pad_to_multiple_of`` tokens, so that shapes are few."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int):
+        self.tokenizer, self.pad_to_multiple_of = tokenizer, pad_to_multiple_of
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = self._padded([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
+        if "pair_input_ids" in rows[0]:
+            pair = self._padded([{"input_ids": row["pair_input_ids"]} for row in rows])
+            batch |= {f"pair_{key}": value for key, value in pair.items()}
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+    def _padded(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return dict(self.tokenizer.pad(rows, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt"))
+
+
+@torch.no_grad()
+def pooled_features(
+    model: MeanPoolingClassifier, rows: Sequence[dict[str, Any]], collate: Collator, batch_size: int, bf16: bool
+) -> tuple[Tensor, list[int]]:
+    """Features (N, H) or (N, 4 H) of the encoder as it is, ordered by length, and the index of each one's row.
+
+    Raises:
+        StudyError: the features are not finite.
+    """
+    model.eval()
+    features = []
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for first in range(0, len(order), batch_size):
+        batch = collate([rows[i] for i in order[first : first + batch_size]])
+        batch.pop("labels", None)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            features.append(model.features(**batch))
+    together = torch.cat(features)
+    if not together.isfinite().all():
+        raise StudyError("the encoder's states are not finite, no result written")
+    return together, order
+
+
+def labelled_features(
+    model: MeanPoolingClassifier, examples: Dataset, collate: Collator, batch_size: int, bf16: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`pooled_features` of the examples of a task, and their labels (N,) in the same order."""
+    features, order = pooled_features(model, examples, collate, batch_size, bf16)
+    labels = list(examples["labels"])
+    return features.numpy(), torch.tensor([labels[i] for i in order]).numpy()
+
+
+@torch.no_grad()
+def start_from_probe(
+    model: MeanPoolingClassifier, train: Dataset, collate: Collator, batch_size: int, bf16: bool
+) -> None:
+    """Set the linear layer to a linear probe on the frozen encoder's features: linear probing, then fine-tuning.
+
+    Ridge regression or multinomial logistic regression (scikit-learn) on standardised features, with the scaling folded
+    into the weights. A few hundred steps then refine features instead of being spent on finding a readout.
+
+    Raises:
+        StudyError: all training examples of a classification have the same label.
+
+    Source: Kumar et al. (2202.10054), LP-FT.
+    """
+    features, labels = labelled_features(model, train, collate, batch_size, bf16)
+    regression = model.output.out_features == 1
+    if not regression and len(np.unique(labels)) == 1:
+        raise StudyError(
+            f"fine-tuning: all {len(labels)} training examples have label {labels[0]}; allowed: at least two labels"
+            " (raise finetuning.tasks.<task>.train)"
+        )
+    scaler = StandardScaler().fit(features)
+    probe = RidgeCV(np.logspace(1, 4, 7)) if regression else LogisticRegression(C=0.01, max_iter=500)
+    probe.fit(scaler.transform(features), labels)
+    weight, bias = np.atleast_2d(probe.coef_), np.atleast_1d(probe.intercept_)
+    if not regression and len(weight) == 1:  # scikit-learn keeps one row for two classes
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scaler.scale_
+    classes = [0] if regression else probe.classes_.astype(int)
+    model.output.weight.zero_()
+    model.output.bias.fill_(0.0 if regression else -10.0)  # a class without training examples
+    model.output.weight[classes] = torch.from_numpy(weight).float()
+    model.output.bias[classes] = torch.from_numpy(bias - weight @ scaler.mean_).float()
+
+
+def probed_classifier(
+    description: Judging,
+    encoder_folder: Path,
+    task: Task,
+    splits: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> tuple[MeanPoolingClassifier, Collator]:
+    """What fine-tuning starts from: the encoder saved in ``encoder_folder`` under a linear probe, and its collator."""
+    if "kept-memory" in description.fast_paths:
+        keep_freed_memory()
+    set_seed(seed)
+    encoder = load_model(encoder_folder, description.attention_implementation, head=False)
+    model = MeanPoolingClassifier(
+        encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names
+    )
+    budget = description.finetuning
+    collate = Collator(tokenizer, budget.pad_to_multiple_of)
+    start_from_probe(model, splits["train"], collate, 2 * budget.batch_size, use_bf16(description.precision))
+    return model, collate
+
+
+@torch.no_grad()
+def linear_probe(
+    description: Judging,
+    encoder_folder: Path,
+    task: Task,
+    splits: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> float:
+    """The task's main metric on development data of a linear probe: what fine-tuning reaches before its first step."""
+    model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
+    batch_size, bf16 = 2 * description.finetuning.batch_size, use_bf16(description.precision)
+    features, labels = labelled_features(model, splits["development"], collate, batch_size, bf16)
+    logits = model.output(torch.from_numpy(features)).numpy()
+    return task_metrics(task, logits, labels)[task.metric]
+
+
+def finetune(
+    description: Judging,
+    encoder_folder: Path,
+    task: Task,
+    splits: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    learning_rate: float,
+    look_at_test: bool,
+) -> FinetunedRun:
+    """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
+
+    Args:
+        look_at_test: score the test splits with the model kept; False while candidates are still being compared.
+    """
+    budget, bf16 = description.finetuning, use_bf16(description.precision)
+    model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
+
+    def scores(prediction: Any) -> dict[str, float]:
+        return task_metrics(task, prediction.predictions, prediction.label_ids)
+
+    steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=budget.epochs,
+            per_device_train_batch_size=budget.batch_size,
+            per_device_eval_batch_size=2 * budget.batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=round(budget.warmup_fraction * steps),
+            weight_decay=budget.weight_decay,
+            lr_scheduler_type="linear",
+            optim="adamw_torch_fused",
+            bf16=bf16,
+            use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy="group_by_length",
+            eval_strategy="epoch",
+            save_strategy="epoch" if budget.epochs > 1 else "no",
+            save_only_model=True,
+            save_total_limit=1,
+            load_best_model_at_end=budget.epochs > 1,
+            metric_for_best_model=task.metric,
+            greater_is_better=True,
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=splits["train"],
+            eval_dataset=splits["development"],
+            data_collator=collate,
+            compute_metrics=scores,
+        )
+        trainer.remove_callback(PrinterCallback)
+        loss = trainer.train().training_loss
+        if not math.isfinite(loss):
+            raise StudyError(
+                f"fine-tuning on {task.name} at learning rate {learning_rate}: loss = {loss}, no result written"
+            )
+        epochs = [entry for entry in trainer.state.log_history if f"eval_{task.metric}" in entry]
+        best = max(epochs, key=lambda entry: entry[f"eval_{task.metric}"])
+        development = {name: best[f"eval_{name}"] for name in task.metrics}
+        tests = {}
+        for language in task.languages if look_at_test else ():
+            if test_split(language) in splits:
+                metrics = trainer.predict(splits[test_split(language)]).metrics or {}
+                tests[language] = {name: metrics[f"test_{name}"] for name in task.metrics}
+    test = tests.pop(task.languages[0], None)
+    return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests)

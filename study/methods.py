@@ -1,0 +1,144 @@
+"""Methods as validated models: the options of each objective, and variants that change some of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_serializer, model_validator
+
+
+class Section(BaseModel):
+    """Part of the parameters or of a description: no unknown keys, strict types, nothing listed twice."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+    @model_validator(mode="after")
+    def _nothing_is_listed_twice(self):
+        for name, value in self:
+            lists = {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, dict) else {name: value}
+            for key, values in lists.items():
+                if isinstance(values, list) and len(values) > len(set(map(repr, values))):
+                    raise ValueError(f"{key} = {values} names something twice; allowed: each once")
+        return self
+
+
+class Sparse(Section):
+    """A section that is written without its empty keys: a new optional key changes nothing that lacks it."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_keys(self, handler: Any) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Initialisation = Literal["random", "teacher-embeddings", "teacher-layers"]
+Inputs = Literal["masked", "plain"]
+Mapping = Literal["last", "top", "uniform", "uniform-consecutive", "uniform+last", "reverse", "all-to-one", "random"]
+FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher"]
+TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic", "topic-multilingual", "intents", "retrieval"]
+
+
+class Untrained(Sparse):
+    objective: Literal["none"]
+    initialisation: Initialisation | None = None
+
+
+class Trained(Sparse):
+    """What a method may set for itself instead of the value that all methods share: for ablations.
+
+    ``equal_compute`` names a method: training then takes as many steps as cost the operations of that one's.
+    """
+
+    learning_rate: LearningRate
+    initialisation: Initialisation | None = None
+    inputs: Inputs | None = None
+    steps: Positive | None = None
+    equal_compute: str | None = None
+
+    @model_validator(mode="after")
+    def _one_number_of_steps(self):
+        if self.steps is not None and self.equal_compute is not None:
+            raise ValueError(f"steps = {self.steps} and equal_compute = {self.equal_compute}; allowed: one of them")
+        return self
+
+
+class MaskedLanguageModelling(Trained):
+    objective: Literal["masked_language_modelling"]
+    inputs: Literal["masked"] | None = None
+
+
+class OutputDistribution(Trained):
+    objective: Literal["output_distribution"]
+    inputs: Literal["masked"] | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    positions: Literal["masked", "all"] = "masked"
+    mlm_weight: Weight = 0.0
+
+
+class HiddenState(Trained):
+    objective: Literal["hidden_state"]
+    mapping: Mapping
+
+
+class AttentionRelation(Trained):
+    objective: Literal["attention_relation"]
+    teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
+    relation_heads: Positive = 12
+
+
+class DirectAttention(Trained):
+    objective: Literal["direct_attention"]
+    teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
+
+
+Method = Annotated[
+    Untrained | MaskedLanguageModelling | OutputDistribution | HiddenState | AttentionRelation | DirectAttention,
+    Field(discriminator="objective"),
+]
+
+
+#: One of the classes above, chosen by ``objective``.
+METHOD: TypeAdapter[Method] = TypeAdapter(Method)
+
+
+class Variant(BaseModel):
+    """Methods made of others: what they extend, and the keys that they change.
+
+    A key with a list of values gives one method per value, ``<method>-<variant>-<value>``; otherwise there is one,
+    ``<method>-<variant>``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    extends: str | list[str]
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Key of a method -> its value, or the list of its values."""
+        return dict(self.model_extra or {})
+
+    @property
+    def extended(self) -> list[str]:
+        """Names of the methods that it extends."""
+        return [self.extends] if isinstance(self.extends, str) else self.extends
+
+    def options(self) -> list[tuple[str, dict[str, Any]]]:
+        """Suffix of the name and the changed values of each method it makes of one."""
+        lists = [key for key, value in self.changes.items() if isinstance(value, list)]
+        if not lists:
+            return [("", self.changes)]
+        (axis,) = lists
+        return [(f"-{value:g}" if isinstance(value, float) else f"-{value}", self.changes | {axis: value})
+                for value in self.changes[axis]]  # fmt: skip
+
+
+class Membership(Section):
+    """Where a method that a variant makes comes from; ``changes``: key of a method -> the value it has in this one."""
+
+    extends: str
+    variant: str
+    changes: dict[str, Any]

@@ -1,1 +1,0 @@
-"""What is trained and where it is read: teachers, students and the taps on both."""

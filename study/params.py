@@ -1,0 +1,152 @@
+"""Reading params.yaml: a profile laid over it, variants expanded into methods, every mistake told in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from study.config import Params
+from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
+from study.methods import METHOD, Trained, Untrained, Variant
+
+
+def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The methods with those that variants make of them, and the membership of each made one.
+
+    Raises:
+        ValueError: a variant that extends nothing, itself or another variant, that changes nothing or several keys by
+            lists, whose values a method does not have, or that makes a name twice; one line.
+    """
+    made, memberships = dict(methods), {}
+    for name, raw in variants.items():
+        if not isinstance(raw, dict) or not raw.get("extends"):
+            raise ValueError(f"variants.{name} extends nothing; allowed: extends: one or more of {', '.join(methods)}")
+        variant, key = Variant.model_validate(raw), f"variants.{name}"
+        if not variant.changes:
+            raise ValueError(f"{key} changes nothing; allowed: at least one key of a method")
+        lists = [option for option, value in variant.changes.items() if isinstance(value, list)]
+        if len(lists) > 1 or any(not variant.changes[option] for option in lists):
+            raise ValueError(f"{key}: {', '.join(lists)} are lists; allowed: one list, not empty")
+        for base in variant.extended:
+            if base not in methods:
+                what = "itself" if base == name else f"{base!r}, which is no entry of methods"
+                raise ValueError(f"{key} extends {what}; allowed: {', '.join(methods)}")
+            if not _valid(methods[base]):
+                continue  # a mistake of the method itself is told as such
+            for suffix, changes in variant.options():
+                method, values = f"{base}-{name}{suffix}", {**methods[base], **changes}
+                if method in made:
+                    raise ValueError(f"{key} makes {method!r}, which is there already; allowed: each name once")
+                try:
+                    METHOD.validate_python(values)
+                except ValidationError as error:
+                    first = error.errors(include_url=False)[0]
+                    option = str(first["loc"][-1]) if len(first["loc"]) > 1 else ""
+                    problem = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+                    value = f".{option} = {first['input']!r}" if option else ""
+                    raise ValueError(f"{key}{value}: of {base}: {problem.removeprefix('Value error, ')}") from None
+                made[method] = values
+                memberships[method] = {"extends": base, "variant": name, "changes": changes}
+    return made, memberships
+
+
+def _valid(method: Any) -> bool:
+    try:
+        METHOD.validate_python(method)
+    except ValidationError:
+        return False
+    return True
+
+
+def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Params:
+    """Read and validate params.yaml, with the profile's own params.yaml laid over it.
+
+    Args:
+        profile: the name of a folder of ``profiles/``, or the default one, which changes nothing.
+        root: the study's folder; by default found from the working folder.
+
+    Raises:
+        StudyError: no such profile; a file cannot be read, or a key is unknown, missing, of a wrong type or impossible;
+            one line that names the key, the value and what is allowed.
+    """
+    root = root or find_root()
+    path = root / "params.yaml"
+    values = read_yaml(path)
+    if profile != DEFAULT_PROFILE:
+        path = profile_folder(profile, root) / "params.yaml"
+        values = merge(values, read_yaml(path))
+    methods, variants = values.get("methods"), values.get("variants") or {}
+    try:
+        if isinstance(methods, dict) and isinstance(variants, dict):
+            made, memberships = expand(methods, variants)
+            values = values | {"methods": made, "memberships": memberships}
+        return Params.model_validate(values)
+    except ValueError as error:
+        if not isinstance(error, ValidationError):
+            raise StudyError(f"{path.relative_to(root)}: {error}") from None
+        raise StudyError(f"{path.relative_to(root)}: {one_line(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        StudyError: it cannot be read; one line that says which line of it is wrong.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}") from None
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        for mark, name in ((b"\xef\xbb\xbf", "a byte-order mark"), (b"\r", "a Windows line end"), (b"\t", "a tab")):
+            if mark in (line if mark != b"\t" else line.partition(b"#")[0]):
+                raise StudyError(f"{path}: line {number} has {name}; allowed: UTF-8 with plain line ends and spaces")
+    try:
+        values = YAML(typ="safe").load(content.decode())
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except DuplicateKeyError as error:
+        assert error.problem_mark is not None
+        number = error.problem_mark.line + 1
+        raise StudyError(f"{path}: line {number}: {str(error.problem).split(' with value')[0]}") from None
+    except MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise StudyError(f"{path}: {where}not valid YAML: {error.problem}") from None
+    except YAMLError as error:
+        raise StudyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}: holds {type(values).__name__}; allowed: a mapping of keys to values")
+    return values
+
+
+def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``overrides``, mapping by mapping; lists are replaced. Neither is changed."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both else value
+    return merged
+
+
+def one_line(error: ValidationError) -> str:
+    """The first mistake of a validation: key, value and what is allowed."""
+    first, *others = error.errors(include_url=False)
+    kinds: list[type[BaseModel]] = [Untrained, *Trained.__subclasses__()]
+    tags = [get_args(kind.model_fields["objective"].annotation)[0] for kind in kinds]
+    location = list(first["loc"])
+    if len(location) > 2 and location[0] == "methods" and location[2] in tags:
+        del location[2]  # pydantic names the objective too
+    key = ".".join(str(part) for part in location if part != "[key]")
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif first["type"] == "missing":
+        message, value = "key is missing", ""
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{key}{value}: {message}{more}" if key else f"{message}{more}"

@@ -1,0 +1,350 @@
+"""The plan of a study: params.yaml and a profile resolved, once, into one description for each stage.
+
+DVC reruns a stage when its description, its data or its notebook changes. Nothing else in the study resolves a default
+or a learning rate, expands a grid, or knows which runs there are.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from study.config import Encoder, Params
+from study.descriptions import (
+    TEACHER,
+    Comparison,
+    CorpusData,
+    D,
+    Description,
+    EqualCompute,
+    Evaluation,
+    LatencyMeasurement,
+    LayerComparison,
+    Precision,
+    Run,
+    TaskData,
+    TeacherAdaptation,
+    Tuning,
+)
+from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder, write_file
+from study.methods import Method, Trained, Untrained
+from study.params import load_params
+from study.revisions import revisions
+
+LIST = "plan.yaml"
+#: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
+ANALYSES = {"comparison": "50_compare", "ablations": "52_ablations", "representations": "54_representations"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every description of a profile, and where its files are."""
+
+    profile: str
+    root: Path
+    folder: Path
+    params: Params
+    descriptions: list[Description]
+
+    def of(self, kind: type[D], setting: str | None = None) -> list[D]:
+        """The descriptions of one kind, of all settings or of one."""
+        return [d for d in self.descriptions if isinstance(d, kind) and setting in (None, d.setting)]
+
+    def layout(self, setting: str) -> Layout:
+        """Where the files of a setting are.
+
+        Raises:
+            StudyError: the grid does not have the setting.
+        """
+        known = self.params.grid.settings
+        if setting not in known:
+            raise StudyError(f"setting {setting!r} is unknown; allowed: {', '.join(known)}")
+        return Layout(self.folder, setting)
+
+    def run(self, setting: str, method: str, student: str, seed: int) -> Run:
+        """One run, of the grid or not.
+
+        Raises:
+            StudyError: an unknown name.
+        """
+        known: dict[str, Collection[str]] = {
+            "setting": self.params.settings,
+            "method": self.params.methods,
+            "student": self.params.students,
+        }
+        for key, name in (("setting", setting), ("method", method), ("student", student)):
+            if name not in known[key]:
+                raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known[key])}")
+        return make_run(self.params, setting, method, student, seed)
+
+
+def resolve(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Plan:
+    """Resolve params.yaml under a profile.
+
+    Raises:
+        StudyError: see :func:`study.params.load_params`.
+    """
+    root = root or find_root()
+    params = load_params(profile, root)
+    return Plan(profile, root, profile_folder(profile, root), params, list(_descriptions(params, profile)))
+
+
+def make_run(params: Params, setting: str, method: str, student: str, seed: int) -> Run:
+    """Everything that decides one student: the method's own options in the place of what all methods share.
+
+    The learning rate is the one that the student was tuned for, if it was; a variant takes that of the method it
+    extends, unless it changes it.
+    """
+    options = params.methods[method]
+    own = {key: getattr(options, key) for key in ("inputs", "steps") if getattr(options, key, None) is not None}
+    compared = getattr(options, "equal_compute", None)
+    equal_compute = None
+    if compared:
+        reference = make_run(params, setting, compared, student, seed)
+        equal_compute = EqualCompute(method=compared, objective=reference.objective, steps=reference.distillation.steps)
+    return Run(
+        setting=setting,
+        method=method,
+        student=student,
+        seed=seed,
+        objective=_objective(params, method, student),
+        sizes=Encoder(**params.students[student].model_dump(exclude={"learning_rates"})),
+        initialisation=options.initialisation or params.initialisation,
+        distillation=params.distillation.model_copy(update=own),
+        equal_compute=equal_compute,
+        masking=params.masking,
+        revisions=revisions(*_families(options)),
+        **_precision(params),
+    )
+
+
+def _objective(params: Params, method: str, student: str) -> Method:
+    options, membership = params.methods[method], params.memberships.get(method)
+    shared = dict.fromkeys(("initialisation", "inputs", "steps", "equal_compute"))
+    update: dict[str, Any] = {key: None for key in shared if key in type(options).model_fields}
+    rated = membership.extends if membership and "learning_rate" not in membership.changes else method
+    if rate := params.students[student].learning_rates.get(rated):
+        update["learning_rate"] = rate
+    return options.model_copy(update=update)
+
+
+def _families(options: Method) -> list[str]:
+    return ["start"] if isinstance(options, Untrained) else [options.objective, "masking", "start", "training"]
+
+
+def _precision(params: Params) -> dict[str, Any]:
+    return {key: getattr(params, key) for key in Precision.model_fields}
+
+
+def _descriptions(params: Params, profile: str) -> Iterator[Description]:
+    for setting in params.grid.settings:
+        yield from _setting(params, profile, setting)
+
+
+def _setting(params: Params, profile: str, setting: str) -> Iterator[Description]:
+    chosen, grid, precision = params.settings[setting], params.grid, _precision(params)
+    tasks: list[str] = [*chosen.tasks]
+    texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
+    teacher = f"teacher/{chosen.teacher.name}"
+    yield TaskData(setting=setting, tasks=tasks, revisions=revisions(*(f"task/{name}" for name in chosen.tasks)))
+    yield CorpusData(
+        setting=setting,
+        teacher=chosen.teacher,
+        vocabulary=chosen.vocabulary,
+        texts=chosen.texts,
+        tasks=tasks,
+        corpus=params.corpus,
+        revisions=revisions("cleaning", "vocabulary", teacher, *texts),
+    )
+    yield TeacherAdaptation(
+        setting=setting,
+        adaptation=params.adaptation,
+        masking=params.masking,
+        revisions=revisions("head", "masked_language_modelling", "masking", "training"),
+        **precision,
+    )
+    students = {name: _sizes(params, name) for name in grid.students[setting]}
+    ablations = grid.ablations.get(setting)
+    comparison = Comparison(
+        setting=setting,
+        profile=profile,
+        teacher=chosen.teacher,
+        methods=grid.methods,
+        students=students,
+        seeds=grid.seeds,
+        memberships={name: params.memberships[name] for name in params.ablated(setting)},
+        ablated_students=ablations.students if ablations else [],
+        tasks=tasks,
+        finetuning_seeds=params.finetuning.seeds,
+        batch_sizes=params.latency.batch_sizes,
+        threads=params.latency.threads,
+        revisions={},
+    )
+    runs = [make_run(params, setting, *cell) for cell in comparison.cells()]
+    yield from runs
+    yield from (make_run(params, setting, *cell) for cell in comparison.ablation_cells())
+    judged = _judged(params, setting)
+    for method, student, seed in [(TEACHER, TEACHER, 0), *comparison.cells(), *comparison.ablation_cells()]:
+        yield Evaluation(
+            setting=setting,
+            profile=profile,
+            method=method,
+            student=student,
+            seed=seed,
+            masking=params.masking,
+            sequence_length=params.latency.sequence_length,
+            revisions=revisions("finetuning", "retrieval", "mlm_score", "size"),
+            **judged,
+            **precision,
+        )
+    yield LatencyMeasurement(
+        setting=setting,
+        profile=profile,
+        students=students,
+        latency=params.latency,
+        revisions=revisions("latency"),
+        **precision,
+    )
+    yield LayerComparison(
+        setting=setting,
+        profile=profile,
+        runs=runs,
+        representations=params.representations,
+        relation_heads=chosen.teacher.heads,
+        revisions=revisions("representations", "finetuning"),
+        **judged,
+        **precision,
+    )
+    yield from _tunings(params, profile, setting)
+    yield comparison
+
+
+def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
+    budget = params.tuning
+    for method, student in itertools.product(params.grid.methods, budget.students.get(setting, [])):
+        if not isinstance(params.methods[method], Trained):
+            continue
+        run = make_run(params, setting, method, student, budget.seed)
+        steps = {"steps": budget.steps, "evaluate_every": budget.steps}
+        distillation = run.distillation.model_copy(update=steps)
+        yield Tuning(
+            setting=setting,
+            profile=profile,
+            method=method,
+            student=student,
+            candidates=[
+                run.model_copy(
+                    update={
+                        "objective": run.objective.model_copy(update={"learning_rate": rate}),
+                        "distillation": distillation,
+                    }
+                )
+                for rate in budget.learning_rates
+            ],
+            revisions=revisions("finetuning"),
+            **_judged(params, setting),
+            **_precision(params),
+        )
+
+
+def _sizes(params: Params, student: str) -> Encoder:
+    return Encoder(**params.students[student].model_dump(exclude={"learning_rates"}))
+
+
+def _judged(params: Params, setting: str) -> dict[str, Any]:
+    tasks = {name: params.finetuning.tasks[name] for name in params.settings[setting].tasks}
+    return {"tasks": tasks, "finetuning": params.finetuning.model_copy(update={"tasks": {}})}
+
+
+def write_plan(plan: Plan, listed: bool = False) -> int:
+    """Write every description to ``plan/<stage>/<name>.json`` of the profile's folder, and the list of them for DVC.
+
+    Files that have their content already are left alone, descriptions that the plan no longer has are deleted, and
+    dvc.yaml is linked into the folder of a profile that lacks it.
+
+    Args:
+        listed: write descriptions alone, for a list (plan.yaml) that has to be right already.
+
+    Returns:
+        The number of descriptions.
+
+    Raises:
+        StudyError: the list is not right, dvc.lock belongs to another profile, or a file cannot be written.
+    """
+    content = _list(plan)
+    path = plan.folder / LIST
+    if listed and (not path.is_file() or path.read_text() != content):
+        raise StudyError(
+            f"{path.relative_to(plan.root)} does not list the runs that params.yaml asks for; run"
+            f" `python -m study plan {plan.profile}`"
+        )
+    _check_lock(plan)
+    files = {plan.folder / "plan" / d.stage / f"{d.name}.json": d for d in plan.descriptions}
+    for file, description in files.items():
+        _update(file, description.model_dump_json(indent=1) + "\n")
+    for file in set((plan.folder / "plan").glob("*/*.json")) - files.keys():
+        file.unlink()
+    _update(path, content)
+    link = plan.folder / "dvc.yaml"
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(*[".."] * len(plan.folder.relative_to(plan.root).parts), "dvc.yaml"))
+    return len(files)
+
+
+def _list(plan: Plan) -> str:
+    """What dvc.yaml repeats its stages for, as the text of plan.yaml."""
+    here = plan.folder.relative_to(plan.root)
+    evaluated = {
+        evaluation.name: {
+            "setting": evaluation.setting,
+            "model": evaluation.model,
+            "folder": TEACHER if evaluation.method == TEACHER else f"students/{evaluation.model}",
+        }
+        for evaluation in plan.of(Evaluation)
+    }
+    values = {
+        "profile": plan.profile,
+        "here": here.as_posix(),
+        "root": "/".join([".."] * len(here.parts)) or ".",
+        "prepared": list(plan.params.grid.settings),
+        "distilled": {run.name: {"setting": run.setting, "model": run.model} for run in plan.of(Run)},
+        "evaluated": evaluated,
+        "analyses": {
+            f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
+            for analysis, notebook in ANALYSES.items()
+            for setting in plan.params.grid.settings
+        },
+    }
+    yaml: Any = YAML(typ="safe")
+    stream = io.StringIO()
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 200
+    yaml.dump(values, stream)
+    return (
+        f"# What dvc.yaml repeats its stages for; `python -m study plan {plan.profile}` writes it.\n{stream.getvalue()}"
+    )
+
+
+def _check_lock(plan: Plan) -> None:
+    lock = plan.folder / "dvc.lock"
+    if not lock.is_file():
+        return
+    stated = re.search(r"study plan --listed ([\w.-]+)", " ".join(lock.read_text().split()))
+    if stated and stated[1] != plan.profile:
+        raise StudyError(
+            f"{lock.relative_to(plan.root)} belongs to profile {stated[1]!r}; allowed: that of {plan.profile!r} (delete"
+            " it to run everything anew)"
+        )
+
+
+def _update(file: Path, content: str) -> None:
+    if not file.is_file() or file.read_text() != content:
+        write_file(file, content)

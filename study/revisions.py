@@ -1,0 +1,56 @@
+"""Revisions of behaviour: what makes expensive results stale when code changes what it computes.
+
+A stage's description (:mod:`study.plan`) holds the revisions of the families that it rests on, and DVC reruns it when
+one is raised. A change that leaves behaviour as it is (a message, a name, a faster way to the same values) raises
+nothing and reruns nothing. Golden tests (``tests/test_golden.py``) compute every family on tiny models and fixed text
+and fail when its values change while its revision does not; CONTRIBUTING.md says how to raise one.
+"""
+
+from __future__ import annotations
+
+#: Family -> revision. Objectives, texts and tasks by their names in params.yaml.
+REVISIONS: dict[str, int] = {
+    # objectives: what is read of student and teacher, projections, the loss and its gradient
+    "masked_language_modelling": 1,
+    "output_distribution": 1,
+    "hidden_state": 1,
+    "attention_relation": 1,
+    "direct_attention": 1,
+    # the rest of training
+    "masking": 1,  # which tokens are masked, how sequences are ordered
+    "start": 1,  # students at initialisation
+    "head": 1,  # the teacher's language-modelling head before adaptation
+    "training": 1,  # optimiser, schedule, freezing
+    # data
+    "cleaning": 1,  # cleaning, overlap with held-out texts, languages in turn, packing
+    "vocabulary": 1,  # trimming
+    "teacher/all-minilm-l6-v2": 1,
+    "teacher/multilingual-e5-small": 1,
+    "text/wikipedia": 1,
+    "text/boolq": 1,
+    "text/quac": 1,
+    "text/xsum": 1,
+    "text/multilexsum": 1,
+    "text/sotu": 1,
+    "text/interface": 1,
+    "task/sentiment": 1,
+    "task/sts-b": 1,
+    "task/boolq": 1,
+    "task/privacy-qa": 1,
+    "task/topic": 1,
+    "task/topic-multilingual": 1,
+    "task/intents": 1,
+    "task/retrieval": 1,
+    # measurements
+    "finetuning": 1,  # probe, fine-tuning, choice of rate and epoch, metrics
+    "retrieval": 1,  # scoring of retrieval probes
+    "mlm_score": 1,
+    "size": 1,
+    "latency": 1,
+    "representations": 1,
+}
+
+
+def revisions(*families: str) -> dict[str, int]:
+    """The revisions of the families, by name in alphabetical order; one unknown to the table (own data) has none."""
+    return {family: REVISIONS[family] for family in sorted(set(families)) if family in REVISIONS}

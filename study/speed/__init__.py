@@ -1,0 +1,1 @@
+"""How fast a training step is, beside its floor and public packages, and what a run costs."""

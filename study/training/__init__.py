@@ -1,1 +1,0 @@
-"""Trainer subclasses: distillation and fine-tuning."""

@@ -1,0 +1,334 @@
+"""Golden values: behaviour may not change while its revision does not (study/revisions.py, CONTRIBUTING.md).
+
+``golden.json`` holds, per family, the revision at which values were recorded, numbers that are compared to one in a
+thousand, and exact values. ``pytest tests/test_golden.py --record`` writes families whose revision is another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import DatasetDict
+from tiny_training import adapted, distilled, stream
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, default_data_collator
+
+from study.config import TEXTS as TEXT_NAMES
+from study.config import TaskBudget, Teacher
+from study.data import cleaning, storage
+from study.data.corpus import pack
+from study.data.pretrained import load_pretrained
+from study.data.tasks import TASKS
+from study.data.texts import TEXTS
+from study.data.vocabulary import pieces_to_keep, trim_tokenizer
+from study.descriptions import Evaluation, LatencyMeasurement
+from study.distillation.heads import with_language_modelling_head
+from study.distillation.masking import MaskedSequences
+from study.distillation.objectives import OBJECTIVES
+from study.distillation.students import create_student
+from study.distillation.taps import read_activations
+from study.evaluation import latency
+from study.evaluation.representations import compare_layers
+from study.evaluation.retrieval import retrieve
+from study.evaluation.scores import evaluate_task, masked_language_modelling, size
+from study.files import Layout
+from study.revisions import REVISIONS
+
+GOLDEN = Path(__file__).parent / "golden.json"
+FAMILIES = ("bert", "xlm-roberta")  # of the models of the two settings
+TOLERANCE = 1e-3
+Values = dict[str, Any]
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def teacher_and_student(family: str, initialisation: str = "teacher-layers", student: str = "L2-H12", **options):
+    teacher = tiny.masked_language_model(family)
+    sizes = tiny.parameters(Path(), **options).students[student]
+    sample = torch.from_numpy(tiny.sequences(24, 5).astype(np.int64))
+    return teacher, create_student(teacher, sizes, initialisation, sample, seed=1).eval()
+
+
+def objective(name: str, folder: Path) -> Values:
+    """Loss and norm of the student's gradient, of every option of the objective, fused and not."""
+    params, values = tiny.parameters(folder), {}
+    methods = {key: own for key, own in params.methods.items() if own.objective == name}
+    methods = {key: own for key, own in methods.items() if getattr(own, "relation_heads", 4) in (4, 6)}
+    for family in FAMILIES:
+        batches = stream(params, tiny.tokenizer(folder / "words"))
+        batch = default_data_collator([batches[i] for i in range(24)])
+        for key, method in methods.items():
+            if getattr(method, "teacher_layer_from_top", 0) > 3:
+                continue
+            if getattr(method, "relation_heads", 4) == 6:
+                method = method.model_copy(update={"relation_heads": 3})
+            for fused in (True, False):
+                teacher, student = teacher_and_student(family)
+                inputs = method.inputs or "masked"
+                trained = OBJECTIVES[name](student, teacher, method, inputs, fused=fused)
+                trained.start(batch)
+                loss = trained(**batch)["loss"]
+                loss.backward()
+                gradient = sum(p.grad.square().sum() for p in trained.parameters() if p.grad is not None)
+                values[f"{family} {key} {'fused' if fused else 'plain'}"] = [loss.item(), math.sqrt(gradient)]
+    return values
+
+
+def masking(folder: Path) -> Values:
+    params, words = tiny.parameters(folder), tiny.tokenizer(folder / "words")
+    items = [stream(params, words, seed=seed)[item] for seed in (1, 2) for item in (0, 1, 23, 24, 50)]
+    once = MaskedSequences(stream(params, words).sequences, params.masking, words, seed=0, first=7)
+    items += [once[item] for item in (0, 5)]
+    return {"items": digest([{key: np.asarray(value).tolist() for key, value in item.items()} for item in items])}
+
+
+def start(folder: Path) -> Values:
+    ids, values = torch.from_numpy(tiny.sequences(4, 9).astype(np.int64)), {}
+    for family in FAMILIES:
+        for student in ("L2-H24", "L2-H12"):
+            for initialisation in ("random", "teacher-embeddings", "teacher-layers"):
+                _, model = teacher_and_student(family, initialisation, student)
+                with torch.no_grad():
+                    states = read_activations(model, ids, hidden_layers=[0, 1, 2]).hidden.values()
+                    values[f"{family} {student} {initialisation}"] = [
+                        *(state.abs().mean().item() for state in states),
+                        model(ids).logits.logsumexp(dim=-1).mean().item(),
+                    ]
+    return values
+
+
+def head(folder: Path) -> Values:
+    ids = torch.from_numpy(tiny.sequences(4, 9).astype(np.int64))
+    counts = torch.arange(tiny.VOCABULARY)
+    with torch.no_grad():
+        heads = {f: with_language_modelling_head(tiny.masked_language_model(f).base_model, counts) for f in FAMILIES}
+        return {f: [x.eval()(ids).logits.abs().mean().item()] for f, x in heads.items()}
+
+
+def training(folder: Path) -> Values:
+    """Held-out losses of whole runs: optimiser, schedule, order, freezing, checkpoints of learning curves."""
+    tiny.workspace(folder)
+    values = {}
+    for method in ("mlm", "hs-uniform+last", "mha-minilmv2"):
+        curve = distilled(folder, method, method)["training"]["curve"]
+        values[method] = [point["loss"] for point in curve]
+    values["teacher"] = [point["loss"] for point in adapted(folder, "adapted")["training"]["curve"]]
+    return values
+
+
+def cleaned(folder: Path, monkeypatch) -> Values:
+    words = " ".join(tiny.WORDS)
+    texts = {
+        "wikipedia": [
+            "One two three four five six seven eight nine ten.\nshort line",
+            "<p>A b c d e f g h i j k [12]</p>",
+        ],
+        "wikipedia-es": ["uno dos tres cuatro cinco seis siete ocho nueve diez", words],
+        "sotu": [f"{words}\n{words}", "held out words that follow each other in a task of ours, thirteen of them here"],
+    }
+    monkeypatch.setattr(cleaning, "TEXTS", {name: partial(iter, own) for name, own in texts.items()})
+    heldout = ["held out words that follow each other in a task of ours, thirteen of them here"]
+    documents, counts = cleaning.clean(texts, cleaning.Overlap(heldout, 13))
+    packed = pack(np.arange(5, 60), tiny.tokenizer(folder / "words"), 16)
+    return {
+        "documents": digest([list(document) for document in documents]),
+        "counts": counts,
+        "packed": packed.tolist(),
+    }
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [(piece, 0.0) for piece in special] + [(word, -2.0 - 0.01 * i) for i, word in enumerate(tiny.WORDS)]
+    backend = Tokenizer(models.Unigram([*pieces, ("\u2581", -3.0), ("<mask>", 0.0)], unk_id=3))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single=["<s>", "$A", "</s>"], special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{key}_token": name for key, name in names.items()})
+
+
+def vocabulary(folder: Path) -> Values:
+    values = {}
+    for name, words in (("WordPiece", tiny.tokenizer(folder / "words")), ("Unigram", unigram())):
+        kept = pieces_to_keep(words, range(10, len(words), 3))
+        trimmed = trim_tokenizer(words, kept)
+        values[name] = {"kept": kept.tolist(), "pieces": digest(sorted(trimmed.get_vocab().items()))}
+    return values
+
+
+def teacher(name: str, folder: Path) -> Values:
+    """Hidden states of the embedded teacher on a sentence."""
+    layers = {"all-minilm-l6-v2": 6, "multilingual-e5-small": 12}[name]
+    encoder, words = load_pretrained(Teacher(name=name, layers=layers, width=384, heads=12, intermediate=1536))
+    ids = words("The committee read the report, Straße 12.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states = encoder.eval()(ids).last_hidden_state[0]
+    return {"ids": ids[0].tolist(), "states": states[:, ::48].flatten().tolist()}
+
+
+def text(name: str, folder: Path) -> Values:
+    """The first documents of a text in each of its languages."""
+    own = [known for known in TEXT_NAMES if known == name or known.startswith(f"{name}-")]
+    return {known: digest(list(islice(TEXTS[known](), 40))) for known in own}
+
+
+def task(name: str, folder: Path) -> Values:
+    """Sizes of the splits, and their first and last examples."""
+    splits = TASKS[name].loader()
+    return {split: [len(rows), digest(rows[:20] + rows[-20:])] for split, rows in splits.items()}
+
+
+def evaluation(folder: Path, **budget) -> tuple[Evaluation, Layout]:
+    tiny.workspace(folder)
+    layout = Layout(folder, "english")
+    splits = {"train": tiny.sentences(48, 1), "development": tiny.sentences(24, 2), "test": tiny.sentences(24, 3)}
+    storage.save(DatasetDict(splits), layout.tasks / "topic")
+    own = TaskBudget(train=32, development=None, test=None, max_length=16, **budget)
+    (described,) = (d for d in tiny.plan(folder).of(Evaluation) if d.method == "teacher")
+    return described.model_copy(update={"tasks": {"topic": own}}), layout
+
+
+def finetuning(folder: Path, monkeypatch) -> Values:
+    described, layout = evaluation(folder)
+    labelled = TASKS["topic"].__class__(**{**vars(TASKS["topic"]), "labels": ("no", "yes")})
+    monkeypatch.setitem(TASKS, "topic", labelled)
+    result = evaluate_task(described, layout.teacher, "topic", layout.tasks, tiny.tokenizer(folder / "words"))
+    return {f"seed {run.seed}": [*run.development.values(), *run.test.values()] for run in result.runs}
+
+
+def retrieval(folder: Path) -> Values:
+    described, layout = evaluation(folder)
+    rows = tiny.sentences(40, 4)
+    pairs = rows.remove_columns("label").add_column("text_pair", [" ".join(t.split()[::-1]) for t in rows["text"]])
+    storage.save(
+        DatasetDict({"test-es": pairs, "test-fr": pairs.select(range(39, -1, -1))}), layout.tasks / "retrieval"
+    )
+    own = TaskBudget(train=None, development=None, test=30, max_length=8, languages=["en", "es", "fr"])
+    described = described.model_copy(update={"tasks": {"retrieval": own}})
+    probe = retrieve(described, layout.teacher, "retrieval", layout.tasks, tiny.tokenizer(folder / "words"))
+    return {language: list(scores.values()) for language, scores in probe.languages.items()}
+
+
+def mlm_score(folder: Path) -> Values:
+    params, words = tiny.parameters(folder), tiny.tokenizer(folder / "words")
+    held_out = MaskedSequences(stream(params, words).sequences, params.masking, words, seed=0)
+    scores = {f: masked_language_modelling(tiny.masked_language_model(f), held_out, False) for f in FAMILIES}
+    return {family: [score.loss, score.accuracy] for family, score in scores.items()}
+
+
+def sizes(folder: Path) -> Values:
+    return {f: size(tiny.masked_language_model(f).base_model, 16).model_dump() for f in FAMILIES}
+
+
+def timing(folder: Path, monkeypatch) -> Values:
+    """What is timed, in which order: seconds differ from machine to machine."""
+    tiny.workspace(folder)
+    (described,) = tiny.plan(folder).of(LatencyMeasurement)
+    calls = []
+
+    def forward_seconds(model, inputs, bf16):
+        calls.append([model.config.num_hidden_layers, list(inputs.shape), int(inputs.sum()), bf16])
+        return 1.0 + model.config.num_hidden_layers
+
+    monkeypatch.setattr(latency, "forward_seconds", forward_seconds)
+    budget = described.latency.model_copy(update={"runs": 3, "warmup_runs": 1, "batch_sizes": [1, 2], "threads": [1]})
+    budget = budget.model_copy(update={"sequence_length": 16})
+    described = described.model_copy(update={"latency": budget})
+    result = latency.measure_latency(described, Layout(folder, "english"), folder / "latency.json")
+    rows = [row.model_dump() for row in result.measurements]
+    return {"calls": calls, "rows": digest(rows)}
+
+
+def representations(folder: Path) -> Values:
+    ids, values = torch.from_numpy(tiny.sequences(8, 9).astype(np.int64)), {}
+    for family in FAMILIES:
+        with torch.no_grad():
+            read = [
+                read_activations(model.base_model, ids, hidden_layers=layers, attention_layers=layers)
+                for model in teacher_and_student(family)[::-1]
+                for layers in [range(1, model.config.num_hidden_layers + 1)]
+            ]
+            compared = compare_layers(*read, relation_heads=4, relation_sequences=4)
+        values[f"{family} cka"] = np.ravel(compared["cka"]).tolist()
+        values[f"{family} relations"] = np.ravel(list(compared["relation_divergence"].values())).tolist()
+    return values
+
+
+COMPUTED: dict[str, Callable[..., Values]] = {
+    **{name: partial(objective, name) for name in OBJECTIVES},
+    "masking": masking,
+    "start": start,
+    "head": head,
+    "training": training,
+    "cleaning": cleaned,
+    "vocabulary": vocabulary,
+    **{f"teacher/{name}": partial(teacher, name) for name in ("all-minilm-l6-v2", "multilingual-e5-small")},
+    **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
+    **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
+    "finetuning": finetuning,
+    "retrieval": retrieval,
+    "mlm_score": mlm_score,
+    "size": sizes,
+    "latency": timing,
+    "representations": representations,
+}
+PATCHED = ("cleaning", "finetuning", "latency")
+
+
+def differences(recorded: Any, computed: Any, name: str = "") -> list[str]:
+    """Where two trees of values differ: numbers by more than the tolerance, everything else at all."""
+    if isinstance(recorded, dict) and isinstance(computed, dict) and recorded.keys() == computed.keys():
+        return [line for key in recorded for line in differences(recorded[key], computed[key], f"{name}/{key}")]
+    if isinstance(recorded, list) and isinstance(computed, list) and len(recorded) == len(computed):
+        pairs = enumerate(zip(recorded, computed, strict=True))
+        return [line for place, pair in pairs for line in differences(*pair, f"{name}/{place}")]
+    if isinstance(recorded, float) and isinstance(computed, (int, float)):
+        near = math.isclose(recorded, computed, rel_tol=TOLERANCE, abs_tol=1e-5)
+        return [] if near else [f"{name}: {computed}, recorded {recorded}"]
+    return [] if recorded == computed else [f"{name}: {computed}, recorded {recorded}"]
+
+
+def test_every_family_has_golden_values():
+    assert COMPUTED.keys() == REVISIONS.keys()
+
+
+@pytest.mark.fast
+def test_tolerance_and_exact_values():
+    assert differences({"a": [1.0, 3], "b": "x"}, {"a": [1.0009, 3], "b": "x"}) == []
+    assert len(differences({"a": [1.0, 3], "b": "x"}, {"a": [1.002, 4], "b": "y"})) == 3
+    assert differences([1.0], [1.0, 2.0]) and differences({"a": 1}, {"b": 1})
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=() if "/" in f else pytest.mark.fast) for f in COMPUTED], ids=list(COMPUTED)
+)
+def test_behaviour_is_that_of_its_revision(family, tmp_path, monkeypatch, request):
+    patches = {"monkeypatch": monkeypatch} if family in PATCHED else {}
+    computed = json.loads(json.dumps(COMPUTED[family](tmp_path, **patches)))
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
+    recorded = golden.get(family, {"revision": None, "values": None})
+    if recorded["revision"] != REVISIONS[family] and request.config.getoption("--record"):
+        golden[family] = {"revision": REVISIONS[family], "values": computed}
+        GOLDEN.write_text(json.dumps(dict(sorted(golden.items())), indent=1) + "\n")
+        return
+    assert recorded["revision"] == REVISIONS[family], (
+        f"{family} has revision {REVISIONS[family]}, values are recorded for {recorded['revision']}: run"
+        " `pytest tests/test_golden.py --record`"
+    )
+    changed = differences(recorded["values"], computed)
+    assert changed == [], f"{family}: behaviour changed while its revision did not; if it is meant, raise the revision"

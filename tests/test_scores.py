@@ -1,0 +1,332 @@
+"""Result files: scores of every task, retrieval, masked words, size, latency, and what says where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset, DatasetDict
+from test_finetune import CLASSES, FINETUNING, tuned
+
+from study import StudyError
+from study.config import TaskBudget
+from study.data import storage, tasks
+from study.data.corpus import corpus_hash
+from study.data.tasks import Task
+from study.descriptions import Evaluation, LatencyMeasurement, Run
+from study.distillation.distil import distil
+from study.distillation.masking import MaskedSequences
+from study.evaluation import retrieval, scores
+from study.evaluation.finetune import MeanPoolingClassifier
+from study.evaluation.latency import measure_latency
+from study.files import content_hash, write_json
+from study.records import Environment, LanguageModelling, LatencyResult, RunResult, read_record
+from study.runtime import commit, environment
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tiny.workspace(tmp_path)
+
+
+@pytest.fixture
+def dataset():
+    return DatasetDict(train=tiny.sentences(128, 1), development=tiny.sentences(64, 2), test=tiny.sentences(64, 3))
+
+
+def test_the_learning_rate_is_chosen_by_mean_development_score(folder, dataset, monkeypatch):
+    budget = {"topic": {"train": 96, "development": 64, "test": None, "max_length": 16}}
+    evaluation = tuned(folder, learning_rates=[1e-6, 5e-3], seeds=[1, 2], epochs=2, tasks=budget)
+    monkeypatch.setitem(tasks.TASKS, "topic", CLASSES)
+    storage.save(dataset, folder / "tasks" / "topic")
+    looks, original = [], scores.finetune
+
+    def watch(*arguments, **named):
+        looks.append((arguments[6], named["look_at_test"]))
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(scores, "finetune", watch)
+    words = tiny.tokenizer(folder / "words")
+    entry = scores.evaluate_task(evaluation, folder / "pretrained", "topic", folder / "tasks", words)
+    assert entry.learning_rate == 5e-3 and [run.seed for run in entry.runs] == [1, 2]
+    assert looks == [(1e-6, False)] * 2 + [(5e-3, False)] * 2 + [(5e-3, True)] * 2
+    assert [entry.train_examples, entry.development_examples, entry.test_examples] == [96, 64, 64]
+
+
+def test_other_distillation_seeds_draw_other_training_examples(folder, dataset, monkeypatch):
+    """Otherwise what two draws happen to favour would be common to all of them, and no interval would hold it."""
+    budget = {"topic": {"train": 32, "development": 64, "test": None, "max_length": 16}}
+    evaluation = tuned(folder, learning_rates=[5e-3], seeds=[1, 2], epochs=1, tasks=budget)
+    monkeypatch.setitem(tasks.TASKS, "topic", CLASSES)
+    storage.save(dataset, folder / "tasks" / "topic")
+    seen, original = [], scores.finetune
+
+    def watch(description, encoder, task, splits, tokenizer, seed, *arguments, **named):
+        seen.append((seed, tuple(map(tuple, splits["train"]["input_ids"]))))
+        return original(description, encoder, task, splits, tokenizer, seed, *arguments, **named)
+
+    monkeypatch.setattr(scores, "finetune", watch)
+    words = tiny.tokenizer(folder / "words")
+    entries = [
+        scores.evaluate_task(
+            evaluation.model_copy(update={"seed": seed}), folder / "pretrained", "topic", folder / "tasks", words
+        )
+        for seed in (0, 1, 2)
+    ]
+    teacher, first, second = seen[:2], seen[2:4], seen[4:]
+    assert teacher == first and [seed for seed, _ in first] == [1, 2]  # the teacher shares those of seed 1
+    assert len({examples for _, examples in (*first, *second)}) == 4
+    assert all([run.seed for run in entry.runs] == [1, 2] for entry in entries)
+
+
+LANGUAGES = replace(CLASSES, languages=("en", "es", "fr", "de"))
+
+
+def test_every_language_of_the_budget_is_tested_with_the_one_model_kept(folder, dataset, monkeypatch):
+    """Spanish labels are upside down, French data are the English ones, and German is not in the budget."""
+    monkeypatch.setitem(tasks.TASKS, "topic", LANGUAGES)
+    dataset |= {
+        "test-es": tiny.sentences(64, 3, flip=True),
+        "test-fr": dataset["test"],
+        "test-de": tiny.sentences(9, 4),
+    }
+    storage.save(DatasetDict(dataset), folder / "tasks" / "topic")
+    budget = {"train": 128, "development": 64, "test": 48, "max_length": 16}
+    words, entries, evaluation = tiny.tokenizer(folder / "words"), {}, tuned(folder)
+    for name, languages in (("several", ["es", "en", "fr"]), ("one", ["en"])):
+        tested = {"tasks": {"topic": TaskBudget(**budget, languages=languages)}}
+        entries[name] = scores.evaluate_task(
+            evaluation.model_copy(update=tested), folder / "pretrained", "topic", folder / "tasks", words
+        )
+    several = entries["several"]
+    (run,) = several.runs
+    assert list(run.languages) == ["es", "fr"] and run.test["accuracy"] > 0.9
+    assert run.languages["fr"] == run.test
+    assert run.languages["es"]["accuracy"] == pytest.approx(1 - run.test["accuracy"])
+    assert several.language_examples == {"es": 48, "fr": 48}
+    english = {"runs": [run.model_copy(update={"languages": {}})], "language_examples": {}}
+    assert several.model_copy(update=english) == entries["one"]  # testing in more languages changes nothing else
+
+
+PROBE = Task("retrieval", dict, None, "accuracy", ("accuracy",), True, "", ("en", "es", "fr"), probe=True)
+
+
+def with_probe(evaluation: Evaluation, test: int | None = None, languages=("en", "es")) -> Evaluation:
+    budget = TaskBudget(train=None, development=None, test=test, max_length=16, languages=list(languages))
+    return evaluation.model_copy(update={"tasks": evaluation.tasks | {"retrieval": budget}})
+
+
+def save_probe(folder, monkeypatch, **languages: list[tuple[str, str]]) -> None:
+    monkeypatch.setitem(tasks.TASKS, "retrieval", PROBE)
+    splits = {
+        f"test-{language}": Dataset.from_list([{"text": text, "text_pair": other} for text, other in rows])
+        for language, rows in languages.items()
+    }
+    storage.save(DatasetDict(splits), folder / "retrieval")
+
+
+def test_retrieval_by_hand(folder, monkeypatch):
+    """Vectors in a plane, by their angles; the nearest is the one at the smallest angle."""
+    angles = {"a": 0, "b": 50, "c": 180, "A": 10, "B": -12, "C": 100}
+    save_probe(folder, monkeypatch, es=[("a", "A"), ("b", "B"), ("c", "C")], fr=[("a", "C"), ("b", "A"), ("c", "B")])
+
+    def embed(description, model, texts, *_):
+        radians = np.radians([angles[text] for text in texts])
+        return np.stack([np.cos(radians), np.sin(radians)], axis=1)
+
+    monkeypatch.setattr(retrieval, "embed", embed)
+    arguments = (folder / "pretrained", "retrieval", folder, None)
+    entry = retrieval.retrieve(with_probe(tuned(folder), languages=["fr", "en", "es"]), *arguments)
+    assert (entry.metric, entry.test_examples, list(entry.languages)) == ("accuracy", 3, ["es", "fr"])
+    # a finds A (10 degrees away), b finds A (40), c finds C (80); A finds a (10), B finds a (12), C finds b (50).
+    # Spanish: a-A and c-C are right, b-B is not; A-a is right, B-b and C-c are not.
+    expected = {"accuracy": 1 / 2, "from_english": 2 / 3, "to_english": 1 / 3}
+    assert entry.languages["es"] == pytest.approx(expected)
+    # French: b-A alone is right; none of A-b, B-c and C-a is.
+    assert entry.languages["fr"] == pytest.approx({"accuracy": 1 / 6, "from_english": 1 / 3, "to_english": 0})
+    assert list(retrieval.retrieve(with_probe(tuned(folder)), *arguments).languages) == ["es"]
+
+
+def test_retrieval_finds_a_text_that_is_its_own_translation(folder, monkeypatch):
+    texts = list(dict.fromkeys(tiny.sentences(80, 5)["text"]))
+    backwards = list(zip(texts, texts[::-1], strict=True))
+    save_probe(folder, monkeypatch, es=[(text, text) for text in texts], fr=backwards)
+    evaluation, words = with_probe(tuned(folder), 41, ["en", "es", "fr"]), tiny.tokenizer(folder / "words")
+    entry = retrieval.retrieve(evaluation, folder / "pretrained", "retrieval", folder, words)
+    assert entry.languages["es"]["accuracy"] == 1 and entry.test_examples == 41
+    assert entry.languages["fr"]["accuracy"] < 0.2
+
+
+def test_embeddings_are_pooled_states_of_length_one_in_the_order_of_the_texts(folder):
+    words, model = tiny.tokenizer(folder / "words"), MeanPoolingClassifier(tiny.masked_language_model().bert, 1, False)
+    texts = tiny.sentences(11, 6)["text"][:]
+    together = retrieval.embed(tuned(folder), model, texts, words, max_length=9, batch_size=4)
+    assert len(together) == 11
+    for text, vector in zip(texts, together, strict=True):
+        ids = torch.tensor(words([text], truncation=True, max_length=9)["input_ids"])
+        with torch.no_grad():
+            state = model.encoder.eval()(input_ids=ids).last_hidden_state[0].mean(dim=0)
+        np.testing.assert_allclose(vector, state / state.norm(), atol=1e-5)
+    with torch.no_grad():
+        model.encoder.embeddings.LayerNorm.bias.fill_(float("nan"))
+    with pytest.raises(StudyError, match="not finite"):
+        retrieval.embed(tuned(folder), model, texts, words, max_length=9)
+
+
+def test_masked_language_modelling_by_a_whole_forward_pass(folder):
+    masking, words = tiny.parameters(folder).masking, tiny.tokenizer(folder / "words")
+    model = tiny.masked_language_model()
+    sequences = MaskedSequences(Dataset.from_dict({"input_ids": tiny.sequences(21, 1)}), masking, words, seed=0)
+    measured = scores.masked_language_modelling(model, sequences, bf16=False)
+    losses, hits = [], []
+    for i in range(21):  # 21 is no multiple of the batch size: the rest has to weigh what it is
+        item = sequences[i]
+        with torch.no_grad():
+            distribution = (
+                model(input_ids=torch.from_numpy(item["masked_input_ids"])[None]).logits[0].log_softmax(dim=-1)
+            )
+        for position, label in zip(item["positions"], item["labels"], strict=True):
+            losses.append(-distribution[position, label].item())
+            hits.append(distribution[position].argmax().item() == label)
+    assert isinstance(measured, LanguageModelling)
+    expected = {"loss": np.mean(losses), "accuracy": np.mean(hits)}
+    assert measured.model_dump() == pytest.approx(expected, rel=1e-4)
+
+
+def test_size_by_hand():
+    encoder = tiny.masked_language_model(layers=2, width=12, intermediate=24).bert
+    measured = scores.size(encoder, 10)
+    embeddings = (60 + 40 + 2) * 12 + 2 * 12  # words, positions, segments, layer norm
+    layer = 4 * (12 * 12 + 12) + (12 * 24 + 24) + (24 * 12 + 12) + 2 * 2 * 12
+    assert measured.embedding_parameters == embeddings
+    assert measured.encoder_parameters == 2 * layer
+    assert measured.parameters == embeddings + 2 * layer
+    # Multiply-adds of 10 tokens, two operations each: four projections, two feed-forward maps; scores and values.
+    per_layer = 10 * (4 * 12 * 12 + 2 * 12 * 24) + 2 * 10 * 10 * 12
+    assert measured.flops_per_sequence == 2 * 2 * per_layer and measured.sequence_length == 10
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    output = tmp_path / "results" / "result.json"
+    write_json(output, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(output, {"a": float("nan")})
+    assert json.loads(output.read_text()) == {"a": 1}
+    with pytest.raises(StudyError, match="cannot be written"):
+        write_json(output / "below a file" / "result.json", {"a": 1})
+
+
+TRAINING = {
+    "objective": "masked_language_modelling",
+    "learning_rate": 3e-4,
+    "steps": 3,
+    "tokens": 384,
+    "seconds": 1.0,
+    "tokens_per_second": 384.0,
+    "precision": "fp32",
+    "threads": 1,
+    "curve": [{"step": 0, "tokens": 0, "seconds": 0.0, "loss": 4.0}],
+}
+
+
+def test_the_result_file_of_a_student_and_of_the_teacher(folder, dataset, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "topic", CLASSES)
+    budget = {"topic": {"train": 64, "development": 32, "test": 32, "max_length": 16}}
+    plan = tiny.plan(
+        folder,
+        finetuning=FINETUNING | {"epochs": 1, "tasks": budget},
+        latency={"sequence_length": tiny.LENGTH},
+        grid={"methods": ["none", "mlm", "hs-last", "od"], "students": {"english": ["L2-H12"]}},
+    )
+    layout, evaluations = plan.layout("english"), {entry.method: entry for entry in plan.of(Evaluation)}
+    storage.save(dataset, layout.tasks / "topic")
+    (layout.teacher / "record.json").write_text(json.dumps({"training": TRAINING}))
+    for run in plan.of(Run):
+        if run.method != "od":
+            distil(run, layout, layout.student(run.model))
+    save_probe(layout.tasks, monkeypatch, es=[(text, text) for text in tiny.WORDS[:9]])
+    probed = scores.evaluate(with_probe(evaluations["teacher"]), layout, folder / "results" / "probed.json")
+    assert probed.probes["retrieval"].languages["es"]["accuracy"] == 1 and list(probed.tasks) == ["topic"]
+    results = {}
+    for method in ("teacher", "none", "mlm", "hs-last"):
+        output = folder / "results" / f"{method}.json"
+        results[method] = scores.evaluate(evaluations[method], layout, output)
+        names = {"profile": "test", "setting": "english", "method": method, "seed": int(method != "teacher")}
+        assert read_record(output, RunResult, **names) == results[method]
+    assert results["teacher"].tasks == probed.tasks and results["teacher"].probes == {}
+    assert results["none"].distillation is None and results["mlm"].distillation.steps == 6
+    assert results["teacher"].distillation.model_dump(exclude_defaults=True) == TRAINING
+    assert results["hs-last"].masked_language_modelling is None  # it has no head
+    assert results["mlm"].masked_language_modelling.loss < results["none"].masked_language_modelling.loss
+    assert results["teacher"].size.parameters > results["mlm"].size.parameters
+    assert results["mlm"].size.sequence_length == tiny.LENGTH
+    for method, result in results.items():
+        teacher, weights = (
+            hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+            for saved in (layout.teacher, evaluations[method].folder(layout))
+        )
+        corpus, texts = corpus_hash(layout.corpus), content_hash(layout.tasks)
+        assert result.hashes == {"corpus": corpus, "tasks": texts, "teacher": teacher, "weights": weights}
+    assert len({result.hashes["weights"] for result in results.values()}) == len(results)
+    assert results["teacher"].commit is None  # this folder is no repository; that of the study may be
+    with pytest.raises(StudyError, match="no saved model"):
+        scores.evaluate(evaluations["od"], layout, folder / "results" / "od.json")
+    assert not (folder / "results" / "od.json").exists()
+
+
+def test_a_result_file_says_what_made_it(tmp_path):
+    assert Environment.model_validate(environment()).threads == torch.get_num_threads()
+    assert commit(tmp_path) is None and commit(tmp_path / "missing") is None
+    study = Path(__file__).parents[1]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=study, capture_output=True, text=True).stdout
+    assert commit(study) == (head[:12] or None)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file"),
+        ("{", "no record of a training"),
+        ("{}", "no record of a training"),
+        ("[]", "no record of a training"),
+        (json.dumps({"training": TRAINING | {"curve": []}}), r"training\.curve = \[\]: List should have at least 1"),
+        (json.dumps({"training": TRAINING | {"magic": 1}}), r"training\.magic = 1: unknown key"),
+    ],
+)
+def test_a_model_without_a_whole_record_of_its_training_is_an_error_of_one_line(tmp_path, content, problem):
+    if content is not None:
+        (tmp_path / "record.json").write_text(content)
+    with pytest.raises(StudyError, match=f"record.json: {problem}") as error:
+        scores.training_of(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_latency_is_measured_beside_the_teacher(folder):
+    protocol = {"sequence_length": 16, "batch_sizes": [1, 4], "warmup_runs": 1, "runs": 5, "threads": [1]}
+    plan = tiny.plan(folder, latency=protocol)
+    (description,) = plan.of(LatencyMeasurement)
+    result = measure_latency(description, plan.layout("english"), folder / "latency.json")
+    assert read_record(folder / "latency.json", LatencyResult, profile="test", setting="english") == result
+    assert (result.sequence_length, result.runs, result.warmup_runs, result.precision) == (16, 5, 1, "fp32")
+    assert list(result.hashes) == ["teacher"]
+    assert [(entry.student, entry.batch_size) for entry in result.measurements] == [
+        ("L2-H24", 1),
+        ("teacher", 1),
+        ("L2-H24", 4),
+        ("teacher", 4),
+    ]
+    for entry in result.measurements:
+        assert 0 < entry.lower_quartile_seconds <= entry.median_seconds <= entry.upper_quartile_seconds
+        assert entry.sequences_per_second == pytest.approx(entry.batch_size / entry.median_seconds)
+        ratio = entry.teacher_median_seconds / entry.median_seconds
+        assert ratio / 3 < entry.speed_up < 3 * ratio
+    teacher = result.measurements[1]
+    assert teacher.teacher_median_seconds == teacher.median_seconds and teacher.speed_up == 1

@@ -1,0 +1,47 @@
+"""The Trainer of the study: accumulation, elapsed time, checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from tiny_training import METHODS, descend, objective_of, stream
+
+from study.distillation.trainer import Checkpoints
+
+
+@pytest.fixture
+def words(tmp_path):
+    return tiny.tokenizer(tmp_path / "words")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_under_accumulation_are_those_without(tmp_path, words, method):
+    params = tiny.parameters(tmp_path)
+    ends, records = [], []
+    for accumulation in (1, 4):
+        training = stream(params, words, length=16)
+        objective = objective_of(params, method, start=training)
+        start = tiny.snapshot(objective)
+        records.append(descend(objective, training, tmp_path / f"run-{accumulation}", accumulation))
+        ends.append(tiny.snapshot(objective))
+    moved = {name: (ends[0][name] - start[name]).norm().item() for name in start}
+    assert sum(length > 0 for length in moved.values()) > 20
+    for name, length in moved.items():
+        assert (ends[0][name] - ends[1][name]).norm().item() <= 2e-3 * length + 1e-5, name
+    for key in ("steps", "tokens"):
+        assert records[0][key] == records[1][key] == (2 if key == "steps" else 2 * 8 * 16)
+    losses = [[entry["loss"] for entry in record["training_curve"]] for record in records]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_checkpoints_outlive_crashes_but_not_success(tmp_path):
+    for error, left in ((RuntimeError, True), (KeyboardInterrupt, True), (None, False)):
+        checkpoints = Checkpoints(tmp_path, {"of": str(error)})
+        try:
+            with checkpoints as run:
+                (run / "checkpoint-1").mkdir()
+                if error:
+                    raise error
+        except (RuntimeError, KeyboardInterrupt):
+            pass
+        assert checkpoints.folder.exists() == left
