@@ -242,6 +242,5 @@ def runs_beside(path: str | Path) -> list[Run]:
         StudyError: one of them is missing or damaged (:func:`open_description`).
     """
     run, _ = open_description(path, Run)
-    return [
-        open_description(file, Run)[0] for file in sorted(Path(path).resolve().parent.glob(f"{run.setting}_*.json"))
-    ]
+    files = sorted(Path(path).resolve().parent.glob(f"{run.setting}_*.json"))
+    return [other for other, _ in (open_description(file, Run) for file in files) if other.setting == run.setting]

@@ -109,7 +109,7 @@ def test_a_refactoring_or_a_message_reruns_nothing(study, file):
 
 @pytest.mark.parametrize("file", ["config.py", "plan.py", "descriptions.py", "methods.py", "params.py"])
 def test_how_defaults_are_resolved_is_looked_at_by_the_plan(study, file):
-    """What decides learning rates and defaults is a dependency: the plan runs anew, and nothing else if it is the same."""
+    """What decides learning rates and defaults is a dependency: the plan runs anew, all else only if it differs."""
     with (study / "study" / file).open("a") as stream:
         stream.write("\n# a comment\n")
     assert pipeline.stale(study / "profiles" / "smoke") == {"plan"}

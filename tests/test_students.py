@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from study.config import Encoder
-from study.distillation.students import create_student
 from study.data.pretrained import load_model
 from study.distillation.heads import dense_of_head, norm_of_head
+from study.distillation.students import create_student
 
 INITIALISATIONS = ("random", "teacher-embeddings", "teacher-layers")
 EQUAL = Encoder(layers=2, width=24, heads=4, intermediate=48)

@@ -68,7 +68,7 @@ class Explorer:
         return ids
 
     def tokens(self, sentence: str) -> list[str]:
-        return self.tokenizer.convert_ids_to_tokens(self.encode(sentence)[0].tolist())
+        return list(self.tokenizer.convert_ids_to_tokens(self.encode(sentence)[0].tolist()))
 
     @torch.inference_mode()
     def activations(self, sentence: str, model: PreTrainedModel) -> Activations:
@@ -133,7 +133,7 @@ class Explorer:
         for name, model in models.items():
             best = model(input_ids=ids).logits[0, masks].softmax(dim=-1).topk(count)
             columns[name] = [
-                f"{self.tokenizer.decode([token]).strip()} ({value:.0%})"
+                f"{str(self.tokenizer.decode([token])).strip()} ({value:.0%})"
                 for values, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True)
                 for value, token in zip(values, tokens, strict=True)
             ]

@@ -148,7 +148,7 @@ def textbrewer(
 
 
 def torchdistill(teacher: BertForMaskedLM, student: BertForMaskedLM, inputs: Inputs) -> Step:
-    """The package torchdistill's ``KDLoss`` at temperature 1 in a plain loop; the loss of :class:`FullVocabularyTrainer`.
+    """The ``KDLoss`` of torchdistill at temperature 1 in a plain loop; the loss of :class:`FullVocabularyTrainer`.
 
     Logits are flattened to (B T, vocabulary), since the package takes the softmax over dimension 1. Only its loss is
     used: its ``DistillationBox`` cannot be imported without torchvision.
