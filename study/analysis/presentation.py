@@ -22,7 +22,7 @@ from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, RUN, TEACHER
 from study.analysis.numbers.statistics import BOTH_SEEDS, covered
 
-NOTHING = "–"
+NOTHING, MINUS = "–", "−"
 #: Where a contrast's test has the effect; {} is its margin.
 CLAIMED = {
     "superior": "above zero",
@@ -33,13 +33,13 @@ CLAIMED = {
 
 def number(value: float, digits: int, sign: str = "") -> str:
     """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too."""
-    return NOTHING if pd.isna(value) else f"{value:{sign},.{digits}f}"
+    return NOTHING if pd.isna(value) else f"{value:{sign},.{digits}f}".replace("-", MINUS)
 
 
 def interval(low: float, high: float, digits: int, sign: str = "") -> str:
     """An interval in brackets, a blank before them; nothing where it is undefined."""
     between = " to " if sign else " – "
-    return "" if pd.isna(low) else f" ({low:{sign},.{digits}f}{between}{high:{sign},.{digits}f})"
+    return "" if pd.isna(low) else f" ({number(low, digits, sign)}{between}{number(high, digits, sign)})"
 
 
 def in_words(text: str) -> str:
@@ -53,6 +53,7 @@ def styled(
     name: str,
     caption: str = "",
     *,
+    setting: str = "",
     words: Collection[str] = (),
     wide: Collection[str] = (),
     chosen: Sequence[bool] = (),
@@ -62,23 +63,25 @@ def styled(
 
     Args:
         rows: column as readers see it -> text or number; missing numbers become dashes.
-        name: of the table, unlike any other on its page.
-        caption: what stands above it.
+        name: of the table, unlike any other of the same setting on its page.
+        caption: what stands above it, after the setting if it is of one.
         words: columns of words, to the left; all others are to the right.
         wide: those of them whose lines may be broken.
         chosen: marks rows.
         groups: a column; a line is drawn where its value changes.
     """
     frame = pd.DataFrame(rows).reset_index(drop=True)
-    text = html.escape(caption, quote=False) or None
-    table = Styler(frame, uuid=name, cell_ids=False, caption=text, escape="html", na_rep=NOTHING)
+    text = html.escape(caption, quote=False)
+    if setting:
+        name, text = f"{name}-{setting}", f"<b>{html.escape(setting.capitalize())}.</b> {text}"
+    table = Styler(frame, uuid=name, cell_ids=False, caption=text or None, escape="html", na_rep=NOTHING)
     table = table.hide(axis="index").format_index(escape="html", axis="columns")
     looks = []
     for place, column in enumerate(frame.columns):
         if column in (*words, *wide):
             looks.append({"selector": f"th.col{place}, td.col{place}", "props": "text-align: left"})
         if column in wide:
-            looks.append({"selector": f"td.col{place}", "props": "white-space: normal; min-width: 10rem"})
+            looks.append({"selector": f"td.col{place}", "props": "white-space: normal; min-width: 7rem"})
     for place, marked in enumerate(chosen):
         if marked:
             looks.append({"selector": f"td.row{place}", "props": "font-weight: 600; background-color: #eef5fc"})
@@ -93,29 +96,30 @@ def styled(
 
 def overview(analyses: Sequence[Analysis]) -> Styler:
     """What was run in every setting, ablations included: models, tokens, hours as one process after another, where."""
-    rows = []
+    columns = {}
     for analysis in analyses:
         parts = [part.runs for part in (analysis.results, analysis.results.ablations) if part]
-        runs = pd.concat(parts).drop_duplicates(RUN)
-        environment, runs = runs, runs[runs["method"] != TEACHER]
+        everything = pd.concat(parts).drop_duplicates(RUN)
+        runs = everything[everything["method"] != TEACHER]
         tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
         hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
-        rows.append(
-            {
-                "setting": analysis.setting,
-                "teacher": analysis.comparison.teacher.name,
-                "students": ", ".join(analysis.comparison.students),
-                "distillation seeds": len(analysis.comparison.seeds),
-                "models": len(runs),
-                "million tokens each": " to ".join(number(value, 1) for value in tokens[:1] + tokens[1:][-1:]),
-                "hours": number(hours, 1),
-                "measured": " to ".join(sorted({environment["date"].min(), environment["date"].max()})),
-                "on": " and ".join(environment["processor"].unique()),
-                "cores": " or ".join(str(cores) for cores in sorted(environment["cores"].unique())),
-            }
-        )
-    caption = "Models: distilled or left untrained, ablations included. Hours: of distillation and evaluation."
-    return styled(rows, "overview", caption, words=["setting", "teacher", "students", "measured", "on"])
+        columns[analysis.setting] = {
+            "teacher": analysis.comparison.teacher.name,
+            "students": ", ".join(analysis.comparison.students),
+            "distillation seeds": str(len(analysis.comparison.seeds)),
+            "students distilled or left untrained, ablations included": str(len(runs)),
+            "million tokens of distillation each": " to ".join(number(t, 1) for t in tokens[:1] + tokens[1:][-1:]),
+            "hours of distillation and evaluation": number(hours, 1),
+            "measured": " to ".join(sorted({everything["date"].min(), everything["date"].max()})),
+            "on": " and ".join(everything["processor"].unique()),
+            "cores": " or ".join(str(cores) for cores in sorted(everything["cores"].unique())),
+        }
+    return styled(_rows(columns), "overview", wide=["setting", *columns])
+
+
+def _rows(columns: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """A table with a column for each entry, and their keys before them."""
+    return pd.DataFrame(columns).rename_axis("setting").reset_index()
 
 
 def versions(analyses: Sequence[Analysis]) -> Styler:
@@ -243,8 +247,8 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler:
             | {"last of the fall, %": number(falls.get((row["method"], row["student"]), math.nan), 1)}
         )
     caption = f"Setting {analysis.setting}; intervals over {_seeds(analysis)}."
-    marked = {"chosen": list(table["selected"]), "groups": "student"}
-    return styled(rows, f"scores-{analysis.setting}", caption, words=["student", "method"], **marked)
+    words, chosen = ["student", "method"], list(table["selected"])
+    return styled(rows, f"scores-{analysis.setting}", caption, words=words, chosen=chosen, groups="student")
 
 
 def tasks(analysis: Analysis) -> Styler:
@@ -282,8 +286,8 @@ def costs(analysis: Analysis) -> Styler:
     sizes = sorted(analysis.results.latency["batch_size"].unique())
     rows = []
     for _, row in table.iterrows():
-        quartiles = (row[f"latency_ms_{end}_quartile_batch_{sizes[0]}"] for end in ("lower", "upper"))
-        latency = number(row[f"latency_ms_batch_{sizes[0]}"], 1) + interval(*quartiles, 1)
+        lower, upper = (row[f"latency_ms_{end}_quartile_batch_{sizes[0]}"] for end in ("lower", "upper"))
+        latency = number(row[f"latency_ms_batch_{sizes[0]}"], 1) + interval(lower, upper, 1)
         rows.append(
             {
                 "model": row["student"],

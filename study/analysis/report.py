@@ -107,7 +107,7 @@ def _check(plan: Plan) -> None:
 
 def _linked(plan: Plan) -> dict[str, list[Path]]:
     """The files that the index links, by heading."""
-    linked = {}
+    linked: dict[str, list[Path]] = {}
     for comparison in plan.of(Comparison):
         layout, setting = plan.layout(comparison.setting), comparison.setting.capitalize()
         made = [path for name in ANALYSES for path in sorted(layout.analysis(name).iterdir())]

@@ -61,6 +61,7 @@ class StepTimer(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self._lap("optimiser")
+        assert self._current is not None
         self._current["optimiser"] += self._current.pop("between", 0.0)
         self.steps.append(self._current)
         self._current = dict.fromkeys(PARTS, 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -99,7 +101,7 @@ def learning_rates_tried(analysis: Analysis, tried: pd.DataFrame) -> Figure | No
         for method, style in look.items():
             values = 100 * own[own["method"] == method].set_index("learning_rate")["value"].sort_index()
             taken = values[np.isclose(values.index, used.get((student, method), np.nan), rtol=1e-6)]
-            drawn = {"color": style.color, "marker": style.marker, "markersize": 5}
+            drawn: dict[str, Any] = {"color": style.color, "marker": style.marker, "markersize": 5}
             axes.plot(values.index, values, markerfacecolor="white", linewidth=1, **drawn)
             axes.plot(taken.index, taken, linestyle="", **drawn)
         axes.set(xscale="log", title=student, xlabel="", ylabel=words[measure])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -173,7 +175,13 @@ def per_task(analysis: Analysis) -> Figure:
     metrics = runs.groupby("task", sort=False)["metric"].first()
     trained = {method: style for method, style in look.items() if method != FLOOR} or look
     shown = runs[runs["method"].isin(list(trained))].assign(label=lambda rows: rows["method"].map(_labels(look)))
-    marks = {"x": "test", "y": "label", "hue": "student", "order": _labels(trained).values(), "hue_order": students}
+    marks: dict[str, Any] = {
+        "x": "test",
+        "y": "label",
+        "hue": "student",
+        "order": _labels(trained).values(),
+        "hue_order": students,
+    }
     marks |= {"palette": [color for color, _ in students.values()], "legend": False}
     columns = min(3, len(metrics))
     grid = seaborn.catplot(
@@ -218,7 +226,7 @@ def performance_profiles(analysis: Analysis) -> Figure:
     figure = new_figure(3.4)
     axes = figure.subplots()
     for place, (method, style) in enumerate(look.items()):
-        shares = performance_profile(kept.sel({"method": method}), thresholds)
+        shares = performance_profile(kept.sel({"method": method}), list(thresholds))
         axes.plot(100 * thresholds, 100 * shares, color=style.color, marker=style.marker, markersize=4,
                   markevery=(4 * place, 50), linewidth=1.2, drawstyle="steps-post")  # fmt: skip
     axes.axvline(100, color="black", linestyle="--", linewidth=1)

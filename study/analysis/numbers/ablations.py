@@ -105,7 +105,7 @@ def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
             varied = of_method(scores, method)
             effect = estimate(replicates(100 * difference(varied, of_method(scores, reference))))
             low, high = effect.interval()
-            row = {"setting": results.comparison.setting, "variant": variant, "reference": reference}
+            row: dict[str, Any] = {"setting": results.comparison.setting, "variant": variant, "reference": reference}
             row |= {"method": method, "macro": 100 * varied.mean(skipna=False).item()}
             row |= {"effect": float(effect.mean), "low": float(low), "high": float(high)}
             row |= {"covers": covered(varied), "p_holm": two_sided(effect), "runs": models(varied)}

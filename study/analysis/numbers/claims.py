@@ -169,7 +169,8 @@ def claim_scores(results: Results, scores: xr.DataArray, ablations: xr.DataArray
         results: those of the grid, with ablations if there are any.
         scores: the grid's, as :func:`statistics.score_array`. ablations: those of ``results.ablations``.
     """
-    layer, by_layer = "teacher_layer_from_top", {}
+    layer = "teacher_layer_from_top"
+    by_layer: dict[str, xr.DataArray] = {}
     compared, scored = (results, scores) if ablations is None else (results.ablations or results, ablations)
     recorded = compared.runs.groupby("method", sort=False)["options"].first()
     for base in (MINILMV2, DIRECT):

@@ -118,7 +118,7 @@ def _read(comparison: Comparison, layout: Layout) -> _Files:
     latency = read_record(latency_file, LatencyResult, **where)
     _check_latency(short_name(latency_file), latency, comparison)
     splits = read_record(splits_file, TaskSplits, **where)
-    environments = {f"{short_name(latency_file)}: environment": latency.environment}
+    environments: dict[str, Environment | None] = {f"{short_name(latency_file)}: environment": latency.environment}
     environments[f"{short_name(splits_file)}: environment"] = splits.environment
     for path, record in zip(paths, models.values(), strict=True):
         environments[f"{short_name(path)}: environment"] = record.environment
@@ -217,14 +217,14 @@ def _probe_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
 def _check_tasks(name: str, record: RunResult, teacher: RunResult, comparison: Comparison) -> None:
     for task in comparison.tasks:
         if task in record.probes and task in teacher.probes:
-            part, keys = "probes", ("metric", "test_examples")
+            part, keys = "probes", ["metric", "test_examples"]
             languages, allowed = list(record.probes[task].languages), list(teacher.probes[task].languages)
             if languages != allowed:
                 raise StudyError(
                     f"{name}: probes.{task}.languages = {languages}; allowed: {allowed}, as for the teacher"
                 )
         elif task in record.tasks and task in teacher.tasks:
-            part, keys = "tasks", ("metric", "test_examples", "language_examples")
+            part, keys = "tasks", ["metric", "test_examples", "language_examples"]
             seeds = [run.seed for run in record.tasks[task].runs]
             if sorted(seeds) != sorted(comparison.finetuning_seeds):
                 raise StudyError(

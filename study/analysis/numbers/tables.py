@@ -207,7 +207,7 @@ def _margin(best: str, baseline: str, student: str, scores: xr.DataArray) -> dic
     pair = (of_method(scores, method, student) for method in (best, baseline))
     gap = estimate(replicates(100 * difference(*pair)))
     low, high = gap.interval()
-    values = {"": gap.mean, "_low": low, "_high": high}
+    values = {"": float(gap.mean), "_low": float(low), "_high": float(high)}
     return {f"margin_over_{baseline}{end}": _rounded(value, 2) for end, value in values.items()}
 
 
