@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from tiny_training import METHODS, ONE_OF_EACH, above_the_projections, distilled
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from study import StudyError
+from study.data.corpus import corpus_hash
 from study.data.pretrained import has_language_modelling_head
 from study.distillation import distil as distillation
 from study.distillation.objectives import OBJECTIVES
-from study.files import Layout
+from study.files import Layout, content_hash
+from study.records import Training
 
 
 @pytest.fixture
@@ -116,6 +119,45 @@ def test_what_a_method_sets_for_itself_stands_in_the_place_of_what_all_share(fol
     assert tiny.identical(tiny.weights(folder / "own"), tiny.weights(folder / "shared"))
     distilled(folder, "other", "mha-direct")
     assert not tiny.identical(tiny.weights(folder / "own"), tiny.weights(folder / "other"))
+
+
+def test_a_students_own_rate_is_the_one_it_is_trained_with(folder):
+    """Bit for bit what the method gives at that rate; the other student is trained as before."""
+    shape = {"layers": 2, "width": 12, "heads": 4, "intermediate": 24}
+    rated = {"students": {"L2-H12": shape | {"learning_rates": {"mlm": 5e-3}}}}
+    higher = {"methods": {"mlm": {"objective": "masked_language_modelling", "learning_rate": 5e-3}}}
+    training = distilled(folder, "rated", "mlm", **rated)["training"]
+    assert training["learning_rate"] == training["options"]["learning_rate"] == 5e-3
+    distilled(folder, "higher", "mlm", **higher)
+    distilled(folder, "plain", "mlm")
+    assert tiny.identical(tiny.weights(folder / "rated"), tiny.weights(folder / "higher"))
+    assert not tiny.identical(tiny.weights(folder / "rated"), tiny.weights(folder / "plain"))
+    distilled(folder, "beside-rated", "mlm", "L2-H24", **rated)
+    distilled(folder, "beside-plain", "mlm", "L2-H24")
+    assert tiny.identical(tiny.weights(folder / "beside-rated"), tiny.weights(folder / "beside-plain"))
+
+
+def test_a_record_says_what_was_made_of_what(folder):
+    record = distilled(folder, "student", "od", "L2-H24", seed=3)
+    layout, (run, _) = Layout(folder, "english"), tiny.run(folder, "od", "L2-H24", 3)
+    assert record.keys() == {"run", "hashes", "training", "environment"}
+    assert record["run"] == {"setting": "english", "method": "od", "student": "L2-H24", "seed": 3}
+    assert record["hashes"] == {"corpus": corpus_hash(layout.corpus), "teacher": content_hash(layout.teacher)}
+    training = Training.model_validate(record["training"])
+    assert training.objective == "output_distribution" and training.options == run.objective.model_dump()
+    assert training.revisions == run.revisions and "output_distribution" in run.revisions
+    assert training.fast_paths == run.fast_paths
+    assert (training.initialisation, training.inputs) == ("teacher-layers", "masked")
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (folder / "student").iterdir()} == {0o644}
+
+
+def test_outputs_are_learnt_from_masked_text_whatever_the_others_read(folder):
+    """A method that reads plain text gets none of the teacher's outputs on masked text, nor the other way round."""
+    plain = {"distillation": {"inputs": "plain"}}
+    for method, inputs in (("od", "masked"), ("hs-last", "plain")):
+        assert distilled(folder, method, method, **plain)["training"]["inputs"] == inputs
+        distilled(folder, f"{method}-alone", method, fast_paths=["fused-losses"], **plain)
+        assert tiny.identical(tiny.weights(folder / method), tiny.weights(folder / f"{method}-alone"))
 
 
 def test_all_methods_of_a_seed_see_the_same_sequences_and_masks(folder, monkeypatch):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 
 import study
 from study.distillation.mappings import STRATEGIES, layer_mapping
+from study.methods import Mapping
 
 TABLE = {  # (teacher layers, student layers): strategy -> phi, by hand
     (12, 6): {
@@ -82,6 +84,10 @@ def test_the_table(depths, strategy):
 
 def test_public_name():
     assert study.layer_mapping("uniform", 12, 6) == TABLE[12, 6]["uniform"]
+
+
+def test_params_allow_every_strategy():
+    assert get_args(Mapping) == STRATEGIES
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import tiny
 from tiny_training import METHODS, descend, objective_of, stream
 
-from study.distillation.trainer import Checkpoints
+from study import StudyError
+from study.distillation.trainer import Checkpoints, Clock, last_complete_checkpoint
 
 
 @pytest.fixture
@@ -35,13 +38,31 @@ def test_gradients_under_accumulation_are_those_without(tmp_path, words, method)
 
 
 def test_checkpoints_outlive_crashes_but_not_success(tmp_path):
-    for error, left in ((RuntimeError, True), (KeyboardInterrupt, True), (None, False)):
+    for error, left in ((RuntimeError, True), (KeyboardInterrupt, True), (StudyError, False), (None, False)):
         checkpoints = Checkpoints(tmp_path, {"of": str(error)})
         try:
             with checkpoints as run:
                 (run / "checkpoint-1").mkdir()
                 if error:
                     raise error
-        except (RuntimeError, KeyboardInterrupt):
+        except (RuntimeError, KeyboardInterrupt, StudyError):
             pass
         assert checkpoints.folder.exists() == left
+
+
+def test_the_newest_whole_checkpoint_is_continued_from_and_half_ones_go(tmp_path):
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+    for step, whole in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
+
+
+def test_a_clock_adds_to_what_a_checkpoint_kept():
+    clock = Clock(earlier=5.0)
+    assert clock.seconds() == 5.0  # it does not run yet
+    clock.start()
+    kept = Clock.from_state(clock.state())
+    assert 5.0 <= kept.seconds() <= clock.seconds() < 6.0

@@ -33,7 +33,7 @@ CLAIMED = {
 
 def number(value: float, digits: int, sign: str = "") -> str:
     """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too."""
-    return NOTHING if pd.isna(value) else f"{value:{sign},.{digits}f}".replace("-", MINUS)
+    return NOTHING if pd.isna(value) else f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", MINUS)
 
 
 def interval(low: float, high: float, digits: int, sign: str = "") -> str:
@@ -103,7 +103,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler:
         runs = everything[everything["method"] != TEACHER]
         tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
         hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
-        columns[analysis.setting] = {
+        columns[analysis.setting.capitalize()] = {
             "teacher": analysis.comparison.teacher.name,
             "students": ", ".join(analysis.comparison.students),
             "distillation seeds": str(len(analysis.comparison.seeds)),
@@ -114,12 +114,14 @@ def overview(analyses: Sequence[Analysis]) -> Styler:
             "on": " and ".join(everything["processor"].unique()),
             "cores": " or ".join(str(cores) for cores in sorted(everything["cores"].unique())),
         }
-    return styled(_rows(columns), "overview", wide=["setting", *columns])
+    return _columns(columns, "overview")
 
 
-def _rows(columns: dict[str, dict[str, str]]) -> pd.DataFrame:
-    """A table with a column for each entry, and their keys before them."""
-    return pd.DataFrame(columns).rename_axis("setting").reset_index()
+def _columns(columns: dict[str, dict[str, str]], name: str, caption: str = "") -> Styler:
+    """A table with a column for each entry, their keys before them; lines may be broken."""
+    table = pd.DataFrame(columns).rename_axis("").reset_index()
+    shown = styled(table, name, caption, words=list(table.columns))
+    return shown.set_table_styles([{"selector": "td", "props": "white-space: normal"}], overwrite=False)
 
 
 def versions(analyses: Sequence[Analysis]) -> Styler:
@@ -142,35 +144,29 @@ def headline(analyses: Sequence[Analysis]) -> Styler:
         first = analysis.results.latency.sort_values(["batch_size", "threads"], kind="stable").iloc[0]
         timed = f"batch of {first['batch_size']}, {first['threads']} thread{'s' if first['threads'] != 1 else ''}"
         for student, best in analysis.headline["students"].items():
-            kept = (best["retained_percent"], best["retained_percent_low"], best["retained_percent_high"])
-            columns[f"{analysis.setting}: {student}"] = {
-                "of the teacher's macro test score": f"{number(kept[0], 1)} %",
-                "95 % interval": interval(*kept[1:], 1).strip(" ()") or NOTHING,
-                "untrained, the floor": f"{number(100 * floor[student], 1)} %" if student in floor else NOTHING,
+            bounds = (best["retained_percent_low"], best["retained_percent_high"])
+            columns[f"{analysis.setting.capitalize()}, {student}"] = {
+                "of the teacher's macro test score": f"{number(best['retained_percent'], 1)} %",
+                "95 % interval": interval(*bounds, 1).strip(" ()") or NOTHING,
+                "the floor: untrained": f"{number(100 * floor[student], 1)} %" if student in floor else NOTHING,
                 "best method": label(best["method"]),
                 "over no training": _margin(best, FLOOR),
                 "over MLM alone": _margin(best, BASELINE),
                 f"speed-up ({timed})": f"{number(best['speed_up'], 2)} ×",
-                "macro test score, its teacher's": f"{100 * best['test']:.1f}, {100 * _teacher(analysis):.1f}",
+                "macro test score": number(100 * best["test"], 1),
+                "its teacher's": number(100 * analysis.headline["teacher"]["test"], 1),
             }
-    table = pd.DataFrame(columns).rename_axis("").reset_index()
-    seeds = " and ".join(dict.fromkeys(covered(analysis.scores) for analysis in analyses))
-    shown = styled(table, "headline", f"Intervals: 95 %, over {seeds}.", words=[""])
-    return shown.set_table_styles(
-        [{"selector": "td.row0", "props": "font-size: 1.6em; font-weight: 650"}], overwrite=False
-    )
-
-
-def _teacher(analysis: Analysis) -> float:
-    return analysis.headline["teacher"]["test"]
+    seeds = " and ".join(dict.fromkeys(_seeds(analysis) for analysis in analyses))
+    shown = _columns(columns, "headline", f"Intervals: 95 %, over {seeds}.")
+    large = {"selector": "td.row0:not(.col0)", "props": "font-size: 1.7em; font-weight: 650; white-space: nowrap"}
+    return shown.set_table_styles([large], overwrite=False)
 
 
 def _margin(best: dict, baseline: str) -> str:
     key = f"margin_over_{baseline}"
     if key not in best:
         return NOTHING
-    low, high = (math.nan if best[f"{key}_{end}"] is None else best[f"{key}_{end}"] for end in ("low", "high"))
-    return f"{number(best[key], 2, '+')} points{interval(low, high, 2, '+')}"
+    return f"{number(best[key], 2, '+')} points{interval(best[f'{key}_low'], best[f'{key}_high'], 2, '+')}"
 
 
 def recommendation(analyses: Sequence[Analysis]) -> Styler:
@@ -178,14 +174,13 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler:
     rows = []
     for analysis in analyses:
         for row in analysis.recommendation.to_dict("records"):
-            alike = (
-                f" (not told apart from {', '.join(label(method) for method in row['alike'])})" if row["alike"] else ""
-            )
+            alike = ", ".join(label(method) for method in row["alike"])
+            alike = f" (not told apart from {alike})" if alike else ""
             reservation = f": {row['reservation']}" if row["reservation"] else ""
             kept = f"{number(row['retained'], 1)} %{interval(row['retained_low'], row['retained_high'], 1)}"
             rows.append(
                 {
-                    "setting": analysis.setting,
+                    "setting": analysis.setting.capitalize(),
                     "if a sequence may take": f"{number(row['budget_ms'], 1)} ms",
                     "of the teacher's time": f"1 / {number(row['speed_up'], 1)}",
                     "take": row["student"],
@@ -219,9 +214,9 @@ def verdicts(analysis: Analysis) -> Styler:
             }
         )
     students = ", ".join(analysis.comparison.students)
-    caption = f"Setting {analysis.setting}: students {students}; intervals over {_seeds(analysis)}."
+    caption = f"Students {students}; intervals over {_seeds(analysis)}."
     wide = ["claim", "verdict", "decisive contrast"]
-    return styled(rows, f"verdicts-{analysis.setting}", caption, words=[""], wide=wide)
+    return styled(rows, "verdicts", caption, setting=analysis.setting, words=[""], wide=wide)
 
 
 def _seeds(analysis: Analysis) -> str:
@@ -246,9 +241,8 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler:
             | {"macro": number(100 * row["macro"], 1), "retained % (interval)": number(100 * row["retained"], 1) + kept}
             | {"last of the fall, %": number(falls.get((row["method"], row["student"]), math.nan), 1)}
         )
-    caption = f"Setting {analysis.setting}; intervals over {_seeds(analysis)}."
-    words, chosen = ["student", "method"], list(table["selected"])
-    return styled(rows, f"scores-{analysis.setting}", caption, words=words, chosen=chosen, groups="student")
+    caption, words, chosen = f"Intervals over {_seeds(analysis)}.", ["student", "method"], list(table["selected"])
+    return styled(rows, "scores", caption, setting=analysis.setting, words=words, chosen=chosen, groups="student")
 
 
 def tasks(analysis: Analysis) -> Styler:
@@ -257,27 +251,30 @@ def tasks(analysis: Analysis) -> Styler:
         {
             "task": row.task,
             "metric": METRICS.get(row.metric, row.metric),
-            "test examples": row.test_examples,
-            "standard error, about": number(100 * row.standard_error, 1),
-            "for always giving the commonest label": number(100 * row.majority_share, 1),
+            "test examples": f"{row.test_examples:,}",
+            "standard error of the teacher's": number(100 * row.standard_error, 1),
+            "score of always giving the commonest label": number(100 * row.majority_share, 1),
         }
         for row in analysis.sampling_error.itertuples()
     ]
-    caption = f"Setting {analysis.setting}: the tasks."
-    return styled(rows, f"tasks-{analysis.setting}", caption, words=["task", "metric"])
+    return styled(rows, "tasks", "The tasks.", setting=analysis.setting, words=["task", "metric"])
 
 
-def languages(analysis: Analysis) -> Styler:
-    """Test scores x 100 by language, of every task that has several."""
-    table = analysis.per_language
-    rows = [
-        {"student": row["student"], "method": label(row["method"]), "task": row["task"]}
-        | {name.replace("_", " "): number(100 * row[name], 1) for name in table.columns[5:]}
-        for row in table.to_dict("records")
-    ]
-    caption = f"Setting {analysis.setting}."
-    words = ["student", "method", "task"]
-    return styled(rows, f"languages-{analysis.setting}", caption, words=words, groups="student")
+def languages(analysis: Analysis) -> list[Styler]:
+    """Test scores x 100 by language, a table for each task that has several."""
+    shown = []
+    for task, table in analysis.per_language.groupby("task", sort=False):
+        tested = [name for name in table.columns[5:] if table[name].notna().any()]
+        if "gap" not in tested:
+            tested.remove("mean_without_english")  # it is the mean
+        rows = [
+            {"student": row["student"], "method": label(row["method"])}
+            | {name.replace("_", " ").replace("english", "English"): number(100 * row[name], 1) for name in tested}
+            for row in table.to_dict("records")
+        ]
+        words, name = ["student", "method"], f"languages-{task}"
+        shown.append(styled(rows, name, f"Task {task}.", setting=analysis.setting, words=words, groups="student"))
+    return shown
 
 
 def costs(analysis: Analysis) -> Styler:
@@ -302,10 +299,10 @@ def costs(analysis: Analysis) -> Styler:
             }
         )
     caption = (
-        f"Setting {analysis.setting}: {first['sequence_length']} tokens without padding, {first['precision']}; medians"
+        f"{first['sequence_length']} tokens without padding, {first['precision']}; medians"
         f" of {first['runs']} runs after {first['warmup_runs']} uncounted ones, quartiles in brackets."
     )
-    return styled(rows, f"costs-{analysis.setting}", caption, words=["model"])
+    return styled(rows, "costs", caption, setting=analysis.setting, words=["model"])
 
 
 def published(analyses: Sequence[Analysis]) -> Styler:
@@ -317,15 +314,15 @@ def published(analyses: Sequence[Analysis]) -> Styler:
         for row in PUBLISHED
     ]
     ours = [
-        {"student": f"{student} ({analysis.setting})", "teacher": analysis.comparison.teacher.name}
+        {"student": f"{student}, {analysis.setting}", "teacher": analysis.comparison.teacher.name}
         | {"method": label(best["method"]), "measure": "macro test score", "score": number(100 * best["test"], 1)}
         | {"of its teacher's": f"{number(best['retained_percent'], 1)} %", "source": "this study"}
         for analysis in analyses
         for student, best in analysis.headline["students"].items()
     ]
     marked = [False] * len(rows) + [True] * len(ours)
-    words = ["student", "teacher", "method"]
-    return styled([*rows, *ours], "published", words=words, wide=["measure", "source"], chosen=marked)
+    wide = ["student", "method", "measure", "source"]
+    return styled([*rows, *ours], "published", words=["teacher"], wide=wide, chosen=marked)
 
 
 def unlearnt(analyses: Sequence[Analysis]) -> Styler | None:
@@ -336,7 +333,7 @@ def unlearnt(analyses: Sequence[Analysis]) -> Styler | None:
         ratios = (losses["last"] / losses["first"]).groupby(["student", "method"], sort=False).mean()
         rates = analysis.distillation.groupby(["student", "method"])["learning_rate"].first()
         rows += [
-            {"setting": analysis.setting, "student": model[0], "method": label(model[1])}
+            {"setting": analysis.setting.capitalize(), "student": model[0], "method": label(model[1])}
             | {"learning rate": f"{rates[model]:g}", "held-out loss, times that before": number(ratio, 1)}
             for model, ratio in ratios.items()
             if ratio > 1
@@ -415,16 +412,25 @@ def effects(analysis: Analysis) -> Styler | Markdown:
         }
         | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
         | {"p, Holm": number(row.p_holm, 3), "models": row.runs}
-        | {"learning rate": _rate(row.learning_rate), "that of the reference": _rate(row.reference_learning_rate)}
+        | {"learning rates": _rates(row.learning_rate, row.reference_learning_rate)}
         for row in analysis.effects.itertuples()
     ]
     caption = " or ".join(analysis.effects["covers"].unique())
     words = ["choice", "method", "less"]
-    return styled(rows, "effects", f"Intervals over {caption}.", words=words, groups="choice")
+    return styled(
+        rows,
+        "effects",
+        f"Intervals over {caption}. Two learning rates: the reference has the second.",
+        words=words,
+        groups="choice",
+    )
 
 
-def _rate(value: float) -> str:
-    return NOTHING if pd.isna(value) else f"{value:g}"
+def _rates(own: float, reference: float) -> str:
+    """The learning rates of a method and its reference, once if they are the same; a dash where one was not trained."""
+    if pd.isna(own) or pd.isna(reference):
+        return NOTHING
+    return f"{own:g}" if own == reference else f"{own:g}, {reference:g}"
 
 
 def found(analysis: Analysis, *variants: str) -> Markdown | None:

@@ -28,7 +28,7 @@ VARIANTS = (
     " single distilled models."
 )
 TRIED = (
-    "What `make tune` tried, a row per student: linear probes on development data (left; a line that leaves the panel"
+    "What tuning tried, a row per student: linear probes on development data (left; a line that leaves the panel"
     " falls far below it) and each method's own held-out loss (right), after tuning's steps. Filled marks: the rates of"
     " the results, if they have this student."
 )
