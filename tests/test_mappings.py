@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 
-import study
 from study.distillation.mappings import STRATEGIES, layer_mapping
 from study.methods import Mapping
 
@@ -80,10 +79,6 @@ DEPTHS = [(t, s) for t in range(1, 26) for s in range(1, t + 1)]
 )
 def test_the_table(depths, strategy):
     assert layer_mapping(strategy, *depths) == TABLE[depths][strategy]
-
-
-def test_public_name():
-    assert study.layer_mapping("uniform", 12, 6) == TABLE[12, 6]["uniform"]
 
 
 def test_params_allow_every_strategy():

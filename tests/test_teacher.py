@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from tiny_training import adapted
 from transformers import AutoModelForMaskedLM
 
 from study import StudyError
-from study.files import Layout
+from study.data.corpus import corpus_hash
+from study.files import Layout, content_hash
 from study.records import Training
 
 
@@ -65,3 +67,20 @@ def test_a_teacher_is_adapted_from_the_encoder_beside_the_corpus(folder):
     encoder.rename(encoder.with_name("elsewhere"))
     with pytest.raises(StudyError, match="encoder: no saved model; run the stage"):
         adapted(folder, "teacher")
+
+
+def test_a_record_says_what_was_made_of_what(folder):
+    record = adapted(folder, "teacher")
+    layout = Layout(folder, "english")
+    assert record.keys() == {"run", "hashes", "training", "environment"}
+    assert record["run"] == {"setting": "english", "method": "teacher", "student": "teacher", "seed": 0}
+    assert record["hashes"] == {"corpus": corpus_hash(layout.corpus), "encoder": content_hash(layout.encoder)}
+    assert record["training"]["revisions"].keys() == {"head", "masked_language_modelling", "masking", "training"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (folder / "teacher").iterdir()} == {0o644}
+
+
+def test_an_output_that_cannot_be_written_fails_before_any_work(folder, capsys):
+    (folder / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be written"):
+        adapted(folder, "file/teacher")
+    assert "| step " not in capsys.readouterr().out

@@ -7,6 +7,7 @@ same HTML.
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -57,7 +58,7 @@ def styled(
     words: Collection[str] = (),
     wide: Collection[str] = (),
     chosen: Sequence[bool] = (),
-    groups: str = "",
+    groups: Sequence[str] = (),
 ) -> Styler:
     """A table for readers.
 
@@ -68,7 +69,7 @@ def styled(
         words: columns of words, to the left; all others are to the right.
         wide: those of them whose lines may be broken.
         chosen: marks rows.
-        groups: a column; a line is drawn where its value changes.
+        groups: what the rows belong to; a line is drawn where it changes.
     """
     frame = pd.DataFrame(rows).reset_index(drop=True)
     text = html.escape(caption, quote=False)
@@ -85,12 +86,9 @@ def styled(
     for place, marked in enumerate(chosen):
         if marked:
             looks.append({"selector": f"td.row{place}", "props": "font-weight: 600; background-color: #eef5fc"})
-    if groups:
-        starts = frame[groups].ne(frame[groups].shift())
-        looks += [
-            {"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"}
-            for place in frame.index[starts & (frame.index > 0)]
-        ]
+    for place, (before, after) in enumerate(itertools.pairwise(groups), start=1):
+        if before != after:
+            looks.append({"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"})
     return table.set_table_styles(looks)
 
 
@@ -189,7 +187,8 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler:
                     "points lost": number(row["loss"], 1),
                 }
             )
-    return styled(rows, "recommendation", words=["setting", "take"], wide=["distilled by"], groups="setting")
+    groups = [row["setting"] for row in rows]
+    return styled(rows, "recommendation", words=["setting", "take"], wide=["distilled by"], groups=groups)
 
 
 def verdicts(analysis: Analysis) -> Styler:
@@ -242,7 +241,8 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler:
             | {"last of the fall, %": number(falls.get((row["method"], row["student"]), math.nan), 1)}
         )
     caption, words, chosen = f"Intervals over {_seeds(analysis)}.", ["student", "method"], list(table["selected"])
-    return styled(rows, "scores", caption, setting=analysis.setting, words=words, chosen=chosen, groups="student")
+    looks = {"words": words, "chosen": chosen, "groups": list(table["student"])}
+    return styled(rows, "scores", caption, setting=analysis.setting, **looks)
 
 
 def tasks(analysis: Analysis) -> Styler:
@@ -272,8 +272,8 @@ def languages(analysis: Analysis) -> list[Styler]:
             | {name.replace("_", " ").replace("english", "English"): number(100 * row[name], 1) for name in tested}
             for row in table.to_dict("records")
         ]
-        words, name = ["student", "method"], f"languages-{task}"
-        shown.append(styled(rows, name, f"Task {task}.", setting=analysis.setting, words=words, groups="student"))
+        looks = {"words": ["student", "method"], "groups": list(table["student"])}
+        shown.append(styled(rows, f"languages-{task}", f"Task {task}.", setting=analysis.setting, **looks))
     return shown
 
 
@@ -373,7 +373,8 @@ def differences(analysis: Analysis) -> Styler:
     ]
     caption = f"First less second; intervals over {_seeds(analysis)}. Marked: told apart (Holm, 5 %)."
     told = (analysis.differences["p_holm"] <= 0.05) & (analysis.differences["covers"] == BOTH_SEEDS)
-    return styled(rows, "differences", caption, words=["first", "second"], chosen=list(told), groups="first")
+    looks = {"words": ["first", "second"], "groups": list(analysis.differences["first"])}
+    return styled(rows, "differences", caption, chosen=list(told), **looks)
 
 
 def aggregates(analysis: Analysis) -> Styler:
@@ -404,26 +405,15 @@ def effects(analysis: Analysis) -> Styler | Markdown:
     if analysis.effects.empty:
         return Markdown(sentences(analysis.effects))
     rows = [
-        {
-            "choice": row.variant,
-            "method": label(row.method),
-            "less": label(row.reference),
-            "macro": number(row.macro, 1),
-        }
+        {"method": label(row.method), "less": label(row.reference), "macro": number(row.macro, 1)}
         | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
         | {"p, Holm": number(row.p_holm, 3), "models": row.runs}
         | {"learning rates": _rates(row.learning_rate, row.reference_learning_rate)}
         for row in analysis.effects.itertuples()
     ]
-    caption = " or ".join(analysis.effects["covers"].unique())
-    words = ["choice", "method", "less"]
-    return styled(
-        rows,
-        "effects",
-        f"Intervals over {caption}. Two learning rates: the reference has the second.",
-        words=words,
-        groups="choice",
-    )
+    caption = f"Intervals over {' or '.join(analysis.effects['covers'].unique())}. Where there are two learning rates,"
+    looks = {"words": ["method", "less"], "groups": list(analysis.effects["variant"])}
+    return styled(rows, "effects", f"{caption} the second is the reference's.", **looks)
 
 
 def _rates(own: float, reference: float) -> str:
@@ -447,4 +437,4 @@ def likeness(table: pd.DataFrame) -> Styler:
         | {"last layer adds (points)": number(row.last_layer_adds, 1, "+"), "macro": number(row.macro, 1)}
         for row in table.itertuples()
     ]
-    return styled(rows, "likeness", words=["student", "method"], groups="student")
+    return styled(rows, "likeness", words=["student", "method"], groups=list(table["student"]))
