@@ -10,6 +10,7 @@ import torch
 
 from study.distillation.losses import attention_relation, direct_attention, hidden_state, output_distribution
 
+pytestmark = pytest.mark.fast
 MASKS = {
     "none": None,
     "full": [[1, 1, 1, 1, 1]] * 3,

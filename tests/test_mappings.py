@@ -10,6 +10,7 @@ import pytest
 from study.distillation.mappings import STRATEGIES, layer_mapping
 from study.methods import Mapping
 
+pytestmark = pytest.mark.fast
 TABLE = {  # (teacher layers, student layers): strategy -> phi, by hand
     (12, 6): {
         "last": {6: (12,)},

@@ -135,13 +135,15 @@ def notebook_page(path: Path, folders: list[Path], html: Path) -> tuple[str, str
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
         raise StudyError(f"{path.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
     notebook.cells = [cell for section in _sections(notebook.cells) for cell in section]
-    pictures = {file.read_bytes(): file for folder in folders for file in sorted(folder.glob("*.png"))}
+    pictures: dict[bytes, list[Path]] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*.png"))):
+        pictures.setdefault(file.read_bytes(), []).append(file)
     for place, cell in enumerate(notebook.cells):
         cell["id"] = str(place)  # papermill gives the cell that it injects a random one
         for output in cell.get("outputs", []):
             encoded = output.get("data", {}).get("image/png")
-            file = pictures.get(base64.b64decode(encoded)) if encoded else None
-            if file:
+            if same := pictures.get(base64.b64decode(encoded)) if encoded else None:
+                file = same.pop(0) if len(same) > 1 else same[0]  # equal pictures are shown in the order of folders
                 alternative = output.get("metadata", {}).get("image/png", {}).get("alt", file.stem)
                 output["data"] = {"text/html": _picture(file, html, alternative)}
     exporter = HTMLExporter(
