@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
@@ -131,7 +132,7 @@ def versions(analyses: Sequence[Analysis]) -> Styler:
     ]
     if commits := " and ".join(runs["commit"].dropna().unique()):
         rows.append({"what": "evaluated at commit", "version": commits})
-    return styled(rows, "versions", words=["what", "version"])
+    return styled(rows, "versions", words=["what"], wide=["version"])
 
 
 def headline(analyses: Sequence[Analysis]) -> Styler:
@@ -241,7 +242,7 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler:
             | {"last of the fall, %": number(falls.get((row["method"], row["student"]), math.nan), 1)}
         )
     caption, words, chosen = f"Intervals over {_seeds(analysis)}.", ["student", "method"], list(table["selected"])
-    looks = {"words": words, "chosen": chosen, "groups": list(table["student"])}
+    looks: dict[str, Any] = {"words": words, "chosen": chosen, "groups": list(table["student"])}
     return styled(rows, "scores", caption, setting=analysis.setting, **looks)
 
 
@@ -272,7 +273,7 @@ def languages(analysis: Analysis) -> list[Styler]:
             | {name.replace("_", " ").replace("english", "English"): number(100 * row[name], 1) for name in tested}
             for row in table.to_dict("records")
         ]
-        looks = {"words": ["student", "method"], "groups": list(table["student"])}
+        looks: dict[str, Any] = {"words": ["student", "method"], "groups": list(table["student"])}
         shown.append(styled(rows, f"languages-{task}", f"Task {task}.", setting=analysis.setting, **looks))
     return shown
 
@@ -373,7 +374,7 @@ def differences(analysis: Analysis) -> Styler:
     ]
     caption = f"First less second; intervals over {_seeds(analysis)}. Marked: told apart (Holm, 5 %)."
     told = (analysis.differences["p_holm"] <= 0.05) & (analysis.differences["covers"] == BOTH_SEEDS)
-    looks = {"words": ["first", "second"], "groups": list(analysis.differences["first"])}
+    looks: dict[str, Any] = {"words": ["first", "second"], "groups": list(analysis.differences["first"])}
     return styled(rows, "differences", caption, chosen=list(told), **looks)
 
 
@@ -412,7 +413,7 @@ def effects(analysis: Analysis) -> Styler | Markdown:
         for row in analysis.effects.itertuples()
     ]
     caption = f"Intervals over {' or '.join(analysis.effects['covers'].unique())}. Where there are two learning rates,"
-    looks = {"words": ["method", "less"], "groups": list(analysis.effects["variant"])}
+    looks: dict[str, Any] = {"words": ["method", "less"], "groups": list(analysis.effects["variant"])}
     return styled(rows, "effects", f"{caption} the second is the reference's.", **looks)
 
 
