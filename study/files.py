@@ -76,7 +76,7 @@ class Layout:
         self.teacher_outputs = self.folder / "scratch" / "teacher_outputs"
 
     def student(self, name: str) -> Path:
-        """The folder of a student's model; ``name`` as :attr:`study.plan.Run.name`."""
+        """The folder of a student's model; ``name`` as :attr:`study.descriptions.Run.model`."""
         return self.runs / "students" / name
 
     def analysis(self, name: str) -> Path:

@@ -115,7 +115,7 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int)
         student=student,
         seed=seed,
         objective=_objective(params, method, student),
-        sizes=Encoder(**params.students[student].model_dump(exclude={"learning_rates"})),
+        sizes=_sizes(params, student),
         initialisation=options.initialisation or params.initialisation,
         distillation=params.distillation.model_copy(update=own),
         equal_compute=equal_compute,
@@ -127,8 +127,8 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int)
 
 def _objective(params: Params, method: str, student: str) -> Method:
     options, membership = params.methods[method], params.memberships.get(method)
-    shared = dict.fromkeys(("initialisation", "inputs", "steps", "equal_compute"))
-    update: dict[str, Any] = {key: None for key in shared if key in type(options).model_fields}
+    resolved = ("initialisation", "inputs", "steps", "equal_compute")  # fields of the run, not of its objective
+    update: dict[str, Any] = {key: None for key in resolved if key in type(options).model_fields}
     rated = membership.extends if membership and "learning_rate" not in membership.changes else method
     if rate := params.students[student].learning_rates.get(rated):
         update["learning_rate"] = rate
