@@ -16,10 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 from study import StudyError
 from study.data.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
 
-ROOT = Path(__file__).parents[1]
-LINES = [line for line in (ROOT / "README.md").read_text().splitlines() if len(line) > 40]
-
-
+LINES = [line for line in (Path(__file__).parents[1] / "LICENSE").read_text().splitlines() if len(line) > 40]
 UNUSED = [f"unused{number}" for number in range(20)]  # before the other special tokens, as BERT has them
 
 
