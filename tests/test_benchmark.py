@@ -301,3 +301,21 @@ def test_predictions_of_a_stage_use_its_own_runs(tmp_path):
     row = table[(table["method"] == "od") & (table["student"] == "L3-H192")].iloc[0]
     assert row["seconds"] == pytest.approx(16 * 128 / 2353.0)
     assert row["workload"].student.width == 192 and row["workload"].method.objective == "output_distribution"
+
+
+def test_wall_time_is_that_of_a_whole_run_or_none(tmp_path):
+    """A notebook of the report alone, or a part of the runs, is not the time of the study."""
+    plan = make_study(tmp_path, ["none", "od"]).plan
+    folder = plan.folder / "runs" / "notebooks"
+    folder.mkdir(parents=True)
+    names = [f"{d.stage}_{d.name}" for d in plan.descriptions if d.stage in ("teacher", "distill", "evaluate")]
+    for name in ("80_report", "sources", *names):
+        (folder / f"{name}.ipynb").write_text(json.dumps({"metadata": {"papermill": {"duration": 2.0}}}))
+    counts = {"sources": 1} | {
+        kind: sum(n.startswith(kind) for n in names) for kind in ("teacher", "distill", "evaluate")
+    }
+    table = cost.stage_seconds(plan).set_index("stage")
+    assert table["count"].to_dict() == counts
+    assert table["seconds"].to_dict() == {kind: 2.0 * count for kind, count in counts.items()}
+    (folder / f"{names[-1]}.ipynb").unlink()
+    assert cost.stage_seconds(plan).empty

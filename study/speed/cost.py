@@ -10,12 +10,10 @@ fitted to measured steps (:func:`fit`). Source: this study's choice, after the r
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from study.analysis.numbers.results import TEACHER, Results
 from study.config import Benchmark, Encoder, Params
+from study.descriptions import Evaluation, Run
 from study.distillation.mappings import layer_mapping
 from study.distillation.objectives import OBJECTIVES
 from study.distillation.operations import count_operations
@@ -355,15 +354,20 @@ def result_seconds(results: Results) -> pd.DataFrame:
     return table[["stage", "student", "count", "seconds", "tokens_per_second"]]
 
 
-def stage_seconds(notebooks: str | os.PathLike) -> pd.DataFrame:
+def stage_seconds(plan: Plan) -> pd.DataFrame:
     """Wall time of the stages of a profile, from its executed notebooks: columns stage, count and seconds (summed).
 
-    Stages of one kind may have run side by side; a repeated one counts with its last execution.
+    Stages of one kind may have run side by side; a repeated one counts with its last execution. Empty unless every run
+    of the plan was distilled and evaluated here: seconds of a part are not those of the study.
     """
-    rows = []
-    for file in sorted(Path(notebooks).glob("*.ipynb")):
-        duration = json.loads(file.read_text())["metadata"]["papermill"]["duration"]
-        rows.append((file.stem.partition("_")[0], duration))
+    folder = plan.folder / "runs" / "notebooks"
+    files = [("sources", folder / "sources.ipynb")]
+    files += [(d.stage, folder / f"{d.stage}_{d.name}.ipynb") for d in plan.descriptions]
+    executed = [(stage, file) for stage, file in files if file.is_file()]
+    kinds = (Run.stage, Evaluation.stage)
+    if any(stage in kinds for stage, _ in set(files) - set(executed)):
+        executed = []
+    rows = [(stage, json.loads(file.read_text())["metadata"]["papermill"]["duration"]) for stage, file in executed]
     table = pd.DataFrame(rows, columns=["stage", "seconds"])
     return table.groupby("stage", sort=False)["seconds"].agg(count="count", seconds="sum").reset_index()
 
