@@ -52,9 +52,15 @@ def _known_text(name: str) -> str:
 
 TextName = Annotated[str, AfterValidator(_known_text)]
 
+#: The budget that `distillation` itself states.
+BASE_BUDGET = "base"
+
 #: Languages each task has data in, English first; tasks that are not named here have English alone.
 TASK_LANGUAGES = {
     "topic-multilingual": ("en", "es", "fr"),
+    "bigram-shift-multilingual": ("en", "es", "fr"),
+    "sentence-order-multilingual": ("en", "es", "fr"),
+    "masked-word-multilingual": ("en", "es", "fr"),
     "intents": ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "th", "vi", "zh"),
     "retrieval": ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "vi", "zh"),
 }
@@ -88,15 +94,25 @@ class Student(Encoder):
 
 
 class Setting(Section):
+    """``candidates``: tasks that admission looks at beside ``tasks``; neither's texts are part of the corpus."""
+
     teacher: Teacher
     vocabulary: Literal["full", "trimmed"]
     texts: list[TextName] = Field(min_length=1)
     tasks: list[TaskName] = Field(min_length=1)
+    candidates: list[TaskName] = []
+
+    @model_validator(mode="after")
+    def _candidates_are_others(self):
+        for task in self.candidates:
+            if task in self.tasks:
+                raise ValueError(f"candidates: {task!r} is one of the tasks already; allowed: other tasks")
+        return self
 
     @model_validator(mode="after")
     def _something_is_learnt(self):
-        if self.tasks == ["retrieval"]:
-            raise ValueError("tasks = ['retrieval'] is a probe alone; allowed: at least one task that is learnt")
+        if all(task == "retrieval" or task.startswith("masked-word") for task in self.tasks):
+            raise ValueError(f"tasks = {self.tasks} are probes alone; allowed: at least one task that is learnt")
         return self
 
 
@@ -112,6 +128,7 @@ class Grid(Section):
     methods: list[str] = Field(min_length=1)
     students: dict[str, list[str]]
     seeds: list[Seed] = Field(min_length=1)
+    budgets: dict[str, list[str]] = {}
     ablations: dict[str, Ablations] = {}
 
 
@@ -148,10 +165,13 @@ class Adaptation(Section):
 
 
 class Distillation(Section):
+    """``mask_sets``: how many masks a sequence has, in turn; None: new ones whenever it is read."""
+
     steps: Positive
     batch_size: Positive
     accumulation_steps: Positive
     inputs: Inputs
+    mask_sets: Positive | None
     warmup_fraction: Fraction
     weight_decay: Weight
     adam_epsilon: Annotated[float, Field(gt=0)]
@@ -167,6 +187,23 @@ class Distillation(Section):
                 f"accumulation_steps = {self.accumulation_steps} does not divide batch_size = {self.batch_size}"
             )
         return self
+
+
+class Budget(Section):
+    """A number of training steps beside that of ``distillation``, and what is run at it: all of the grid by default."""
+
+    steps: Positive
+    batch_size: Positive | None = None
+    evaluate_every: Positive | None = None
+    save_every: Positive | None = None
+    learning_rates: dict[str, LearningRate] = {}
+    methods: list[str] | None = None
+    seeds: list[Seed] | None = None
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Keys of ``distillation`` -> their values at this budget."""
+        return self.model_dump(exclude={"learning_rates", "methods", "seeds"}, exclude_none=True)
 
 
 class Tuning(Section):
@@ -256,6 +293,7 @@ class Params(Section):
     students: dict[str, Student]
     initialisation: Initialisation
     distillation: Distillation
+    budgets: dict[str, Budget] = {}
     tuning: Tuning
     methods: dict[str, Method]
     variants: dict[str, Variant] = {}
@@ -300,10 +338,17 @@ class Params(Section):
             ("grid.methods", grid.methods, self.methods),
             ("grid.students", grid.students, self.settings),
             ("grid.ablations", grid.ablations, self.settings),
+            ("grid.budgets", grid.budgets, self.settings),
             ("tuning.students", self.tuning.students, self.settings),
         ]
         for key, by_setting in (("grid.students", grid.students), ("tuning.students", self.tuning.students)):
             lists += [(f"{key}.{name}", own, self.students) for name, own in by_setting.items()]
+        lists += [(f"grid.budgets.{name}", own, self.budgets) for name, own in grid.budgets.items()]
+        for name, budget in self.budgets.items():
+            if name == BASE_BUDGET:
+                raise ValueError(f"budgets.{name}: `distillation` itself has this name; allowed: any other name")
+            lists.append((f"budgets.{name}.methods", budget.methods or [], grid.methods))
+            lists.append((f"budgets.{name}.learning_rates", budget.learning_rates, trained))
         for name, own in grid.ablations.items():
             lists.append((f"grid.ablations.{name}.variants", own.variants, [*self.variants, *self.memberships]))
             lists.append((f"grid.ablations.{name}.students", own.students, self.students))

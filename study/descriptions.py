@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 from pydantic import ValidationError
 
 from study.config import (
+    BASE_BUDGET,
     Adaptation,
     Corpus,
     Distillation,
@@ -88,6 +89,7 @@ class Run(Description, Precision, Sparse):
     method: str
     student: str
     seed: int
+    budget: str = BASE_BUDGET
     objective: Method
     sizes: Encoder
     initialisation: Initialisation
@@ -98,7 +100,7 @@ class Run(Description, Precision, Sparse):
     @property
     def model(self) -> str:
         """Name of the student's folder and of its result file."""
-        return f"{self.method}_{self.student}_{self.seed}"
+        return model_name(self.method, self.student, self.seed, self.budget)
 
     @property
     def name(self) -> str:
@@ -107,7 +109,8 @@ class Run(Description, Precision, Sparse):
     @property
     def title(self) -> str:
         """How the run announces itself."""
-        return f"{self.setting} {self.method} {self.student} seed {self.seed}"
+        at = "" if self.budget == BASE_BUDGET else f" {self.budget}"
+        return f"{self.setting} {self.method} {self.student}{at} seed {self.seed}"
 
 
 class Evaluation(Description, Precision):
@@ -118,6 +121,7 @@ class Evaluation(Description, Precision):
     method: str
     student: str
     seed: int
+    budget: str = BASE_BUDGET
     tasks: dict[str, TaskBudget]
     finetuning: Finetuning
     masking: Masking
@@ -126,7 +130,7 @@ class Evaluation(Description, Precision):
     @property
     def model(self) -> str:
         """As :attr:`Run.model`; ``teacher`` for the teacher."""
-        return TEACHER if self.method == TEACHER else f"{self.method}_{self.student}_{self.seed}"
+        return model_name(self.method, self.student, self.seed, self.budget)
 
     @property
     def name(self) -> str:
@@ -135,7 +139,8 @@ class Evaluation(Description, Precision):
     @property
     def title(self) -> str:
         """How the evaluation announces itself."""
-        who = TEACHER if self.method == TEACHER else f"{self.method} {self.student} seed {self.seed}"
+        at = "" if self.budget == BASE_BUDGET else f" {self.budget}"
+        who = TEACHER if self.method == TEACHER else f"{self.method} {self.student}{at} seed {self.seed}"
         return f"{self.setting} {who}"
 
     def folder(self, layout: Layout) -> Path:
@@ -178,10 +183,19 @@ class Tuning(Description, Precision):
         return f"{self.setting}_{self.method}_{self.student}"
 
 
+class BudgetCells(Section):
+    """What is run at a budget other than that of ``distillation``."""
+
+    tokens: int
+    methods: list[str]
+    seeds: list[int]
+
+
 class Comparison(Description):
     """What the analyses compare in a setting; methods, students, seeds and tasks in the order of params.yaml.
 
     ``memberships``: methods of the ablations -> what they extend and change; they were run on ``ablated_students``.
+    ``tokens``: what a run of the grid reads; ``budgets``: other numbers of tokens, by name.
     """
 
     stage = "compare"
@@ -196,6 +210,8 @@ class Comparison(Description):
     finetuning_seeds: list[int]
     batch_sizes: list[int]
     threads: list[int]
+    tokens: int
+    budgets: dict[str, BudgetCells] = {}
 
     def cells(self) -> list[tuple[str, str, int]]:
         """Method, student and seed of every run of the grid, ablations left out."""
@@ -206,6 +222,18 @@ class Comparison(Description):
         return [
             (m, student, seed) for student in self.ablated_students for m in self.memberships for seed in self.seeds
         ]
+
+    def budget_cells(self, budget: str) -> list[tuple[str, str, int]]:
+        """Method, student and seed of every run that is trained at one of ``budgets``."""
+        cells = self.budgets[budget]
+        return [(m, s, seed) for s in self.students for m in cells.methods for seed in cells.seeds]
+
+
+def model_name(method: str, student: str, seed: int, budget: str = BASE_BUDGET) -> str:
+    """Name of a model's folder and result file: ``<method>_<student>_<seed>``, then the budget if not the base."""
+    if method == TEACHER:
+        return TEACHER
+    return f"{method}_{student}_{seed}" + ("" if budget == BASE_BUDGET else f"_{budget}")
 
 
 D = TypeVar("D", bound=Description)

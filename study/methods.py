@@ -39,7 +39,23 @@ Initialisation = Literal["random", "teacher-embeddings", "teacher-layers"]
 Inputs = Literal["masked", "plain"]
 Mapping = Literal["last", "top", "uniform", "uniform-consecutive", "uniform+last", "reverse", "all-to-one", "random"]
 FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher"]
-TaskName = Literal["sentiment", "sts-b", "boolq", "privacy-qa", "topic", "topic-multilingual", "intents", "retrieval"]
+TaskName = Literal[
+    "sentiment",
+    "sts-b",
+    "boolq",
+    "privacy-qa",
+    "topic",
+    "topic-multilingual",
+    "intents",
+    "retrieval",
+    "bigram-shift",
+    "sentence-order",
+    "agreement",
+    "masked-word",
+    "bigram-shift-multilingual",
+    "sentence-order-multilingual",
+    "masked-word-multilingual",
+]
 
 
 class Untrained(Sparse):
@@ -75,24 +91,29 @@ class OutputDistribution(Trained):
     objective: Literal["output_distribution"]
     inputs: Literal["masked"] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    positions: Literal["masked", "all"] = "masked"
+    positions: Literal["masked", "sampled", "all"] = "masked"
     mlm_weight: Weight = 0.0
 
 
 class HiddenState(Trained):
+    """``fitted_start``, here and below: what the objective maps by starts as a least-squares fit to the teacher."""
+
     objective: Literal["hidden_state"]
     mapping: Mapping
+    fitted_start: bool = True
 
 
 class AttentionRelation(Trained):
     objective: Literal["attention_relation"]
     teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
     relation_heads: Positive = 12
+    fitted_start: bool = False
 
 
 class DirectAttention(Trained):
     objective: Literal["direct_attention"]
     teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
+    fitted_start: bool = True
 
 
 Method = Annotated[

@@ -16,9 +16,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from study.config import Encoder, Params
+from study.config import BASE_BUDGET, Encoder, Params
 from study.descriptions import (
     TEACHER,
+    BudgetCells,
     Comparison,
     CorpusData,
     D,
@@ -96,25 +97,27 @@ def resolve(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Plan:
     return Plan(profile, root, profile_folder(profile, root), params, list(_descriptions(params, profile)))
 
 
-def make_run(params: Params, setting: str, method: str, student: str, seed: int) -> Run:
+def make_run(params: Params, setting: str, method: str, student: str, seed: int, budget: str = BASE_BUDGET) -> Run:
     """Everything that decides one student: the method's own options in the place of what all methods share.
 
-    The learning rate is the one that the student was tuned for, if it was; a variant takes that of the method it
-    extends, unless it changes it.
+    The learning rate is the one that was chosen at the budget, else the one that the student was tuned for, else the
+    method's; a variant takes that of the method it extends, unless it changes it.
     """
     options = params.methods[method]
-    own = {key: getattr(options, key) for key in ("inputs", "steps") if getattr(options, key, None) is not None}
+    own = params.budgets[budget].changes if budget != BASE_BUDGET else {}
+    own |= {key: getattr(options, key) for key in ("inputs", "steps") if getattr(options, key, None) is not None}
     compared = getattr(options, "equal_compute", None)
     equal_compute = None
     if compared:
-        reference = make_run(params, setting, compared, student, seed)
+        reference = make_run(params, setting, compared, student, seed, budget)
         equal_compute = EqualCompute(method=compared, objective=reference.objective, steps=reference.distillation.steps)
     return Run(
         setting=setting,
         method=method,
         student=student,
         seed=seed,
-        objective=_objective(params, method, student),
+        budget=budget,
+        objective=_objective(params, method, student, budget),
         sizes=_sizes(params, student),
         initialisation=options.initialisation or params.initialisation,
         distillation=params.distillation.model_copy(update=own),
@@ -125,12 +128,13 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int)
     )
 
 
-def _objective(params: Params, method: str, student: str) -> Method:
+def _objective(params: Params, method: str, student: str, budget: str) -> Method:
     options, membership = params.methods[method], params.memberships.get(method)
     resolved = ("initialisation", "inputs", "steps", "equal_compute")  # fields of the run, not of its objective
     update: dict[str, Any] = {key: None for key in resolved if key in type(options).model_fields}
     rated = membership.extends if membership and "learning_rate" not in membership.changes else method
-    if rate := params.students[student].learning_rates.get(rated):
+    at_budget = params.budgets[budget].learning_rates if budget != BASE_BUDGET else {}
+    if rate := at_budget.get(rated) or params.students[student].learning_rates.get(rated):
         update["learning_rate"] = rate
     return options.model_copy(update=update)
 
@@ -153,13 +157,14 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
     tasks: list[str] = [*chosen.tasks]
     texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
     teacher = f"teacher/{chosen.teacher.name}"
-    yield TaskData(setting=setting, tasks=tasks, revisions=revisions(*(f"task/{name}" for name in chosen.tasks)))
+    examined: list[str] = [*chosen.tasks, *chosen.candidates]
+    yield TaskData(setting=setting, tasks=examined, revisions=revisions(*(f"task/{name}" for name in examined)))
     yield CorpusData(
         setting=setting,
         teacher=chosen.teacher,
         vocabulary=chosen.vocabulary,
         texts=chosen.texts,
-        tasks=tasks,
+        tasks=examined,
         corpus=params.corpus,
         revisions=revisions("cleaning", "vocabulary", teacher, *texts),
     )
@@ -185,25 +190,16 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
         finetuning_seeds=params.finetuning.seeds,
         batch_sizes=params.latency.batch_sizes,
         threads=params.latency.threads,
+        tokens=_tokens(params),
+        budgets={name: _budget_cells(params, name) for name in grid.budgets.get(setting, [])},
         revisions={},
     )
     runs = [make_run(params, setting, *cell) for cell in comparison.cells()]
     yield from runs
     yield from (make_run(params, setting, *cell) for cell in comparison.ablation_cells())
-    judged = _judged(params, setting)
-    for method, student, seed in [(TEACHER, TEACHER, 0), *comparison.cells(), *comparison.ablation_cells()]:
-        yield Evaluation(
-            setting=setting,
-            profile=profile,
-            method=method,
-            student=student,
-            seed=seed,
-            masking=params.masking,
-            sequence_length=params.latency.sequence_length,
-            revisions=revisions("finetuning", "retrieval", "mlm_score", "size"),
-            **judged,
-            **precision,
-        )
+    at_budgets = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
+    yield from (make_run(params, setting, *cell) for cell in at_budgets)
+    yield from _evaluations(params, profile, comparison, at_budgets)
     yield LatencyMeasurement(
         setting=setting,
         profile=profile,
@@ -219,11 +215,33 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
         representations=params.representations,
         relation_heads=chosen.teacher.heads,
         revisions=revisions("representations", "finetuning"),
-        **judged,
+        **_judged(params, setting),
         **precision,
     )
     yield from _tunings(params, profile, setting)
     yield comparison
+
+
+def _evaluations(
+    params: Params, profile: str, comparison: Comparison, at_budgets: list[tuple[str, str, int, str]]
+) -> Iterator[Evaluation]:
+    families = ["finetuning", "retrieval", "mlm_score", "size"]
+    families += ["masked_word"] * any(task.startswith("masked-word") for task in comparison.tasks)
+    at_base = [(TEACHER, TEACHER, 0), *comparison.cells(), *comparison.ablation_cells()]
+    for method, student, seed, budget in [*((*cell, BASE_BUDGET) for cell in at_base), *at_budgets]:
+        yield Evaluation(
+            setting=comparison.setting,
+            profile=profile,
+            method=method,
+            student=student,
+            seed=seed,
+            budget=budget,
+            masking=params.masking,
+            sequence_length=params.latency.sequence_length,
+            revisions=revisions(*families),
+            **_judged(params, comparison.setting),
+            **_precision(params),
+        )
 
 
 def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
@@ -252,6 +270,20 @@ def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
             **_judged(params, setting),
             **_precision(params),
         )
+
+
+def _tokens(params: Params, budget: str = BASE_BUDGET) -> int:
+    own = params.budgets[budget].changes if budget != BASE_BUDGET else {}
+    distillation = params.distillation.model_copy(update=own)
+    return distillation.steps * distillation.batch_size * params.corpus.sequence_length
+
+
+def _budget_cells(params: Params, name: str) -> BudgetCells:
+    budget, grid = params.budgets[name], params.grid
+    methods = grid.methods if budget.methods is None else budget.methods
+    trained = [method for method in methods if isinstance(params.methods[method], Trained)]
+    seeds = grid.seeds if budget.seeds is None else budget.seeds
+    return BudgetCells(tokens=_tokens(params, name), methods=trained, seeds=seeds)
 
 
 def _sizes(params: Params, student: str) -> Encoder:

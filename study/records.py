@@ -25,11 +25,14 @@ class Record(BaseModel):
 
 
 class FinetuningRun(Record):
+    """``frozen``: split -> main metric of the linear probe that fine-tuning starts from."""
+
     seed: int
     epoch: int
     development: dict[str, float]
     test: dict[str, float]
     languages: dict[str, dict[str, float]] = {}
+    frozen: dict[str, float] = {}
 
 
 class TaskResult(Record):
@@ -57,9 +60,12 @@ class TaskResult(Record):
 
 
 class ProbeResult(Record):
+    """``development``: language -> main metric on development data, where there are any."""
+
     metric: str
     test_examples: int
     languages: dict[str, dict[str, float]] = Field(min_length=1)
+    development: dict[str, float] = {}
 
     @model_validator(mode="after")
     def _main_metric_is_there(self):
@@ -157,6 +163,7 @@ class RunResult(ResultFile):
     method: str
     student: str
     seed: int
+    budget: str = "base"
     tasks: dict[str, TaskResult]
     probes: dict[str, ProbeResult] = {}
     masked_language_modelling: LanguageModelling | None

@@ -41,9 +41,17 @@ REVISIONS: dict[str, int] = {
     "task/topic-multilingual": 1,
     "task/intents": 1,
     "task/retrieval": 1,
+    "task/bigram-shift": 1,
+    "task/sentence-order": 1,
+    "task/agreement": 1,
+    "task/masked-word": 1,
+    "task/bigram-shift-multilingual": 1,
+    "task/sentence-order-multilingual": 1,
+    "task/masked-word-multilingual": 1,
     # measurements
     "finetuning": 1,  # probe, fine-tuning, choice of rate and epoch, metrics
     "retrieval": 1,  # scoring of retrieval probes
+    "masked_word": 1,  # scoring of masked-word probes
     "mlm_score": 1,
     "size": 1,
     "latency": 1,

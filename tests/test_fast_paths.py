@@ -334,6 +334,26 @@ def test_the_first_run_computes_the_teacher_for_all_of_the_grid_and_its_ablation
         passes.clear()
 
 
+@pytest.mark.parametrize("method", ["od", "hs-uniform+last", "mha-minilmv2"])
+def test_with_mask_sets_another_seed_and_budget_compute_no_teacher_and_get_the_same_student(
+    folder, monkeypatch, method
+):
+    """Outputs by sequence and mask: what one run has read, any other of the setting finds, and rounding is the same."""
+    sets = {"distillation": {"mask_sets": 1, "batch_size": 16}, "methods": {"od": OD_SAMPLED}}
+    distilled(folder, "first", method, seed=1, **sets)
+    passes = count_teacher_passes(monkeypatch)
+    other = sets | {"distillation": sets["distillation"] | {"steps": 9, "evaluate_every": 9}}
+    distilled(folder, "shared", method, "L2-H24", seed=2, **other)
+    assert len(passes) <= BEFORE_TRAINING
+    without = [path for path in get_args(FastPath) if path != "shared-teacher"]
+    distilled(folder, "computed", method, "L2-H24", seed=2, fast_paths=without, **other)
+    assert len(passes) >= 9
+    assert tiny.identical(tiny.weights(folder / "shared"), tiny.weights(folder / "computed"))
+
+
+OD_SAMPLED = {"objective": "output_distribution", "learning_rate": 1e-3, "positions": "sampled"}
+
+
 def test_a_disk_too_full_for_what_others_read_still_holds_ones_own(folder, monkeypatch, capsys):
     others = [tiny.run(folder, method, "L2-H12")[0] for method in ("hs-last", "hs-uniform", "mha-direct")]
     roomy = TeacherOutputs.open

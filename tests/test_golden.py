@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from tiny_training import adapted, distilled, stream
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, default_data_collator
@@ -39,6 +39,7 @@ from study.distillation.objectives import OBJECTIVES
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
 from study.evaluation import latency
+from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.representations import compare_layers
 from study.evaluation.retrieval import retrieve
 from study.evaluation.scores import evaluate_task, masked_language_modelling, size
@@ -225,6 +226,22 @@ def retrieval(folder: Path) -> Values:
     return {language: list(scores.values()) for language, scores in probe.languages.items()}
 
 
+def masked_word(folder: Path) -> Values:
+    described, layout = evaluation(folder)
+    texts = [[tiny.WORDS[i - 5] for i in row[1:9]] for row in tiny.sequences(300, 4)]
+    rows = Dataset.from_dict(
+        {"text": [" ".join(t[:4]) + " " for t in texts], "text_pair": [" " + " ".join(t[5:]) for t in texts]}
+        | {"label": [t[4][0] for t in texts], "source": [" ".join(t) for t in texts]}
+    )
+    splits = {"train": rows.select(range(200)), "development": rows.select(range(200, 240))}
+    storage.save(DatasetDict(splits | {"test": rows.select(range(240, 300))}), layout.tasks / "masked-word")
+    own = TaskBudget(train=None, development=None, test=None, max_length=16, languages=["en"])
+    described = described.model_copy(update={"tasks": {"masked-word": own}})
+    words = tiny.tokenizer(folder / "words")
+    probe = guess_masked_words(described, layout.teacher, "masked-word", layout.tasks, words)
+    return {"test": probe.languages["en"]["accuracy"], "development": probe.development["en"]}
+
+
 def mlm_score(folder: Path) -> Values:
     params, words = tiny.parameters(folder), tiny.tokenizer(folder / "words")
     held_out = MaskedSequences(stream(params, words).sequences, params.masking, words, seed=0)
@@ -283,6 +300,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
     "finetuning": finetuning,
     "retrieval": retrieval,
+    "masked_word": masked_word,
     "mlm_score": mlm_score,
     "size": sizes,
     "latency": timing,

@@ -93,3 +93,39 @@ def test_a_sequence_with_few_words_still_gives_the_fixed_count_of_masks_or_says_
         assert "\n" not in str(error)
         return
     assert item["positions"].shape == item["labels"].shape == (4,)
+
+
+def test_a_sequence_with_mask_sets_is_masked_the_same_for_every_seed_and_numbered_by_them(tmp_path, words):
+    """Passes take the sets in turn, so that a teacher's outputs by number serve every seed and every pass."""
+    masking = tiny.parameters(tmp_path).masking
+    rows = Dataset.from_dict({"input_ids": tiny.sequences(24, 1)})
+    streams = [MaskedSequences(rows, masking, words, seed, 24 * 3, mask_sets=2) for seed in (1, 2)]
+    by_number: dict[int, list] = {}
+    for training in streams:
+        for i in range(72):
+            by_number.setdefault(training[i]["item"], []).append(training[i])
+        assert training.numbered == 48
+        assert [training[i]["input_ids"].tolist() for i in range(24)] != [row for row in rows["input_ids"]]
+    assert sorted(by_number) == list(range(48))
+    for number, items in by_number.items():
+        assert all(np.array_equal(items[0][key], item[key]) for item in items for key in item)
+        other = by_number[(number + 24) % 48][0]
+        assert np.array_equal(items[0]["input_ids"], other["input_ids"])
+    different = [not np.array_equal(by_number[n][0]["positions"], by_number[n + 24][0]["positions"]) for n in range(24)]
+    assert sum(different) > 12
+    first, second = ([stream[i]["item"] for i in range(24)] for stream in streams)
+    assert first != second
+
+
+def test_sampled_positions_cover_all_words_and_never_special_tokens(tmp_path, words):
+    params = tiny.parameters(tmp_path)
+    rows = Dataset.from_dict({"input_ids": tiny.sequences(4, 1)})
+    training = MaskedSequences(rows, params.masking, words, 1, 400, mask_sets=1, sampled=True)
+    counts = np.zeros(tiny.LENGTH)
+    for i in range(400):
+        item = training[i]
+        assert len(item["sampled"]) == len(item["positions"]) == len(set(item["sampled"]))
+        counts[item["sampled"]] += 1
+    assert counts[0] == counts[-1] == 0
+    expected = 400 * len(training[0]["positions"]) / (tiny.LENGTH - 2)
+    assert abs(counts[1:-1] - expected).max() < 5 * math.sqrt(expected)

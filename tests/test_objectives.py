@@ -12,6 +12,8 @@ from tiny_training import METHODS, above_the_projections, descend, objective_of,
 from transformers import default_data_collator
 
 from study.distillation.objectives import OBJECTIVES
+from study.distillation.objectives.attention import leading_directions
+from study.distillation.taps import read_activations
 from study.distillation.trainer import freeze_untrained
 from study.methods import Trained
 
@@ -104,12 +106,53 @@ def test_inputs_decide_what_hidden_states_and_attention_read_and_never_what_logi
         assert (values[0] == values[1]) == (method in ("mlm", "od")), method
 
 
-@pytest.mark.parametrize("positions", ["masked", "all"])
+@pytest.mark.parametrize("student", ["L2-H12", "L2-H24"])
+def test_a_fitted_start_gives_minilm_its_closest_relations(tmp_path, words, student):
+    """Queries, keys and values are the least-squares maps to the leading directions, head by head; far below no fit."""
+    params = tiny.parameters(tmp_path)
+    fitted = params.methods["mha-minilmv2"].model_copy(update={"fitted_start": True})
+    training = stream(params, words)
+    batch = default_data_collator([training[i] for i in range(24)])
+    before = objective_of(params, "mha-minilmv2", student=student)(**batch)["loss"].item()
+    params = params.model_copy(update={"methods": {"mha-minilmv2": fitted}})
+    objective = objective_of(params, "mha-minilmv2", student=student, start=training)
+    assert objective(**batch)["loss"].item() < 0.7 * before
+    layer = objective.student.encoder.layer[1].attention.self
+    with torch.no_grad():
+        below = read_activations(objective.student, batch["masked_input_ids"], hidden_layers=[1]).hidden[1]
+        teacher = objective.read_teacher(batch)
+    source = np.pad(below.flatten(0, 1).double().numpy(), ((0, 0), (0, 1)), constant_values=1)
+    for name in ("query", "key", "value"):
+        states = teacher.attention[3][name].flatten(0, 1).double().numpy()
+        for head in range(4):
+            x = states[:, 6 * head : 6 * head + 6]
+            kept = below.shape[-1] // 4
+            u, values, _ = np.linalg.svd(x, full_matrices=False)
+            best = (u[:, :kept] * values[:kept]) @ (u[:, :kept] * values[:kept]).T / np.sqrt(6)
+            target = leading_directions(teacher.attention[3][name], 4, below.shape[-1]).flatten(0, 1).numpy()
+            target = target[:, kept * head : kept * (head + 1)]
+            assert np.allclose(target @ target.T / np.sqrt(kept), best, atol=1e-5)
+            expected = source @ np.linalg.lstsq(source, target, rcond=1e-5)[0]
+            own = getattr(layer, name)(below).flatten(0, 1).detach().numpy()[:, kept * head : kept * (head + 1)]
+            assert np.allclose(own, expected, atol=1e-3)
+
+
+def test_projections_keep_their_random_start_where_asked_to(tmp_path, words):
+    params = tiny.parameters(tmp_path)
+    unfitted = {"hs-last": params.methods["hs-last"].model_copy(update={"fitted_start": False})}
+    params = params.model_copy(update={"methods": unfitted})
+    training = stream(params, words)
+    without, with_start = (objective_of(params, "hs-last", start=start) for start in (None, training))
+    for name, parameter in without.projections.named_parameters():
+        assert torch.equal(parameter, with_start.projections.get_parameter(name))
+
+
+@pytest.mark.parametrize("positions", ["masked", "sampled", "all"])
 def test_output_distribution_and_its_mlm_term_by_whole_forward_passes(tmp_path, words, positions):
     params = tiny.parameters(tmp_path)
     method = params.methods["od"].model_copy(update={"positions": positions, "temperature": 2.0, "mlm_weight": 0.5})
     params = params.model_copy(update={"methods": {"od": method}})
-    training = stream(params, words)
+    training = stream(params, words, sampled=positions == "sampled")
     batch = default_data_collator([training[i] for i in range(8)])
     objective = objective_of(params, "od").eval()
     with torch.no_grad():
@@ -122,6 +165,8 @@ def test_output_distribution_and_its_mlm_term_by_whole_forward_passes(tmp_path, 
         mlm = torch.nn.functional.cross_entropy(at_masked.flatten(0, 1), batch["labels"].flatten())
         if positions == "masked":
             student, teacher = at_masked, teacher[rows, batch["positions"]]
+        elif positions == "sampled":
+            student, teacher = student[rows, batch["sampled"]], teacher[rows, batch["sampled"]]
         p, q = torch.softmax(teacher / 2, dim=-1), torch.log_softmax(student / 2, dim=-1)
         kl = 4 * (p * (p.log() - q)).sum(dim=-1).mean()
     assert loss.item() == pytest.approx((kl + 0.5 * mlm).item(), rel=1e-4)

@@ -292,7 +292,7 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
     ),
     "a value the method does not have": (
         put("everywhere", "variants", "all-positions", "positions"),
-        ["variants.all-positions.positions = 'everywhere'", "of od", "'masked' or 'all'"],
+        ["variants.all-positions.positions = 'everywhere'", "of od", "'masked', 'sampled' or 'all'"],
     ),
     "a key the method does not have": (
         put(3, "variants", "heads", "layers"),

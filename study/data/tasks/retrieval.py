@@ -74,6 +74,6 @@ TASKS = (
         pair=True,
         citation="interface text of Kolibri in ten locales",
         languages=tuple(LOCALES),
-        probe=True,
+        kind="retrieval",
     ),
 )

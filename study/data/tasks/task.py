@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy
 from datasets import ClassLabel, Dataset, Features, Value
@@ -26,8 +27,14 @@ class Task:
     for regression; ``metric`` is the main one of ``metrics``; ``pair`` tells whether examples have a ``text_pair``.
 
     ``languages`` are those of the test data. The first is that of the splits train, development and test; any other
-    language has a split :func:`test_split` of its own. A ``probe`` is not learnt: it has pairs of a text in the first
-    language and its translation, no labels, and test splits of the other languages alone.
+    language has a split :func:`test_split` of its own.
+
+    ``kind``: ``labelled`` tasks are learnt by fine-tuning. The others are probes of the encoder as it is. ``retrieval``
+    has pairs of a text in the first language and its translation, no labels, and test splits of the other languages
+    alone. ``masked-word`` has all splits in all languages: the text before and behind a mask, a word as label.
+
+    ``group``: ``context`` where the order of words decides, ``sentence`` where a bag of words goes far; each has a
+    macro score of its own. One ``made_by_rule`` keeps, as ``source``, the text that an example is made from.
     """
 
     name: str
@@ -38,27 +45,45 @@ class Task:
     pair: bool
     citation: str
     languages: tuple[str, ...] = ("en",)
-    probe: bool = False
+    kind: Literal["labelled", "retrieval", "masked-word"] = "labelled"
+    group: Literal["context", "sentence"] = "sentence"
+    made_by_rule: bool = False
+
+    @property
+    def probe(self) -> bool:
+        """Whether it is scored without fine-tuning."""
+        return self.kind != "labelled"
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits that it has to have."""
+        if self.kind == "masked-word":
+            return [split_in(split, language) for language in self.languages for split in SPLITS]
         others = [test_split(language) for language in self.languages[1:]]
-        return others if self.probe else [*SPLITS, *others]
+        return others if self.kind == "retrieval" else [*SPLITS, *others]
 
     @property
     def features(self) -> Features:
         """Columns of its splits."""
         columns = {column: Value("string") for column in ("text", "text_pair")[: 1 + self.pair]}
-        if self.probe:
+        if self.made_by_rule:
+            columns["source"] = Value("string")
+        if self.kind == "retrieval":
             return Features(columns)
+        if self.kind == "masked-word":
+            return Features({**columns, "label": Value("string")})
         label = Value("float32") if self.labels is None else ClassLabel(names=list(self.labels))
         return Features({**columns, "label": label})
 
 
+def split_in(split: str, language: str) -> str:
+    """Name of a split in a language: its own name for English."""
+    return split if language == "en" else f"{split}-{language}"
+
+
 def test_split(language: str) -> str:
     """Name of the split that holds the test data of a language: ``test`` for English."""
-    return "test" if language == "en" else f"test-{language}"
+    return split_in("test", language)
 
 
 def empty_splits() -> Splits:

@@ -42,8 +42,8 @@ def load_topic() -> Splits:
     Articles listed under none of the eleven topics ("Uncategorized") are dropped.
     """
     splits = empty_splits()
-    for topic, articles in _ranked_articles("en", {topic: topic for topic in TOPICS}).items():
-        for split, _, text in _tenths(articles):
+    for topic, articles in ranked_articles("en", {topic: topic for topic in TOPICS}).items():
+        for split, _, text in tenths(articles):
             splits[split].append({"text": text, "label": topic})
     return splits
 
@@ -60,21 +60,21 @@ def load_topic_multilingual() -> Splits:
     Topics are not quite the same: in Spanish, everyday life includes anthropology and psychology.
     """
     splits, learnt = empty_splits(), set()
-    for topic, articles in _ranked_articles("en", {topic: topic for topic in SHARED_TOPICS}).items():
-        for split, title, text in _tenths(articles):
+    for topic, articles in ranked_articles("en", {topic: topic for topic in SHARED_TOPICS}).items():
+        for split, title, text in tenths(articles):
             splits[split].append({"text": text, "label": topic})
             if split != "test":
                 learnt.add(fold(title))
     for language in ("es", "fr"):
         topics = {names[language]: topic for topic, names in SHARED_TOPICS.items()}
         tested = splits[test_split(language)] = []
-        for topic, articles in _ranked_articles(language, topics).items():
+        for topic, articles in ranked_articles(language, topics).items():
             unlearnt = [text for title, text in articles if fold(title) not in learnt]
             tested.extend({"text": text, "label": topic} for text in unlearnt[: len(articles) // 10])
     return splits
 
 
-def _ranked_articles(language: str, topics: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
+def ranked_articles(language: str, topics: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
     """Title and text of the articles listed under each topic, ordered by a number that only the title decides.
 
     Args:
@@ -88,7 +88,7 @@ def _ranked_articles(language: str, topics: dict[str, str]) -> dict[str, list[tu
     return {topic: [(title, text) for _, title, text in sorted(articles[topic])] for topic in sorted(articles)}
 
 
-def _tenths(articles: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+def tenths(articles: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     """Split, title and text: the first tenth is test, the second development, the rest training data."""
     tenth = len(articles) // 10
     for rank, (title, text) in enumerate(articles):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from study import methods
 from study.distillation import losses
-from study.distillation.objectives.base import Batch, Objective
+from study.distillation.objectives.base import Batch, Objective, fit_linear
 from study.distillation.taps import PROJECTIONS, Activations, Layers, read_activations
 
 
@@ -49,6 +50,28 @@ class AttentionRelation(Attention):
 
     method: methods.AttentionRelation
 
+    @torch.no_grad()
+    def start(self, batch: Batch) -> None:
+        r"""With ``fitted_start``, set the last layer's Q, K and V to a fit of the teacher's relations on ``batch``.
+
+        Per relation head, the best approximation of the teacher's scores :math:`X X^\top / \sqrt{d_T}` by vectors of
+        the student's :math:`d_S` entries is :math:`(d_S / d_T)^{1/4} X V`, V the leading eigenvectors of :math:`X^\top X`.
+        The projections become the least-squares maps from the layer's input to these vectors. Source: this study's
+        choice; it gives MiniLMv2 the kind of start that methods with learned maps have.
+        """
+        if not self.method.fitted_start:
+            return
+        below = self.student_layer - 1
+        inputs = read_activations(self.student, batch[self.inputs], hidden_layers=[below]).hidden[below]
+        teacher = self.read_teacher(batch)
+        assert teacher is not None
+        attention = self.student.encoder.layer[below].attention.self
+        for name in PROJECTIONS:
+            targets = leading_directions(
+                teacher.attention[self.teacher_layer][name], self.method.relation_heads, inputs.shape[-1]
+            )
+            fit_linear(getattr(attention, name), inputs, targets)
+
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         return sum(self.losses.attention_relation(s, t, self.method.relation_heads) for _, s, t in pairs)
@@ -74,3 +97,12 @@ class DirectAttention(Attention):
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         return cast(Tensor, sum(losses.direct_attention(self.projections[name](s), t) for name, s, t in pairs))
+
+
+def leading_directions(states: Tensor, relation_heads: int, width: int) -> Tensor:
+    """(B, T, H) to (B, T, width): per relation head the leading directions, scaled for the scores of that width."""
+    heads = states.double().flatten(0, 1).unflatten(-1, (relation_heads, -1)).transpose(0, 1)  # (A, N, d_T)
+    kept, all_of_them = width // relation_heads, heads.shape[-1]
+    directions = torch.linalg.eigh(heads.transpose(1, 2) @ heads).eigenvectors[..., -kept:]
+    scaled = heads @ directions * (kept / all_of_them) ** 0.25
+    return scaled.transpose(0, 1).reshape(*states.shape[:2], width)

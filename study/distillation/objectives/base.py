@@ -57,6 +57,7 @@ class Objective(nn.Module):
         self.projections = nn.ModuleDict()
         self._outside = (teacher.eval().requires_grad_(False) if teacher is not None and self.needs_teacher else None,)
         self.teacher_outputs: TeacherOutputs | None = None
+        self.rounds_outputs = False
         self._keys_to_ignore_on_save = sorted(self._tied())  # the Trainer asks for this when it loads a checkpoint
         self._register_state_dict_hook(self._without_tied)
 
@@ -101,10 +102,10 @@ class Objective(nn.Module):
     def read_teacher(self, batch: Batch) -> Activations | None:
         """The teacher's activations that the loss needs: from ``teacher_outputs`` where they are there, else computed.
 
-        Under bfloat16 autocast they are rounded to bfloat16 either way (this study's choice), so that results are the
-        same with and without sharing.
+        Under bfloat16 autocast, and where ``rounds_outputs``, they are rounded to bfloat16 either way (this study's
+        choice), so that results are the same with and without sharing.
         """
-        layers = self.teacher_layers()
+        layers, autocast = self.teacher_layers(), torch.is_autocast_enabled(batch[self.inputs].device.type)
         if self.teacher is None or not layers:
             return None
         store = self.teacher_outputs
@@ -112,11 +113,11 @@ class Objective(nn.Module):
         if activations is None:
             layers = store.layers if store else layers
             activations = read_activations(self.teacher, batch[self.inputs], None, **layers)
-            if torch.is_autocast_enabled(batch[self.inputs].device.type):
+            if autocast or self.rounds_outputs:
                 activations = activations.to(torch.bfloat16)
             if store:
                 store.save(batch["item"], activations)
-        return activations
+        return activations if autocast else activations.to(torch.float32)
 
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
         """The scalar that training minimises."""
@@ -129,18 +130,10 @@ class Objective(nn.Module):
         Without it, methods with projections would spend their first steps on finding them, and methods without
         would not: a difference of the start, not of what is transferred.
         """
-        if self.projections:
+        if self.projections and self.method.fitted_start:
             student, teacher = self.read_student(batch), self.read_teacher(batch)
             for name, source, target in self.pairs(student, teacher):
-                source, target = source.flatten(0, 1).double(), target.flatten(0, 1).double()
-                source = torch.cat([source, source.new_ones(len(source), 1)], dim=1)
-                # Normal equations: torch.linalg.lstsq differs in its last bits from call to call. The cutoff is needed
-                # because layer-norm outputs and a constant are linearly dependent.
-                moments = torch.linalg.pinv(source.T @ source, rtol=1e-10, hermitian=True)
-                solution = moments @ (source.T @ target)
-                projection: Any = self.projections[name]
-                projection.weight.copy_(solution[:-1].T)
-                projection.bias.copy_(solution[-1])
+                fit_linear(self.projections[name], source, target)
 
     def pairs(self, student: Activations, teacher: Activations | None) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield (projection name, student tensor, teacher tensor) for every pair that a projection connects."""
@@ -156,6 +149,19 @@ class Objective(nn.Module):
     def _without_tied(module: Objective, state: dict, prefix: str, metadata: dict) -> None:
         for key in module._keys_to_ignore_on_save:
             state.pop(prefix + key, None)
+
+
+@torch.no_grad()
+def fit_linear(layer: Any, source: Tensor, target: Tensor) -> None:
+    """Set a linear layer to the least-squares map from ``source`` (B, T, H) to ``target`` (B, T, H')."""
+    source, target = source.flatten(0, 1).double(), target.flatten(0, 1).double()
+    source = torch.cat([source, source.new_ones(len(source), 1)], dim=1)
+    # Normal equations: torch.linalg.lstsq differs in its last bits from call to call. The cutoff is needed
+    # because layer-norm outputs and a constant are linearly dependent.
+    moments = torch.linalg.pinv(source.T @ source, rtol=1e-10, hermitian=True)
+    solution = moments @ (source.T @ target)
+    layer.weight.copy_(solution[:-1].T)
+    layer.bias.copy_(solution[-1])
 
 
 def gather(states: Tensor, positions: Tensor) -> Tensor:
