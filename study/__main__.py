@@ -4,7 +4,7 @@ python -m study check [PROFILE]           validate params.yaml
 python -m study plan [PROFILE]            write the descriptions of a profile's stages, and the list of them
 python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study tunings [PROFILE]         print the descriptions of what `make tune` tries
-python -m study tuned                     print the learning rates that reports/tuning speaks for
+python -m study tuned [PROFILE]           print the learning rates that reports/tuning speaks for
 python -m study report [PROFILE]          turn the executed analyses into the HTML report
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from study.execution import end_with_starter, run_notebook
-from study.files import DEFAULT_PROFILE, StudyError, find_root
+from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
 from study.plan import resolve, write_plan
 
 
@@ -54,13 +54,15 @@ def _tunings(options: argparse.Namespace) -> None:
     tunings = resolve(options.profile).of(Tuning)
     if not tunings:
         raise StudyError(f"tuning.students: profile {options.profile} names none in the settings of its grid")
-    print("\n".join(f"{tuning.setting} {tuning.method} {tuning.student}" for tuning in tunings))
+    print("\n".join(f"{tuning.setting} {tuning.file}" for tuning in tunings))
 
 
 def _tuned(options: argparse.Namespace) -> None:
     from study.evaluation.tune import chosen_rates
 
-    for key, rate in chosen_rates(find_root() / "reports" / "tuning", resolve().params.students).items():
+    plan = resolve(options.profile)
+    folder = tuning_folder(plan.folder, plan.root) / "reports" / "tuning"
+    for key, rate in chosen_rates(folder, plan.params.students).items():
         print(f"{key}: {rate}")
 
 
@@ -81,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "check": "validate params.yaml",
         "plan": "write the descriptions of stages",
-        "tunings": "print what `make tune` tries: setting, method and student a line",
+        "tunings": "print what `make tune` tries: setting and name of the result file a line",
+        "tuned": "print the learning rates chosen by `make tune`",
         "report": "write the HTML report",
     }
     for name, text in helps.items():
@@ -93,7 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("notebook", type=Path)
     run.add_argument("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
     run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
-    commands.add_parser("tuned", help="print the learning rates chosen by `make tune`")
     return parser
 
 

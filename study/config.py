@@ -20,6 +20,7 @@ from study.methods import (
     Positive,
     Section,
     Seed,
+    Sparse,
     TaskName,
     Trained,
     Variant,
@@ -93,6 +94,31 @@ class Student(Encoder):
     learning_rates: dict[str, LearningRate] = {}
 
 
+class Adaptation(Sparse):
+    """``head_only``: the encoder, word embeddings too, stays as it is and the head alone is fitted."""
+
+    steps: Positive
+    batch_size: Positive
+    learning_rate: LearningRate
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Weight
+    evaluate_every: Positive
+    patience: Positive
+    min_improvement: Weight
+    head_only: bool | None = None
+
+
+class AdaptationChanges(Sparse):
+    """What a setting changes of ``adaptation``."""
+
+    steps: Positive | None = None
+    batch_size: Positive | None = None
+    learning_rate: LearningRate | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    evaluate_every: Positive | None = None
+    head_only: bool | None = None
+
+
 class Setting(Section):
     """``candidates``: tasks that admission looks at beside ``tasks``; neither's texts are part of the corpus."""
 
@@ -101,6 +127,7 @@ class Setting(Section):
     texts: list[TextName] = Field(min_length=1)
     tasks: list[TaskName] = Field(min_length=1)
     candidates: list[TaskName] = []
+    adaptation: AdaptationChanges = AdaptationChanges()
 
     @model_validator(mode="after")
     def _candidates_are_others(self):
@@ -153,17 +180,6 @@ class Masking(Section):
         return self
 
 
-class Adaptation(Section):
-    steps: Positive
-    batch_size: Positive
-    learning_rate: LearningRate
-    warmup_steps: Annotated[int, Field(ge=0)]
-    weight_decay: Weight
-    evaluate_every: Positive
-    patience: Positive
-    min_improvement: Weight
-
-
 class Distillation(Section):
     """``mask_sets``: how many masks a sequence has, in turn; None: new ones whenever it is read."""
 
@@ -207,9 +223,12 @@ class Budget(Section):
 
 
 class Tuning(Section):
+    """``steps``: None: those of each budget."""
+
     students: dict[str, list[str]]
     learning_rates: list[LearningRate] = Field(min_length=1)
-    steps: Positive
+    budgets: list[str] = [BASE_BUDGET]
+    steps: Positive | None
     seed: Seed
 
 
@@ -349,6 +368,7 @@ class Params(Section):
                 raise ValueError(f"budgets.{name}: `distillation` itself has this name; allowed: any other name")
             lists.append((f"budgets.{name}.methods", budget.methods or [], grid.methods))
             lists.append((f"budgets.{name}.learning_rates", budget.learning_rates, trained))
+        lists.append(("tuning.budgets", self.tuning.budgets, [BASE_BUDGET, *self.budgets]))
         for name, own in grid.ablations.items():
             lists.append((f"grid.ablations.{name}.variants", own.variants, [*self.variants, *self.memberships]))
             lists.append((f"grid.ablations.{name}.students", own.students, self.students))

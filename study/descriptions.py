@@ -70,6 +70,17 @@ class TeacherAdaptation(Description, Precision):
     masking: Masking
 
 
+class Admission(Description, Precision):
+    """``tasks``: those of the setting and its candidates; ``sizes``, ``initialisation``: of the untrained students."""
+
+    stage = "admit"
+    profile: str
+    tasks: dict[str, TaskBudget]
+    finetuning: Finetuning
+    sizes: Encoder
+    initialisation: Initialisation
+
+
 class EqualCompute(Section):
     """A method and its steps: training takes as many steps as cost the operations of these."""
 
@@ -174,13 +185,19 @@ class Tuning(Description, Precision):
     profile: str
     method: str
     student: str
+    budget: str = BASE_BUDGET
     candidates: list[Run]
     tasks: dict[str, TaskBudget]
     finetuning: Finetuning
 
     @property
     def name(self) -> str:
-        return f"{self.setting}_{self.method}_{self.student}"
+        return f"{self.setting}_{self.file}"
+
+    @property
+    def file(self) -> str:
+        """Name of its result file: method, student, and the budget if not the base."""
+        return f"{self.method}_{self.student}" + ("" if self.budget == BASE_BUDGET else f"_{self.budget}")
 
 
 class BudgetCells(Section):

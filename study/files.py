@@ -88,6 +88,11 @@ class Layout:
         return self.results / f"{name}.json"
 
 
+def tuning_folder(folder: Path, root: Path) -> Path:
+    """Whose ``reports/tuning`` a profile's learning rates come from: its own if it has one, else the study's."""
+    return folder if (folder / "reports" / "tuning").is_dir() else root
+
+
 def write_json(path: str | os.PathLike, content: dict) -> None:
     """Write a JSON file by :func:`write_file`; numbers must be finite.
 

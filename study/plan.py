@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from study.config import BASE_BUDGET, Encoder, Params
 from study.descriptions import (
     TEACHER,
+    Admission,
     BudgetCells,
     Comparison,
     CorpusData,
@@ -34,7 +35,7 @@ from study.descriptions import (
     TeacherAdaptation,
     Tuning,
 )
-from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder, write_file
+from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder, tuning_folder, write_file
 from study.methods import Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
@@ -170,12 +171,22 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
     )
     yield TeacherAdaptation(
         setting=setting,
-        adaptation=params.adaptation,
+        adaptation=params.adaptation.model_copy(update=chosen.adaptation.model_dump()),
         masking=params.masking,
         revisions=revisions("head", "masked_language_modelling", "masking", "training"),
         **precision,
     )
     students = {name: _sizes(params, name) for name in grid.students[setting]}
+    if chosen.candidates:
+        yield Admission(
+            setting=setting,
+            profile=profile,
+            sizes=next(iter(students.values())),
+            initialisation=params.initialisation,
+            revisions=revisions("finetuning", "masked_word", "start"),
+            **_judged(params, setting, examined),
+            **precision,
+        )
     ablations = grid.ablations.get(setting)
     comparison = Comparison(
         setting=setting,
@@ -226,7 +237,7 @@ def _evaluations(
     params: Params, profile: str, comparison: Comparison, at_budgets: list[tuple[str, str, int, str]]
 ) -> Iterator[Evaluation]:
     families = ["finetuning", "retrieval", "mlm_score", "size"]
-    families += ["masked_word"] * any(task.startswith("masked-word") for task in comparison.tasks)
+    families += ["masked_word"] * _guesses_words(params, comparison.setting)
     at_base = [(TEACHER, TEACHER, 0), *comparison.cells(), *comparison.ablation_cells()]
     for method, student, seed, budget in [*((*cell, BASE_BUDGET) for cell in at_base), *at_budgets]:
         yield Evaluation(
@@ -246,17 +257,20 @@ def _evaluations(
 
 def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
     budget = params.tuning
-    for method, student in itertools.product(params.grid.methods, budget.students.get(setting, [])):
+    students = budget.students.get(setting, [])
+    for at, method, student in itertools.product(budget.budgets, params.grid.methods, students):
         if not isinstance(params.methods[method], Trained):
             continue
-        run = make_run(params, setting, method, student, budget.seed)
-        steps = {"steps": budget.steps, "evaluate_every": budget.steps}
+        run = make_run(params, setting, method, student, budget.seed, at)
+        total = budget.steps or run.distillation.steps
+        steps = {"steps": total, "evaluate_every": total}
         distillation = run.distillation.model_copy(update=steps)
         yield Tuning(
             setting=setting,
             profile=profile,
             method=method,
             student=student,
+            budget=at,
             candidates=[
                 run.model_copy(
                     update={
@@ -266,10 +280,14 @@ def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
                 )
                 for rate in budget.learning_rates
             ],
-            revisions=revisions("finetuning"),
+            revisions=revisions("finetuning", *(["masked_word"] * _guesses_words(params, setting))),
             **_judged(params, setting),
             **_precision(params),
         )
+
+
+def _guesses_words(params: Params, setting: str) -> bool:
+    return any(task.startswith("masked-word") for task in params.settings[setting].tasks)
 
 
 def _tokens(params: Params, budget: str = BASE_BUDGET) -> int:
@@ -290,8 +308,9 @@ def _sizes(params: Params, student: str) -> Encoder:
     return Encoder(**params.students[student].model_dump(exclude={"learning_rates"}))
 
 
-def _judged(params: Params, setting: str) -> dict[str, Any]:
-    tasks = {name: params.finetuning.tasks[name] for name in params.settings[setting].tasks}
+def _judged(params: Params, setting: str, examined: list[str] | None = None) -> dict[str, Any]:
+    names: list[Any] = examined or [*params.settings[setting].tasks]
+    tasks = {name: params.finetuning.tasks[name] for name in names}
     return {"tasks": tasks, "finetuning": params.finetuning.model_copy(update={"tasks": {}})}
 
 
@@ -334,6 +353,7 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
 def _list(plan: Plan) -> str:
     """What dvc.yaml repeats its stages for, as the text of plan.yaml."""
     here = plan.folder.relative_to(plan.root)
+    root = "/".join([".."] * len(here.parts)) or "."
     evaluated = {
         evaluation.name: {
             "setting": evaluation.setting,
@@ -345,8 +365,12 @@ def _list(plan: Plan) -> str:
     values = {
         "profile": plan.profile,
         "here": here.as_posix(),
-        "root": "/".join([".."] * len(here.parts)) or ".",
+        "root": root,
+        "rates_in": "reports/tuning"
+        if tuning_folder(plan.folder, plan.root) == plan.folder
+        else f"{root}/reports/tuning",
         "prepared": list(plan.params.grid.settings),
+        "admitted": [admission.setting for admission in plan.of(Admission)],
         "distilled": {run.name: {"setting": run.setting, "model": run.model} for run in plan.of(Run)},
         "evaluated": evaluated,
         "analyses": {

@@ -211,6 +211,33 @@ class TaskSplits(Labelled):
     splits: list[TaskSplit]
 
 
+class TaskAdmission(Record):
+    """Development scores of models without training and of the teacher; ``majority``: what the commonest label scores."""
+
+    task: str
+    group: Literal["context", "sentence"]
+    metric: str
+    examples: int
+    majority: float
+    scores: dict[str, float]
+
+    @property
+    def closed_by_bag(self) -> float:
+        """Share of the way from the majority to the teacher that the better bag of embeddings goes."""
+        bag = max(self.scores["bag"], self.scores["embeddings"])
+        return (bag - self.majority) / (self.scores["teacher"] - self.majority)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the teacher is three standard errors above the majority, and a bag goes less than half the way."""
+        spread = (self.majority * (1 - self.majority) / self.examples) ** 0.5
+        return self.scores["teacher"] - self.majority > 3 * spread and self.closed_by_bag < 0.5
+
+
+class AdmissionResult(ResultFile):
+    tasks: list[TaskAdmission]
+
+
 class Candidate(Record):
     """One learning rate: ``diverged`` says how its training ended where it did not end well; all else is then empty."""
 
@@ -233,6 +260,7 @@ class Tuning(ResultFile):
 
     method: str
     student: str
+    budget: str = "base"
     steps: int
     seed: int
     initialisation: str

@@ -43,6 +43,15 @@ def test_adaptation_lowers_the_loss_ties_the_head_and_stops_by_its_criterion(fol
     assert record["steps"] == 30 and "no longer improves" in record["stopped"]
 
 
+def test_a_head_alone_is_fitted_and_the_encoder_stays_bit_for_bit(folder):
+    budget = {"steps": 60, "evaluate_every": 10, "min_improvement": 0.0, "learning_rate": 5e-3, "head_only": True}
+    record = adapted(folder, "teacher", adaptation=budget)["training"]
+    before, after = tiny.weights(folder / "pretrained"), tiny.weights(folder / "teacher")
+    assert all(torch.equal(before[name], after[name]) for name in after if name.startswith("bert."))
+    assert not torch.equal(after["cls.predictions.transform.dense.weight"], torch.eye(24))
+    assert record["curve"][-1]["loss"] < record["curve"][0]["loss"]
+
+
 def test_adaptation_starts_from_the_unigram_distribution(folder):
     """Before training, held-out loss is near the unigram entropy: far below a random head's."""
     record = adapted(folder, "teacher")["training"]

@@ -16,7 +16,8 @@ from study.__main__ import main
 from study.data.storage import save
 from study.descriptions import Tuning
 from study.distillation import trainer
-from study.evaluation.tune import choose, tune
+from study.evaluation import tune as tune_module
+from study.evaluation.tune import choose, chosen_rates, tune
 from study.files import Layout
 from study.params import read_yaml
 from study.records import Candidate, read_record, write_record
@@ -65,6 +66,54 @@ def test_tuning_tries_every_candidate_and_looks_at_development_data_only(folder)
     save_topic(layout, 128, 64, 64, flip=True)
     again = tune(description, layout, folder / "tuning" / "again.json")
     assert again.tried == result.tried and again.hashes["tasks"] != result.hashes["tasks"]
+
+
+def test_an_interrupted_tuning_goes_on_where_it_ended_and_equals_an_uninterrupted_one(folder, monkeypatch):
+    description, layout = tuning(folder, {"learning_rates": [1e-6, 1e-3], "steps": 8})
+    save_topic(layout)
+    output, whole = folder / "tuning" / "mlm.json", folder / "tuning" / "whole.json"
+    tune(description, layout, whole)
+    trained = []
+    original = tune_module.distil
+
+    def killed(run, *arguments):
+        trained.append(run.objective.learning_rate)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return original(run, *arguments)
+
+    monkeypatch.setattr(tune_module, "distil", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(description, layout, output)
+    assert [entry.learning_rate for entry in read_record(output, Record).tried] == [1e-6]
+    tune(description, layout, output)
+    assert trained == [1e-6, 1e-3, 1e-3]
+    assert read_record(output, Record).tried == read_record(whole, Record).tried
+    tune(description, layout, output)
+    assert len(trained) == 3
+    save_topic(layout, train=48)  # other data: nothing of the file counts
+    tune(description, layout, output)
+    assert trained[3:] == [1e-6, 1e-3]
+
+
+def test_budgets_are_tuned_at_their_own_steps_and_say_their_own_rates(folder, capsys):
+    budget = {"learning_rates": [1e-6, 1e-3], "steps": None, "budgets": ["base", "long"]}
+    plan = tiny.plan(
+        folder,
+        tuning=budget | {"students": {"english": ["L2-H12"]}},
+        budgets={"long": {"steps": 16}},
+        grid={"methods": ["mlm"]},
+    )
+    assert [(t.file, t.candidates[0].distillation.steps) for t in plan.of(Tuning)] == [
+        ("mlm_L2-H12", 6),
+        ("mlm_L2-H12_long", 16),
+    ]
+    save_topic(plan.layout("english"))
+    for description in plan.of(Tuning):
+        output = folder / "reports" / "tuning" / "english" / f"{description.file}.json"
+        tune(description, plan.layout("english"), output)
+    rates = chosen_rates(folder / "reports" / "tuning", plan.params.students)
+    assert set(rates) == {"methods.mlm.learning_rate", "budgets.long.learning_rates.mlm"}
 
 
 def test_every_trained_method_of_the_grid_is_tuned_at_every_candidate(folder):

@@ -128,7 +128,7 @@ def parameters(folder: Path, **changes: dict) -> Params:
     }
     values["tuning"] |= {"steps": 4, "students": {}}
     for section, entries in changes.items():
-        values[section] = values[section] | entries if isinstance(entries, dict) else entries
+        values[section] = values.get(section, {}) | entries if isinstance(entries, dict) else entries
     methods, memberships = expand(values["methods"], values["variants"])
     return Params.model_validate(values | {"methods": methods, "memberships": memberships})
 

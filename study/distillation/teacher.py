@@ -27,7 +27,8 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
 
     It stops at ``adaptation.steps``, or earlier once the held-out MLM loss has improved by less than
     ``adaptation.min_improvement`` nats in ``adaptation.patience`` evaluations in a row. One that was killed continues
-    from its last checkpoint.
+    from its last checkpoint. With ``adaptation.head_only`` the encoder stays as it is, word embeddings and so the
+    output matrix too: what is fitted is the head's dense layer, its norm and its bias.
 
     Returns:
         The record, as of :func:`study.distillation.distil.distil`; ``hashes`` are of corpus and encoder.
@@ -46,6 +47,7 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
     )
     model = with_language_modelling_head(encoder, torch.bincount(tokens.long(), minlength=encoder.config.vocab_size))
     switch_off_dropout(model)
+    model.base_model.requires_grad_(not budget.head_only)
     method = methods.MaskedLanguageModelling(
         objective="masked_language_modelling", learning_rate=budget.learning_rate, inputs="masked"
     )

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from study.data.corpus import corpus_hash
-from study.descriptions import Evaluation, LatencyMeasurement, LayerComparison, Tuning
+from study.descriptions import Admission, Evaluation, LatencyMeasurement, LayerComparison, Tuning
 from study.files import Layout, content_hash, file_hash
 from study.records import SCHEMA
 from study.runtime import commit, environment
 
 
 def provenance(
-    description: Evaluation | LatencyMeasurement | LayerComparison | Tuning, layout: Layout, hashes: Mapping[str, str]
+    description: Admission | Evaluation | LatencyMeasurement | LayerComparison | Tuning,
+    layout: Layout,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
     """The fields that every result file has: those of :class:`study.records.ResultFile`.
 

@@ -14,13 +14,14 @@ from scipy.stats import sem
 from transformers import PreTrainedTokenizerBase
 
 from study import descriptions, records
-from study.config import Student
+from study.config import BASE_BUDGET, Student
 from study.data.pretrained import load_tokenizer
 from study.data.tasks import TASKS
 from study.descriptions import Run
 from study.distillation.distil import distil
 from study.distillation.trainer import DivergedError
 from study.evaluation.finetune import linear_probe, splits_without_test
+from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.provenance import input_hashes, provenance
 from study.files import Layout, StudyError
 from study.methods import Trained
@@ -34,6 +35,9 @@ def tune(description: descriptions.Tuning, layout: Layout, output: Path) -> reco
     tasks, and the held-out value of the method's own loss. No test data is touched, and every method gets the same
     candidates, steps and examples. Source: this study's choice.
 
+    The file is written after every candidate. Where it is there already, of the same data, teacher, steps and seed,
+    candidates in it are not tried again.
+
     Raises:
         StudyError: as :func:`study.distillation.distil.distil`; tasks are missing.
     """
@@ -45,13 +49,32 @@ def tune(description: descriptions.Tuning, layout: Layout, output: Path) -> reco
         **provenance(description, layout, hashes),
         method=description.method,
         student=description.student,
+        budget=description.budget,
         steps=first.distillation.steps,
         seed=first.seed,
         initialisation=first.initialisation,
-        tried=[_tried(description, layout, run, splits, tokenizer) for run in description.candidates],
+        tried=[],
     )
-    write_record(output, result)
+    known = _known(output, result)
+    for run in description.candidates:
+        assert isinstance(run.objective, Trained)  # the plan tunes no others
+        candidate = known.get(run.objective.learning_rate)
+        if candidate is None:
+            candidate = _tried(description, layout, run, splits, tokenizer)
+        result = result.model_copy(update={"tried": [*result.tried, candidate]})
+        write_record(output, result)
     return result
+
+
+def _known(output: Path, result: records.Tuning) -> dict[float, Candidate]:
+    """Learning rate -> what an earlier call found of it, if it was asked the same."""
+    if not output.is_file():
+        return {}
+    earlier = read_record(output, records.Tuning)
+    same = {"method", "student", "budget", "steps", "seed", "initialisation", "hashes"}
+    if earlier.model_dump(include=same) != result.model_dump(include=same):
+        return {}
+    return {candidate.learning_rate: candidate for candidate in earlier.tried}
 
 
 def _tried(
@@ -73,6 +96,10 @@ def _tried(
             name: linear_probe(description, Path(folder), TASKS[name], examples, tokenizer, run.seed)
             for name, examples in splits.items()
         }
+        for name in (name for name in description.tasks if TASKS[name].kind == "masked-word"):
+            scores[name] = mean(
+                guess_masked_words(description, Path(folder), name, layout.tasks, tokenizer).development.values()
+            )
     return Candidate(
         learning_rate=rate,
         development_mean=mean(scores.values()),
@@ -125,7 +152,10 @@ def chosen_rates(folder: Path, students: Mapping[str, Student]) -> dict[str, flo
         tuning = read_record(file, records.Tuning)
         student = students.get(tuning.student)
         alone = student is not None and bool(student.learning_rates)
-        together[f"students.{tuning.student}.learning_rates.{{}}" if alone else _SHARED].append(tuning)
+        key = f"students.{tuning.student}.learning_rates.{{}}" if alone else _SHARED
+        if tuning.budget != BASE_BUDGET:
+            key = f"budgets.{tuning.budget}.learning_rates.{{}}"
+        together[key].append(tuning)
     return {key.format(method): rate for key, tunings in together.items() for method, rate in choose(tunings).items()}
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from study.config import BASE_BUDGET
 from study.descriptions import TEACHER, Comparison
-from study.files import Layout, StudyError, find_root
+from study.files import Layout, StudyError, find_root, tuning_folder
 from study.methods import Membership
 from study.records import Environment, LatencyResult, RunResult, TaskSplits, Tuning, read_record, short_name
 
@@ -289,14 +290,17 @@ def load_tuning(layout: Layout) -> pd.DataFrame:
     """What `make tune` tried in a setting, one row per method, student and learning rate; empty where it never ran.
 
     Columns: method, student, learning_rate, development (mean over tasks, 0-1), loss (held out, as a share of the loss
-    before training); both NaN for a rate that diverged. All profiles share these files: they are in the study's folder.
+    before training); both NaN for a rate that diverged. A profile without files of its own shares the study's.
 
     Raises:
         StudyError: a file cannot be read or is invalid.
     """
     rows = []
-    for path in sorted((find_root(layout.folder) / "reports" / "tuning" / layout.setting).glob("*.json")):
+    folder = tuning_folder(layout.folder, find_root(layout.folder)) / "reports" / "tuning" / layout.setting
+    for path in sorted(folder.glob("*.json")):
         record = read_record(path, Tuning, setting=layout.setting)
+        if record.budget != BASE_BUDGET:
+            continue
         for candidate in record.tried:
             row = {"method": record.method, "student": record.student, "learning_rate": candidate.learning_rate}
             row |= {"development": candidate.development_mean, "loss": None}

@@ -54,10 +54,10 @@ class AttentionRelation(Attention):
     def start(self, batch: Batch) -> None:
         r"""With ``fitted_start``, set the last layer's Q, K and V to a fit of the teacher's relations on ``batch``.
 
-        Per relation head, the best approximation of the teacher's scores :math:`X X^\top / \sqrt{d_T}` by vectors of
-        the student's :math:`d_S` entries is :math:`(d_S / d_T)^{1/4} X V`, V the leading eigenvectors of :math:`X^\top X`.
-        The projections become the least-squares maps from the layer's input to these vectors. Source: this study's
-        choice; it gives MiniLMv2 the kind of start that methods with learned maps have.
+        Per relation head, the best approximation of the scores :math:`X X^\top / \sqrt{d_T}` of the teacher by vectors
+        of the student's :math:`d_S` entries is :math:`(d_S / d_T)^{1/4} X V`, V the leading eigenvectors of
+        :math:`X^\top X`. The projections become the least-squares maps from the layer's input to them. Source: this
+        study's choice; it gives MiniLMv2 the kind of start that methods with learned maps have.
         """
         if not self.method.fitted_start:
             return
