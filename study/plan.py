@@ -43,6 +43,8 @@ from study.revisions import revisions
 LIST = "plan.yaml"
 #: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
 ANALYSES = {"comparison": "50_compare", "ablations": "52_ablations", "representations": "54_representations"}
+#: As ANALYSES, in settings that have budgets beside the base.
+BUDGET_ANALYSES = {"budgets": "56_budgets"}
 
 
 @dataclass(frozen=True)
@@ -375,8 +377,9 @@ def _list(plan: Plan) -> str:
         "evaluated": evaluated,
         "analyses": {
             f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
-            for analysis, notebook in ANALYSES.items()
-            for setting in plan.params.grid.settings
+            for comparison in plan.of(Comparison)
+            for setting in [comparison.setting]
+            for analysis, notebook in (ANALYSES | (BUDGET_ANALYSES if comparison.budgets else {})).items()
         },
     }
     yaml: Any = YAML(typ="safe")

@@ -37,6 +37,7 @@ class FinetuningRun(Record):
 
 class TaskResult(Record):
     metric: str
+    group: Literal["context", "sentence"] = "sentence"
     learning_rate: float
     train_examples: int
     development_examples: int
@@ -63,6 +64,7 @@ class ProbeResult(Record):
     """``development``: language -> main metric on development data, where there are any."""
 
     metric: str
+    group: Literal["context", "sentence"] = "sentence"
     test_examples: int
     languages: dict[str, dict[str, float]] = Field(min_length=1)
     development: dict[str, float] = {}
@@ -212,7 +214,7 @@ class TaskSplits(Labelled):
 
 
 class TaskAdmission(Record):
-    """Development scores of models without training and of the teacher; ``majority``: what the commonest label scores."""
+    """Development scores of untrained models and of the teacher; ``majority``: what the commonest label scores."""
 
     task: str
     group: Literal["context", "sentence"]

@@ -250,6 +250,7 @@ def comparison_of(
         finetuning_seeds=[1],
         batch_sizes=[1],
         threads=[1],
+        tokens=307_200,
     )
 
 

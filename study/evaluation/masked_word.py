@@ -57,6 +57,7 @@ def guess_masked_words(
         examples = max(examples, len(words["test"]))
     return ProbeResult(
         metric=task.metric,
+        group=task.group,
         test_examples=examples,
         development={language: score["development"] for language, score in scores.items()},
         languages={language: {task.metric: score["test"]} for language, score in scores.items()},

@@ -51,7 +51,7 @@ def retrieve(
             for axis, direction in ((1, "from_english"), (0, "to_english"))
         }
         languages[language] = {"accuracy": sum(accuracies.values()) / 2} | accuracies
-    return ProbeResult(metric=task.metric, test_examples=examples, languages=languages)
+    return ProbeResult(metric=task.metric, group=task.group, test_examples=examples, languages=languages)
 
 
 @torch.inference_mode()

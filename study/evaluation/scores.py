@@ -149,6 +149,7 @@ def evaluate_task(
     sizes = {split: len(examples) for split, examples in splits[finetuning.seeds[0]].items()}
     return TaskResult(
         metric=task.metric,
+        group=task.group,
         learning_rate=rates[0],
         train_examples=sizes["train"],
         development_examples=sizes["development"],

@@ -22,8 +22,8 @@ examples may move a macro score by (five tasks, standard errors of about two poi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ import xarray as xr
 from study.analysis.numbers.results import FLOOR, Results
 from study.analysis.numbers.statistics import (
     BOTH_SEEDS,
+    Pooled,
     covered,
     difference,
     estimate,
@@ -74,7 +75,8 @@ class Contrast:
 
     ``margin`` (points) bounds the region of tests for non-inferiority and equivalence; of a superiority that is not
     shown it only tells whether the methods are at least shown to be less apart. ``if_run``: where the results lack a
-    method, the claim does without the contrast instead of staying undecided.
+    method, the claim does without the contrast instead of staying undecided. ``without``: members of groups that were
+    not run and that means leave out.
     """
 
     first: str
@@ -82,6 +84,7 @@ class Contrast:
     test: Literal["superior", "non-inferior", "equivalent"] = "superior"
     margin: float = MARGIN
     if_run: bool = False
+    without: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -89,7 +92,11 @@ class Contrast:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return tuple(method for side in (self.first, self.second) for method in GROUPS.get(side, (side,)))
+        return self.members(self.first) + self.members(self.second)
+
+    def members(self, side: str) -> tuple[str, ...]:
+        """The methods that a side stands for."""
+        return tuple(method for method in GROUPS.get(side, (side,)) if method not in self.without)
 
     @property
     def region(self) -> tuple[float, float]:
@@ -183,7 +190,30 @@ def claim_scores(results: Results, scores: xr.DataArray, ablations: xr.DataArray
     return {method: of_method(scores, method) for method in scores["method"].to_numpy().tolist()} | by_layer
 
 
-def contrasts(scores: dict[str, xr.DataArray], claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
+def judged_on(
+    methods: Collection[str], margin: float = MARGIN, claims: tuple[Claim, ...] = CLAIMS
+) -> tuple[Claim, ...]:
+    """The claims as far as these methods can judge them: means over the members that are there, no other contrasts.
+
+    Claims that nothing is left of are left out.
+    """
+    judged = []
+    for claim in claims:
+        left = []
+        for contrast in claim.contrasts:
+            without = tuple(m for side in GROUPS.values() for m in side if m not in methods)
+            own = replace(contrast, margin=margin, without=tuple(dict.fromkeys(without)))
+            sides = own.members(own.first), own.members(own.second)
+            if all(side and all(method in methods for method in side) for side in sides):
+                left.append(own)
+        if left:
+            judged.append(replace(claim, contrasts=tuple(left)))
+    return tuple(judged)
+
+
+def contrasts(
+    scores: dict[str, xr.DataArray], claims: tuple[Claim, ...] = CLAIMS, pooled: Pooled | None = None
+) -> pd.DataFrame:
     """Every contrast of every claim, one row each, in their order; effects in points of macro test score (0-100).
 
     Effects are means of differences paired by student, task and seeds; intervals: :func:`statistics.estimate`.
@@ -197,11 +227,12 @@ def contrasts(scores: dict[str, xr.DataArray], claims: tuple[Claim, ...] = CLAIM
 
     Args:
         scores: :func:`claim_scores`.
+        pooled: the variance that methods share, for the effects' standard errors; None: each contrast's own.
     """
-    return pd.concat([_claim_rows(scores, claim) for claim in claims], ignore_index=True)
+    return pd.concat([_claim_rows(scores, claim, pooled) for claim in claims], ignore_index=True)
 
 
-def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim) -> pd.DataFrame:
+def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pooled: Pooled | None) -> pd.DataFrame:
     rows = []
     for contrast in claim.contrasts:
         if contrast.if_run and not all(method in scores for method in contrast.methods):
@@ -214,8 +245,11 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim) -> pd.DataFrame:
         row |= {"lower": lower, "upper": upper}
         row |= dict.fromkeys(("effect", "low", "high", "p_inside", "p_outside"), np.nan)
         if not missing:
-            first, second = (_mean(scores, side) for side in (contrast.first, contrast.second))
+            sides = contrast.members(contrast.first), contrast.members(contrast.second)
+            first, second = (_mean(scores, members) for members in sides)
             effect = estimate(replicates(100 * difference(first, second)))
+            if pooled is not None:
+                effect = pooled.effect(*sides, otherwise=effect)
             low, high = effect.interval()
             row |= {"effect": float(effect.mean), "low": float(low), "high": float(high)}
             row["p_inside"] = float(np.maximum(effect.p_above(lower), effect.p_below(upper)))
@@ -231,8 +265,8 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim) -> pd.DataFrame:
     return table.assign(shown=np.select(shown, [CONTRADICTED, SUPPORTED], UNDECIDED))
 
 
-def _mean(scores: dict[str, xr.DataArray], side: str) -> xr.DataArray:
-    members = [scores[method] for method in GROUPS.get(side, (side,))]
+def _mean(scores: dict[str, xr.DataArray], side: tuple[str, ...]) -> xr.DataArray:
+    members = [scores[method] for method in side]
     return xr.concat(members, "method", join="exact", coords="minimal").mean("method", skipna=False)
 
 

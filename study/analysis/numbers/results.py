@@ -125,7 +125,7 @@ def _read(comparison: Comparison, layout: Layout) -> _Files:
         environments[f"{short_name(path)}: environment"] = record.environment
         training = record.distillation
         environments[f"{short_name(path)}: distillation.environment"] = training.environment if training else None
-    _check_versions(environments)
+    check_versions(environments)
     return _Files(models, latency, splits)
 
 
@@ -266,7 +266,7 @@ def _check_latency(name: str, latency: LatencyResult, comparison: Comparison) ->
         raise StudyError(f"{name}: measurements: missing {', '.join(missing)}")
 
 
-def _check_versions(environments: dict[str, Environment | None]) -> None:
+def check_versions(environments: dict[str, Environment | None]) -> None:
     """Refuse what was made with other versions than most: numbers would not differ by the method alone."""
     versions = {place: _versions(environment) for place, environment in environments.items() if environment}
     for package in PACKAGES:

@@ -161,6 +161,68 @@ def estimate(values: np.ndarray) -> Estimate:
     return Estimate(mean, np.sqrt(total) / strata, np.where(np.isnan(freedom), strata * (count - 1), freedom))
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """The chance of a method on a distillation seed, as far as methods share it.
+
+    With y the macro scores of M methods on D seeds, r = y - row means - column means + mean the residuals:
+
+    s^2 = sum r^2 / ((M - 1)(D - 1)); a contrast sum_m c_m mean_m, sum_m c_m = 0, has the standard error
+    s sqrt(sum_m c_m^2 / D) with (M - 1)(D - 1) degrees of freedom.
+
+    Methods are pooled as long as a test of equal spread (Brown and Forsythe, 5 %) does not refuse it; else the one of
+    the largest spread is kept apart, and so on. Contrasts with a method kept apart have their own variance.
+
+    Attributes:
+        variance: s^2, in the unit of the scores squared. freedom: its degrees of freedom. seeds: D.
+        apart: methods whose chance is not that of the others.
+    """
+
+    variance: float
+    freedom: int
+    seeds: int
+    apart: tuple[str, ...]
+
+    def effect(self, first: Sequence[str], second: Sequence[str], otherwise: Estimate) -> Estimate:
+        """Mean over ``first`` less that over ``second``, as ``otherwise`` has it, with the pooled standard error."""
+        if set(self.apart) & {*first, *second} or not self.freedom:
+            return otherwise
+        weights = dict.fromkeys([*first, *second], 0.0)
+        for methods, sign in ((first, 1.0), (second, -1.0)):
+            for method in methods:
+                weights[method] += sign / len(methods)
+        error = np.sqrt(self.variance * sum(c**2 for c in weights.values()) / self.seeds)
+        return Estimate(otherwise.mean, np.asarray(error), np.asarray(float(self.freedom)))
+
+
+def pool(scores: dict[str, xr.DataArray]) -> Pooled:
+    """What chance methods share, of macro scores in points of 0-100.
+
+    Args:
+        scores: method -> AXES, all of the same students, tasks and seeds.
+
+    Source: two-way analysis of variance without replication; Brown and Forsythe (1974), "Robust tests for the equality
+    of variances".
+    """
+    values = {
+        method: 100 * own.mean(["student", "task", "finetuning_seed"], skipna=False).to_numpy()
+        for method, own in scores.items()
+    }
+    apart: list[str] = []
+    while True:
+        kept = [method for method in values if method not in apart]
+        table = np.array([values[method] for method in kept])
+        seeds = table.shape[1]
+        if len(kept) < 2 or seeds < 2:
+            return Pooled(np.nan, 0, seeds, tuple(apart))
+        residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
+        freedom = (len(kept) - 1) * (seeds - 1)
+        pooled = Pooled(float((residuals**2).sum() / freedom), freedom, seeds, tuple(apart))
+        if len(kept) < 3 or seeds < 3 or stats.levene(*residuals, center="median").pvalue >= 0.05:
+            return pooled
+        apart.append(kept[int((residuals**2).sum(axis=1).argmax())])
+
+
 def share_of_teacher(scores: xr.DataArray, teacher: xr.DataArray) -> Estimate:
     r"""Macro score as a share of the teacher's, r = x / y, with the chance of both.
 

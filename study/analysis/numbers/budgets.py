@@ -1,0 +1,223 @@
+"""Scores against training tokens: what share of the gap between floor and teacher a method closes at each budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from study.analysis.numbers import claims
+from study.analysis.numbers.results import FLOOR, check_versions
+from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
+from study.config import BASE_BUDGET
+from study.descriptions import TEACHER, Comparison, model_name
+from study.files import Layout, StudyError, write_file
+from study.records import Environment, RunResult, read_record, short_name
+
+#: Groups of tasks -> the tasks that belong to them; ``all`` is the mean of all tasks.
+GROUPS = ("context", "sentence", "all")
+#: Of the gap between floor and teacher: differences smaller than this count as none. Source: this study's choice.
+MARGIN = 5.0
+#: A held-out loss that ends above this share of its start has not been learnt.
+LEARNT = 0.95
+NOT_TESTABLE = "not testable"
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Every run of a setting, whatever its budget.
+
+    Attributes:
+        comparison: whose runs they are.
+        scores: one row per run, task and fine-tuning seed: budget, tokens, method, student, seed, group, task,
+            finetuning_seed, score (main metric on test data, mean over languages), development. Untrained students
+            have the budget ``base``, the teacher that, too.
+        training: one row per trained run: budget, tokens, method, student, seed, learning_rate, loss_share (the
+            held-out loss at the end as a share of the one before training).
+    """
+
+    comparison: Comparison
+    scores: pd.DataFrame
+    training: pd.DataFrame
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Budget -> tokens that a run reads, in rising order."""
+        tokens = {BASE_BUDGET: self.comparison.tokens} | {n: b.tokens for n, b in self.comparison.budgets.items()}
+        return dict(sorted(tokens.items(), key=lambda item: item[1]))
+
+
+def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
+    """Read the result files of every budget.
+
+    Raises:
+        StudyError: files are missing (all are named), invalid, of another run than their place says, or were made with
+            other package versions than most.
+    """
+    cells = [(TEACHER, TEACHER, 0, BASE_BUDGET), *((*cell, BASE_BUDGET) for cell in comparison.cells())]
+    cells += [(*cell, budget) for budget in comparison.budgets for cell in comparison.budget_cells(budget)]
+    paths = [layout.result(model_name(*cell)) for cell in cells]
+    missing = [path.relative_to(layout.folder).as_posix() for path in paths if not path.is_file()]
+    if missing:
+        raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
+    scores: list[dict[str, Any]] = []
+    training: list[dict[str, Any]] = []
+    environments: dict[str, Environment | None] = {}
+    for path, (method, student, seed, budget) in zip(paths, cells, strict=True):
+        where = {"profile": comparison.profile, "setting": comparison.setting, "budget": budget}
+        record = read_record(path, RunResult, **where, method=method, student=student, seed=seed)
+        environments[f"{short_name(path)}: environment"] = record.environment
+        trained = record.distillation if method != TEACHER else None
+        tokens = trained.tokens if trained else 0
+        run = {"budget": budget, "tokens": tokens, "method": method, "student": student, "seed": seed}
+        scores += [run | row for row in _score_rows(record, comparison)]
+        if trained:
+            share = trained.curve[-1].loss / trained.curve[0].loss
+            training.append(run | {"learning_rate": trained.learning_rate, "loss_share": share})
+    check_versions(environments)
+    return Budgets(comparison, pd.DataFrame(scores), pd.DataFrame(training))
+
+
+def _score_rows(record: RunResult, comparison: Comparison) -> Iterable[dict[str, Any]]:
+    for task in comparison.tasks:
+        if task in record.tasks:
+            own = record.tasks[task]
+            for run in own.runs:
+                tests = [run.test[own.metric], *(values[own.metric] for values in run.languages.values())]
+                yield {"group": own.group, "task": task, "finetuning_seed": run.seed,
+                       "score": float(np.mean(tests)), "development": run.development[own.metric]}  # fmt: skip
+        elif task in record.probes:
+            probe = record.probes[task]
+            score = float(np.mean([values[probe.metric] for values in probe.languages.values()]))
+            development = float(np.mean(list(probe.development.values()))) if probe.development else np.nan
+            for seed in comparison.finetuning_seeds:  # one score, whichever of them it stands beside
+                yield {"group": probe.group, "task": task, "finetuning_seed": seed, "score": score,
+                       "development": development}  # fmt: skip
+        else:
+            raise StudyError(f"{record.method} {record.student}: task {task!r} is missing")
+
+
+def gap_closed(budgets: Budgets, budget: str, group: str) -> dict[str, xr.DataArray]:
+    """Method -> scores at a budget as shares of the gap between floor and teacher, AXES.
+
+    Share = (score - F) / (T - F), with T and F the macro scores of the teacher and of the untrained student over the
+    tasks of the group: the mean over tasks of what is returned is the share of the gap that the macro closes.
+
+    Raises:
+        StudyError: a method lacks a task or seed that another has.
+    """
+    rows = budgets.scores if group == "all" else budgets.scores[budgets.scores["group"] == group]
+    ceiling = rows.loc[rows["method"] == TEACHER, "score"].mean()
+    floors = rows[rows["method"] == FLOOR].groupby("student")["score"].mean()
+    own = rows[(rows["budget"] == budget) & ~rows["method"].isin([TEACHER, FLOOR])]
+    shares = {}
+    for method, runs in own.groupby("method", sort=False):
+        runs = runs.rename(columns={"seed": "distillation_seed"}).set_index(list(AXES))["score"]
+        axes = {axis: runs.index.get_level_values(axis).unique() for axis in AXES}
+        full = runs.reindex(pd.MultiIndex.from_product(axes.values(), names=AXES))
+        if full.isna().any():
+            raise StudyError(f"{method} at budget {budget} has no score of {full.index[full.isna()][0]}")
+        array = xr.DataArray(full.to_numpy().reshape([len(axis) for axis in axes.values()]), axes, AXES)
+        floor = xr.DataArray(floors.reindex(axes["student"]).to_numpy(), {"student": axes["student"]}, ("student",))
+        shares[str(method)] = ((array - floor) / (ceiling - floor)).transpose(*AXES)
+    return shares
+
+
+def table(budgets: Budgets) -> pd.DataFrame:
+    """One row per group, budget and method: what it closes of the gap, in percent, with its 95 % interval.
+
+    Columns: group, budget, tokens, method, closed, low, high (:func:`statistics.estimate`; NaN of one model), score
+    (macro, 0-100), retained (of the teacher's, percent), models (distilled), learning_rate, loss_share, rank (within
+    group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of all tasks lies
+    above the floor's).
+    """
+    rows = []
+    for group in GROUPS:
+        if group != "all" and group not in set(budgets.scores["group"]):
+            continue
+        ceiling = _macro(budgets, group).loc[lambda t: t["method"] == TEACHER, "score"].mean()
+        for budget, tokens in budgets.tokens.items():
+            closed = gap_closed(budgets, budget, group)
+            for method, shares in closed.items():
+                share = estimate(replicates(100 * shares))
+                low, high = share.interval()
+                macro = _macro(budgets, group).query("method == @method and budget == @budget")["score"].mean()
+                training = budgets.training.query("method == @method and budget == @budget")
+                rows.append(
+                    {"group": group, "budget": budget, "tokens": tokens, "method": method}
+                    | {"closed": float(share.mean), "low": float(low), "high": float(high)}
+                    | {"score": 100 * macro, "retained": 100 * macro / ceiling, "models": claims.models(shares)}
+                    | {"learning_rate": training["learning_rate"].iloc[0]}
+                    | {"loss_share": training["loss_share"].mean()}
+                )
+    closed = pd.DataFrame(rows)
+    closed["rank"] = closed.groupby(["group", "budget"])["closed"].rank(ascending=False).astype(int)
+    overall = closed[closed["group"] == "all"].set_index(["budget", "method"])
+    learnt = (overall["loss_share"] < LEARNT) & (overall["closed"] > 0)
+    closed["learnt"] = [bool(learnt[key]) for key in zip(closed["budget"], closed["method"], strict=True)]
+    return closed
+
+
+def _macro(budgets: Budgets, group: str) -> pd.DataFrame:
+    rows = budgets.scores if group == "all" else budgets.scores[budgets.scores["group"] == group]
+    return rows.groupby(["budget", "method", "student", "seed"], sort=False, as_index=False)["score"].mean()
+
+
+def references(budgets: Budgets) -> pd.DataFrame:
+    """Test scores (0-100) of the teacher and of the untrained student by task: the two ends of the gap."""
+    rows = budgets.scores[budgets.scores["method"].isin([TEACHER, FLOOR])]
+    means = 100 * rows.groupby(["group", "task", "method"], sort=False)["score"].mean().unstack("method")
+    return means[[FLOOR, TEACHER]].rename_axis(columns=None).reset_index()
+
+
+def verdicts(budgets: Budgets) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The paper's claims judged at every budget and by every group of tasks, and the contrasts behind that.
+
+    Effects and margins are in percent of the gap between floor and teacher. Standard errors pool the chance that
+    methods share (:class:`statistics.Pooled`). A claim that rests on a method that did not learn
+    (:func:`table`) is not testable. Claims are judged on the methods that were run at the budget.
+
+    Returns:
+        Verdicts, as :func:`claims.verdicts`, and contrasts, as :func:`claims.contrasts`; both with the columns group,
+        budget and tokens first.
+    """
+    judged: list[pd.DataFrame] = []
+    compared: list[pd.DataFrame] = []
+    learnt = table(budgets).query("group == 'all'").set_index(["budget", "method"])["learnt"]
+    for group in (group for group in GROUPS if group == "all" or group in set(budgets.scores["group"])):
+        for budget, tokens in budgets.tokens.items():
+            scores = gap_closed(budgets, budget, group)
+            own = claims.judged_on(scores.keys(), MARGIN)
+            if not own:
+                continue
+            contrasts = claims.contrasts(scores, own, pool(scores))
+            outcome = claims.verdicts(scores, contrasts, own)
+            for claim in own:
+                named = dict.fromkeys(method for contrast in claim.contrasts for method in contrast.methods)
+                failed = [method for method in named if not learnt[budget, method]]
+                if failed:
+                    row = outcome["claim"] == claim.id
+                    outcome.loc[row, ["verdict", "reason"]] = [NOT_TESTABLE, f"did not learn: {', '.join(failed)}"]
+            for tables, own_table in ((judged, outcome), (compared, contrasts)):
+                for place, (name, value) in enumerate((("group", group), ("budget", budget), ("tokens", tokens))):
+                    own_table.insert(place, name, value)
+                tables.append(own_table)
+    return pd.concat(judged, ignore_index=True), pd.concat(compared, ignore_index=True)
+
+
+def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
+    """Write :func:`table`, :func:`references`, :func:`verdicts` and their contrasts as CSV, and return them by name.
+
+    Raises:
+        StudyError: scores are incomplete, or the folder cannot be written.
+    """
+    judged, compared = verdicts(budgets)
+    tables = {"gap": table(budgets), "references": references(budgets), "verdicts": judged, "contrasts": compared}
+    for name, rows in tables.items():
+        write_file(Path(folder) / f"{name}.csv", rows.round(4).to_csv(index=False, lineterminator="\n"))
+    return tables

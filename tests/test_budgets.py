@@ -1,0 +1,184 @@
+"""Scores against tokens: shares of the gap, pooled chance, verdicts by budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from constructed_results import comparison_of
+
+from study import StudyError
+from study.analysis.figures.budgets import gap_closed as draw
+from study.analysis.numbers.budgets import (
+    NOT_TESTABLE,
+    Budgets,
+    gap_closed,
+    references,
+    table,
+    verdicts,
+    write_budgets,
+)
+from study.analysis.numbers.claims import CLAIMS, judged_on
+from study.analysis.numbers.statistics import AXES, Estimate, pool
+from study.descriptions import BudgetCells
+
+METHODS = ["od", "hs-last", "hs-uniform", "mha-minilmv2", "mha-direct"]
+TASKS = {"bigram-shift": "context", "masked-word": "context", "sts-b": "sentence"}
+#: Share of the gap that each closes, by budget: MiniLMv2 last at few tokens and first at many.
+CLOSED = {
+    "base": {"od": 0.1, "hs-last": 0.6, "hs-uniform": 0.65, "mha-minilmv2": 0.2, "mha-direct": 0.4},
+    "large": {"od": 0.3, "hs-last": 0.62, "hs-uniform": 0.66, "mha-minilmv2": 0.9, "mha-direct": 0.8},
+}
+
+
+def constructed(noise: float = 0.01, unlearnt: tuple[str, ...] = (), seeds=(1, 2, 3)) -> Budgets:
+    """Floor at 0.5 on every task, teacher at 0.9; noise differs by method and seed and adds up to zero."""
+    cells = BudgetCells(tokens=3_000_000, methods=METHODS, seeds=list(seeds))
+    comparison = comparison_of(["none", *METHODS], ["L3-H192"]).model_copy(
+        update={"tasks": list(TASKS), "seeds": list(seeds), "budgets": {"large": cells}}
+    )
+    generator, rows, training = np.random.default_rng(0), [], []
+    tokens = {"base": comparison.tokens, "large": 3_000_000}
+
+    def add(budget: str, method: str, student: str, seed: int, score: float) -> None:
+        for task, group in TASKS.items():
+            read = tokens[budget] if method in METHODS else 0
+            rows.append({"budget": budget, "tokens": read, "method": method, "student": student, "seed": seed,
+                         "group": group, "task": task, "finetuning_seed": 1, "score": score,
+                         "development": score})  # fmt: skip
+
+    add("base", "teacher", "teacher", 0, 0.9)
+    for seed in seeds:
+        add("base", "none", "L3-H192", seed, 0.5)
+    for budget, shares in CLOSED.items():
+        for method, share in shares.items():
+            own = generator.normal(size=len(seeds)) * noise
+            for seed, off in zip(seeds, own - own.mean(), strict=True):
+                add(budget, method, "L3-H192", seed, 0.5 + 0.4 * (share + off))
+                loss = 1.0 if method in unlearnt else 0.3
+                training.append({"budget": budget, "tokens": tokens[budget], "method": method, "student": "L3-H192",
+                                 "seed": seed, "learning_rate": 1e-3, "loss_share": loss})  # fmt: skip
+    return Budgets(comparison, pd.DataFrame(rows), pd.DataFrame(training))
+
+
+def test_the_share_of_the_gap_is_that_of_the_macro_scores():
+    budgets = constructed()
+    for budget, shares in CLOSED.items():
+        for group in ("context", "sentence", "all"):
+            closed = gap_closed(budgets, budget, group)
+            assert {method: pytest.approx(own) for method, own in shares.items()} == {
+                method: float(values.mean()) for method, values in closed.items()
+            }
+            assert (
+                closed["od"].dims == AXES
+                and closed["od"].sizes["task"] == {"context": 2, "sentence": 1, "all": 3}[group]
+            )
+
+
+def test_the_table_ranks_methods_at_every_budget_and_flags_what_did_not_learn():
+    rows = table(constructed(unlearnt=("od",))).query("group == 'all'").set_index(["budget", "method"])
+    assert list(rows.loc["base"].sort_values("rank").index)[:2] == ["hs-uniform", "hs-last"]
+    assert list(rows.loc["large"].sort_values("rank").index)[:2] == ["mha-minilmv2", "mha-direct"]
+    assert rows.loc[("base", "od"), "closed"] == pytest.approx(10)
+    assert rows.loc[("base", "od"), "score"] == pytest.approx(54)
+    assert rows.loc[("base", "od"), "retained"] == pytest.approx(60)
+    assert not rows.loc[("base", "od"), "learnt"] and rows.loc[("base", "hs-last"), "learnt"]
+    assert (rows["low"] < rows["closed"]).all() and (rows["models"] == 3).all()
+
+
+def test_a_student_below_the_floor_did_not_learn_whatever_its_loss_says():
+    budgets = constructed()
+    budgets.scores.loc[budgets.scores["method"] == "od", "score"] = 0.45
+    rows = table(budgets)
+    assert (
+        not rows.loc[rows["method"] == "od", "learnt"].any() and rows.loc[rows["method"] == "hs-last", "learnt"].all()
+    )
+
+
+def test_claims_are_judged_at_every_budget_and_turn_where_the_order_does():
+    judged, compared = verdicts(constructed())
+    outcome = judged.set_index(["group", "budget", "claim"])["verdict"]
+    for group in ("context", "sentence", "all"):
+        assert outcome[group, "base", "D1"] == "contradicted" and outcome[group, "large", "D1"] == "supported"
+        assert outcome[group, "base", "D2"] == "contradicted" and outcome[group, "large", "D2"] == "supported"
+        assert outcome[group, "base", "D4"] == "supported" == outcome[group, "large", "D4"]
+    effects = compared.query("group == 'all' and claim == 'D2' and budget == 'large'").set_index("first")["effect"]
+    assert effects["mha-minilmv2"] == pytest.approx(90 - (62 + 66) / 2)  # HS: the mappings that were run
+    assert set(compared["margin"]) == {5.0} and "D5" not in set(judged["claim"])
+
+
+def test_a_claim_on_a_method_that_did_not_learn_is_not_testable():
+    judged, _ = verdicts(constructed(unlearnt=("mha-minilmv2",)))
+    rows = judged.query("group == 'all'").set_index(["budget", "claim"])
+    assert rows.loc[("base", "D1"), "verdict"] == NOT_TESTABLE
+    assert "mha-minilmv2" in rows.loc[("base", "D1"), "reason"]
+    assert rows.loc[("base", "D7"), "verdict"] != NOT_TESTABLE  # it names mappings of HS alone
+
+
+def test_claims_are_restricted_to_what_was_run():
+    own = {claim.id: claim for claim in judged_on(["hs-last", "hs-uniform", "mha-minilmv2"])}
+    assert set(own) == {"D1", "D2", "D7"}
+    assert [c.label for c in own["D1"].contrasts] == ["mha-minilmv2 − hs-last", "mha-minilmv2 − hs-uniform"]
+    assert own["D2"].contrasts[0].members("HS") == ("hs-last", "hs-uniform")
+    everything = [m for claim in CLAIMS for c in claim.contrasts for m in c.methods]
+    assert [c.label for claim in judged_on(everything) for c in claim.contrasts] == [
+        c.label for claim in CLAIMS for c in claim.contrasts
+    ]
+
+
+def scores_of(values: dict[str, list[float]]) -> dict[str, xr.DataArray]:
+    seeds = range(1, len(next(iter(values.values()))) + 1)
+    axes = {"student": ["s"], "task": ["t"], "distillation_seed": list(seeds), "finetuning_seed": [1]}
+    return {m: xr.DataArray(np.array(v).reshape(1, 1, -1, 1) / 100, axes, AXES) for m, v in values.items()}
+
+
+def test_the_pooled_variance_by_hand():
+    """Two methods, three seeds: residuals of 1, 0 and -1, and the reverse, around the effects of the seeds."""
+    pooled = pool(scores_of({"a": [11, 10, 9], "b": [19, 20, 21]}))
+    assert pooled.variance == pytest.approx(4 / 2) and (pooled.freedom, pooled.seeds, pooled.apart) == (2, 3, ())
+    effect = pooled.effect(["a"], ["b"], Estimate(np.array(-10.0), np.array(9.0), np.array(1.0)))
+    assert float(effect.standard_error) == pytest.approx(np.sqrt(2 * 2 / 3)) and effect.mean == -10
+    shared = pool(scores_of({"a": [11, 12, 16], "b": [21, 22, 26]}))  # what seeds do to all alike is no chance
+    assert shared.variance == pytest.approx(0)
+
+
+def test_a_method_of_another_spread_is_kept_apart_and_keeps_its_own_error():
+    generator = np.random.default_rng(3)
+    values = {f"m{i}": list(50 + generator.normal(size=8)) for i in range(6)} | {
+        "wild": list(generator.normal(size=8) * 30)
+    }
+    pooled = pool(scores_of(values))
+    assert pooled.apart == ("wild",) and pooled.variance < 3
+    own = Estimate(np.array(1.0), np.array(7.0), np.array(2.0))
+    assert pooled.effect(["wild"], ["m1"], own) is own
+    assert pooled.effect(["m0"], ["m1"], own).standard_error < 1
+
+
+def test_with_one_seed_nothing_is_pooled_and_nothing_judged():
+    judged, _ = verdicts(constructed(seeds=(1,)))
+    assert set(judged["verdict"]) == {"undecided"}
+    assert pool(scores_of({"a": [1], "b": [2]})).freedom == 0
+
+
+def test_a_missing_score_is_named():
+    budgets = constructed()
+    gap = (budgets.scores["method"] == "od") & (budgets.scores["seed"] == 2) & (budgets.scores["task"] == "sts-b")
+    broken = Budgets(budgets.comparison, budgets.scores[~gap], budgets.training)
+    with pytest.raises(StudyError, match="od at budget base"):
+        table(broken)
+
+
+def test_tables_and_figure_are_written(tmp_path):
+    budgets = constructed(unlearnt=("od",))
+    tables = write_budgets(budgets, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "contrasts.csv",
+        "gap.csv",
+        "references.csv",
+        "verdicts.csv",
+    ]
+    assert references(budgets)["teacher"].tolist() == [90] * 3
+    figure = draw(budgets.comparison, tables["gap"])
+    assert [axes.get_title() for axes in figure.axes] == ["tasks that need context", "sentence tasks", "all tasks"]
+    assert all(len(axes.lines) >= len(METHODS) for axes in figure.axes)
