@@ -22,35 +22,52 @@ SCORES = {
 }
 
 
-def recommended(root, development=None) -> pd.DataFrame:
+def recommended(root, development=None, seeds=(1, 2, 3), scores=SCORES) -> pd.DataFrame:
     students = ("L3-H384", "L3-H192", "L6-H192")
-    made = make_study(root, ["none", "mlm", "od"], students)
+    made = make_study(root, ["none", "mlm", "od"], students, seeds)
     folder = made.layout.results
     folder.mkdir(parents=True)
     write(folder / "teacher.json", run_result("teacher", "teacher", 0, 0.8))
     write(folder / "latency.json", latency_result(students))
     write(folder / "tasks.json", SPLITS)
-    for cell, test in SCORES.items():
-        result = run_result(*cell, 1, test, (development or {}).get(cell, test))
-        write(folder / f"{cell[0]}_{cell[1]}_1.json", result)
+    for place, (cell, test) in enumerate(scores.items()):
+        for seed in seeds:  # seeds differ, and not by the same in all cells
+            noise = 0.001 * ((place + 1) * (seed - 2) % 5 - 2)
+            result = run_result(*cell, seed, test + noise, (development or {}).get(cell, test))
+            write(folder / f"{cell[0]}_{cell[1]}_{seed}.json", result)
     return made.analyse().recommendation
 
 
 def test_every_budget_has_its_model_and_the_promise_is_from_test_data(tmp_path):
-    """Latencies: L3-H384 10 ms, L6-H192 9 ms, L3-H192 5 ms; on development data the slowest is the best."""
+    """Latencies: L3-H384 10 ms, L6-H192 9 ms, L3-H192 5 ms; on test data a faster one beats the slowest."""
     table = recommended(tmp_path, {("od", "L3-H384"): 0.79, ("od", "L6-H192"): 0.70, ("od", "L3-H192"): 0.67})
     assert table["student"].tolist() == ["teacher", "L3-H384", "L6-H192", "L3-H192"]
     assert table["budget_ms"].tolist() == [20, 10, 9, 5] and table["method"].tolist() == ["teacher", "od", "od", "od"]
     shares = [100 * score / 80 for score in (80, 70, 79, 66)]
-    assert table["retained"].tolist() == pytest.approx(shares, abs=0.06)
-    assert table["loss"].tolist() == pytest.approx([0, 10, 1, 14])
-    assert table["reservation"].tolist() == ["", "", "", "not shown to beat training without a teacher"]
-    assert table["alike"].tolist() == [(), (), (), ("mlm",)]
+    assert table["retained"].tolist() == pytest.approx(shares, abs=0.3)
+    assert table["floor"].tolist()[1:] == pytest.approx([62.5] * 3, abs=0.3)
+    assert table["recommended"].tolist() == [True, False, True, True]
+    assert table["because"].tolist() == [
+        "",
+        "L6-H192 is faster and scores as high",
+        "",
+        "not shown to beat training without a teacher",
+    ]
 
 
-def test_a_student_that_a_faster_one_beats_on_development_data_is_left_out(tmp_path):
-    table = recommended(tmp_path, {("od", "L6-H192"): 0.60, ("mlm", "L6-H192"): 0.55, ("od", "L3-H192"): 0.66})
-    assert table["student"].tolist() == ["teacher", "L3-H384", "L3-H192"]
+def test_what_is_not_above_the_untrained_floor_is_never_recommended(tmp_path):
+    """The rule that development data pick a method that harms its student."""
+    scores = SCORES | {("none", "L3-H384"): 0.72}
+    table = recommended(tmp_path, {("od", "L3-H384"): 0.9}, scores=scores).set_index("student")
+    assert table.loc["L3-H384", "method"] == "od" and not table.loc["L3-H384", "recommended"]
+    assert "not shown to beat no training" in table.loc["L3-H384", "because"]
+    assert table.loc["L3-H384", "floor"] == pytest.approx(90, abs=0.3)
+
+
+def test_one_seed_recommends_nothing(tmp_path):
+    table = recommended(tmp_path, seeds=(1,))
+    assert table["recommended"].tolist() == [True, False, False, False]
+    assert all("one distillation seed" in because for because in table["because"][1:])
 
 
 def test_published_shares_of_the_teacher():
