@@ -16,7 +16,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check plan repro report tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
+.PHONY: help environment check plan repro report export tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,7 +27,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed (make PYTHON=python3.12 ...)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[export]"
 	touch $@
 
 check: environment  ## validate params.yaml under PROFILE (default: laptop)
@@ -53,6 +53,9 @@ report: plan  ## figures and pages of PROFILE again, from its committed results 
 	$(IN) dvc repro plan notebooks
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro --single-item report
+
+export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8
+	@python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers)
 
 tune: plan  ## choose learning rates on development data (writes reports/tuning)
 	$(IN) dvc repro plan notebooks

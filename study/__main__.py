@@ -6,6 +6,7 @@ python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study tunings [PROFILE]         print the descriptions of what `make tune` tries
 python -m study tuned [PROFILE]           print the learning rates that reports/tuning speaks for
 python -m study report [PROFILE]          turn the executed analyses into the HTML report
+python -m study export RUN [--format F]   write a trained student as programs load it, with its card
 """
 
 from __future__ import annotations
@@ -72,7 +73,16 @@ def _report(options: argparse.Namespace) -> None:
     print(f"report: {write_report(resolve(options.profile))}")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from study.shipping.export import export
+
+    print(f"export: {export(resolve(options.profile), options.name, options.format, options.to)}")
+
+
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
+COMMANDS |= {"export": _export}
+#: Names of study.shipping.export.FORMATS: listed here, so that a parser needs no PyTorch.
+FORMATS = ("transformers", "sentence-transformers", "onnx", "onnx-int8")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute a notebook")
     run.add_argument("notebook", type=Path)
     run.add_argument("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
+    shipped = commands.add_parser("export", help="write a trained student as programs load it")
+    shipped.add_argument(
+        "name", metavar="RUN", help="<setting>_<method>_<student>_<seed>, then the budget if not the base"
+    )
+    shipped.add_argument("--profile", default=DEFAULT_PROFILE)
+    shipped.add_argument("--format", choices=FORMATS, default="transformers")
+    shipped.add_argument("--to", type=Path, help="a new or empty folder (default: exports/RUN/FORMAT)")
     run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
     return parser
 

@@ -25,7 +25,7 @@ FLOORS = [
     ["study.distillation"],
     ["study.evaluation"],
     ["study.analysis"],
-    ["study.speed"],
+    ["study.speed", "study.shipping"],
     ["study.__main__"],
 ]
 #: Analyses read small files alone; the explorer looks into models.

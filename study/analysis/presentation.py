@@ -195,11 +195,7 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler:
         rows, "recommendation", words=["setting", "take"], wide=["recommended", "distilled by"], groups=groups
     )
     none = [a.setting for a in analyses if not a.recommendation.query("student != @TEACHER")["recommended"].any()]
-    if none:
-        shown = shown.set_caption(
-            f"No student is recommended in: {', '.join(none)}; the rows in brackets say why. They are listed alone."
-        )
-    return shown
+    return shown.set_caption(f"No student is recommended in {' or '.join(none)}: the rows say why.") if none else shown
 
 
 def verdicts(analysis: Analysis) -> Styler:

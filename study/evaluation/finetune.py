@@ -285,13 +285,14 @@ def linear_probe(
 ) -> float:
     """The task's main metric on development data of a linear probe: what fine-tuning reaches before its first step."""
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
-    return _frozen_score(description, model, task, splits["development"], collate)
+    return frozen_score(description, model, task, splits["development"], collate)
 
 
 @torch.no_grad()
-def _frozen_score(
+def frozen_score(
     description: Judging, model: MeanPoolingClassifier, task: Task, examples: Dataset, collate: Collator
 ) -> float:
+    """The task's main metric of a model as it is on ``examples``."""
     batch_size, bf16 = 2 * description.finetuning.batch_size, use_bf16(description.precision)
     features, labels = labelled_features(model, examples, collate, batch_size, bf16)
     logits = model.output(torch.from_numpy(features)).numpy()
@@ -316,7 +317,7 @@ def finetune(
     budget, bf16 = description.finetuning, use_bf16(description.precision)
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
     frozen = {
-        split: _frozen_score(description, model, task, examples, collate)
+        split: frozen_score(description, model, task, examples, collate)
         for split, examples in splits.items()
         if look_at_test and split != "train"
     }

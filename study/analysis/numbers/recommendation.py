@@ -11,7 +11,17 @@ from study.analysis.numbers.results import BASELINE, FLOOR, Results
 from study.analysis.numbers.statistics import BOTH_SEEDS, covered, difference, estimate, of_method, replicates
 from study.descriptions import TEACHER
 
-COLUMNS = ["setting", "budget_ms", "speed_up", "student", "method", "retained", "retained_low", "retained_high", "floor"]
+COLUMNS = [
+    "setting",
+    "budget_ms",
+    "speed_up",
+    "student",
+    "method",
+    "retained",
+    "retained_low",
+    "retained_high",
+    "floor",
+]
 COLUMNS += ["loss", "recommended", "because", "alike"]
 
 

