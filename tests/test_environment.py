@@ -23,6 +23,11 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+def declared_packages() -> list[str]:
+    """What the project needs, for everything and for its extras."""
+    return [*project()["dependencies"], *(name for own in project()["optional-dependencies"].values() for name in own)]
+
+
 def constraints() -> list[tuple[str, str]]:
     """Name and version of every line of constraints.txt that is not a comment."""
     lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
@@ -44,7 +49,7 @@ def conda() -> tuple[list[str], list[str]]:
 def test_every_dependency_of_the_project_is_pinned_to_one_version():
     names = [name for name, _ in constraints()]
     assert len(set(names)) == len(names)
-    for requirement in project()["dependencies"]:
+    for requirement in declared_packages():
         assert re.fullmatch(r"[\w.-]+", requirement), f"{requirement}: the version belongs into constraints.txt"
         assert normal(requirement) in names, requirement
 
@@ -52,12 +57,12 @@ def test_every_dependency_of_the_project_is_pinned_to_one_version():
 def test_conda_installs_the_same_versions():
     """By the study's own list of what it needs, under the constraints, and by nothing else."""
     section, packages = conda()
-    assert section == ["--constraint constraints.txt", "--editable ."]
+    assert section == ["--constraint constraints.txt", "--editable .[export]"]
     assert {re.match(r"[\w.-]+", entry)[0] for entry in packages} == {"python", "pip"}
 
 
 def test_make_installs_the_same_versions():
-    (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "--editable ." in line)
+    (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "--editable" in line)
     assert "--constraint constraints.txt" in line
 
 
@@ -84,7 +89,12 @@ def test_what_the_study_imports_is_declared():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition(".")[0])
     ours = {"study", *(path.stem for path in ROOT.glob("tests/*.py"))}
-    declared = set(map(normal, project()["dependencies"]))
-    packages = {"sklearn": "scikit-learn", "ruamel": "ruamel-yaml", "PIL": "pillow"}
+    declared = set(map(normal, declared_packages()))
+    packages = {
+        "sentence_transformers": "sentence-transformers",
+        "sklearn": "scikit-learn",
+        "ruamel": "ruamel-yaml",
+        "PIL": "pillow",
+    }
     used = {packages.get(name, name).lower() for name in imported - ours - set(sys.stdlib_module_names)}
     assert used - declared == set(), "imported but not declared in pyproject.toml"
