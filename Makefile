@@ -2,6 +2,9 @@
 PYTHON ?= python3
 JOBS ?= 2
 PROFILE ?= laptop
+ifneq ($(shell printf '%s' '$(JOBS)' | grep -cxE '[1-9][0-9]?'),1)
+$(error JOBS = $(JOBS); allowed: a number of processes from 1 to 99)
+endif
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)

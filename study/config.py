@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Annotated, Literal
 
@@ -52,6 +53,9 @@ def _known_text(name: str) -> str:
 
 
 TextName = Annotated[str, AfterValidator(_known_text)]
+
+#: What names of settings, students, methods and budgets are made of: no underscore, which joins them in names of files.
+NAME, NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*"), "a letter or digit, then letters, digits and . + -"
 
 #: The budget that `distillation` itself states.
 BASE_BUDGET = "base"
@@ -334,6 +338,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self):
+        self._names_are_plain()
         self._names_are_known()
         for name in self.grid.settings:
             for task in self.settings[name].tasks:
@@ -349,6 +354,16 @@ class Params(Section):
         for name, ablations in self.grid.ablations.items():
             self._ablations_fit(name, ablations)
         return self
+
+    def _names_are_plain(self) -> None:
+        named: dict[str, Iterable[str]] = {"settings": self.settings, "students": self.students}
+        named |= {"methods": self.methods, "budgets": self.budgets}
+        for key, names in named.items():
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{key}: the name {name!r} cannot stand in names of files and stages; allowed: {NAMES}"
+                    )
 
     def _names_are_known(self) -> None:
         grid, trained = self.grid, [name for name, own in self.methods.items() if isinstance(own, Trained)]

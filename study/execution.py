@@ -12,6 +12,8 @@ from typing import Any
 
 from study.files import StudyError, find_root, make_folder
 
+#: Variables that launchers of distributed training set.
+LAUNCHERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 #: Environment variable with the process id of the command that started all of this (the Makefile sets it).
 STARTER = "STUDY_STARTER"
 
@@ -41,10 +43,12 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
     for name in parameters:
         if name not in known:
             raise StudyError(f"{notebook.name}: parameter {name!r} is unknown; allowed: {', '.join(known)}")
+    root = (root or find_root()).resolve()
+    code = Path(__file__).resolve().parents[1]
+    if (root / "study").is_dir() and code != root:
+        raise StudyError(f"the environment in use runs the code of {code}; allowed: that of {root} (make environment)")
     make_folder(executed.parent)
-    os.environ.update(
-        TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
-    )
+    _set_environment()
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -52,7 +56,7 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
             parameters=parameters,
             kernel_name="python3",
             language="python",
-            cwd=str((root or find_root()) / "notebooks"),
+            cwd=str(root / "notebooks"),
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
@@ -64,6 +68,26 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
         raise StudyError(reason) from None
     except DeadKernelError:
         raise StudyError(f"{notebook.name}: the notebook's process was killed (often: not enough memory)") from None
+
+
+def _set_environment() -> None:
+    """What a notebook's process inherits: params decide, whatever a launcher, an IDE or another project left there.
+
+    Its Python and packages are those of this process, its figures are drawn into the notebook, and variables by which
+    launchers of distributed training steer accelerate and PyTorch are taken out.
+    """
+    for name in list(os.environ):
+        if name.startswith("ACCELERATE_") or name in LAUNCHERS:
+            del os.environ[name]
+    os.environ.update(
+        TRANSFORMERS_VERBOSITY="error",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+        JUPYTER_PATH=str(Path(sys.prefix) / "share" / "jupyter"),
+        JUPYTER_PREFER_ENV_PATH="1",
+        PYTHONPATH=str(Path(__file__).resolve().parents[1]),
+    )
 
 
 def end_with_starter(seconds: float = 1.0) -> None:

@@ -39,6 +39,8 @@ def profile_folder(profile: str, root: Path | None = None) -> Path:
     if profile == DEFAULT_PROFILE:
         return root
     folder = root / "profiles" / profile
+    if "/" in profile or profile.startswith("."):
+        raise StudyError(f"profile {profile!r} is no name; allowed: that of a folder in profiles/")
     if not (folder / "params.yaml").is_file():
         known = sorted(path.parent.name for path in (root / "profiles").glob("*/params.yaml"))
         problem = "has no params.yaml" if folder.is_dir() else "is unknown"

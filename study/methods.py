@@ -31,7 +31,8 @@ class Sparse(Section):
 
 
 Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
+#: At most a million, so that fine-tuning's draws (study/evaluation/scores.py) stay below what generators take.
+Seed = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]

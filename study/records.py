@@ -145,7 +145,7 @@ class Labelled(Record):
 
     ``hashes``: what its numbers rest on (``corpus``, ``tasks``, ``weights`` of the model, ``teacher``) -> SHA-256, as
     :func:`study.files.content_hash`; empty where the file was made before hashes were recorded. ``commit``: first 12
-    digits, of the study's own repository; None outside one.
+    digits, of the study's own repository, and a + where its code had changes; None outside one.
     """
 
     schema_version: Literal[2] = Field(alias="schema")

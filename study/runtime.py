@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from study.files import StudyError
+
 
 def use_bf16(precision: str) -> bool:
     """Whether to run under bf16 autocast: ``auto`` means where the processor has bf16 instructions of its own."""
@@ -55,12 +57,31 @@ def environment() -> dict[str, Any]:
 
 
 def commit(folder: Path) -> str | None:
-    """The first 12 digits of the commit that the folder's files come from; None outside a git repository."""
-    try:
-        outcome = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
-    except OSError:  # git is not there
+    """The first 12 digits of the commit that the study's code comes from, with a + where it was changed since.
+
+    None where the study is not in a repository of its own: outside any, or unpacked inside another one.
+
+    Raises:
+        StudyError: git refuses to read a repository that belongs to another user.
+    """
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if top is None or not (Path(top) / "study" / "runtime.py").is_file():
         return None
-    return outcome.stdout.strip()[:12] if outcome.returncode == 0 else None
+    head = _git(folder, "rev-parse", "HEAD")
+    changed = _git(Path(top), "status", "--porcelain", "--untracked-files=no", "--", "study", "notebooks")
+    return head and head[:12] + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What a git command prints; None where it fails or git is not there."""
+    try:
+        outcome = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return None
+    if "dubious ownership" in outcome.stderr:
+        advice = "see `git config --global --add safe.directory`"
+        raise StudyError(f"{folder}: git says dubious ownership: it belongs to another user ({advice})")
+    return outcome.stdout.strip() if outcome.returncode == 0 else None
 
 
 def _processor() -> str:

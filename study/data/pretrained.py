@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,6 +23,13 @@ from transformers import (
 from study.config import Teacher
 from study.data import quantised, sources
 from study.files import StudyError
+
+#: Families whose layers are read, by ``model_type``.
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
+#: How names of weights begin that an encoder does without.
+HEADS, POOLERS = ("cls.", "lm_head."), ("pooler.", "bert.pooler.", "roberta.pooler.")
+#: Texts on which a tokenizer has to agree with its own file.
+PROBES = ("Ein Grün, naïve café", "WORDS and Words", "汉字 and हिन्दी", "a-b_c 12.5%", "  two  blanks\n")
 
 #: Teachers inside the pinned packages of study.data.sources: name -> writes its folder as `from_pretrained` reads it.
 EMBEDDED: dict[str, Callable[[Path], object]] = {
@@ -41,13 +50,18 @@ def load_pretrained(teacher: Teacher) -> tuple[PreTrainedModel, PreTrainedTokeni
             EMBEDDED[teacher.name](Path(folder))
             source = folder
         try:
+            _check_family(teacher.name, AutoConfig.from_pretrained(source))
             tokenizer = AutoTokenizer.from_pretrained(source)
-            encoder = AutoModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False)
-        except (OSError, ValueError) as error:
+            encoder, loaded_keys = AutoModel.from_pretrained(
+                source, dtype=torch.float32, add_pooling_layer=False, output_loading_info=True
+            )
+        except (OSError, ValueError, TypeError) as error:
             raise StudyError(
                 f"teacher {teacher.name!r} cannot be loaded; allowed: {', '.join(EMBEDDED)}, a folder or a hub name"
                 f" ({str(error).splitlines()[0]})"
             ) from None
+        _check_weights(f"teacher {teacher.name}", loaded_keys)
+        _check_tokenizer(teacher.name, tokenizer, encoder.config, Path(source))
     config = encoder.config
     loaded = {
         "layers": config.num_hidden_layers,
@@ -67,12 +81,17 @@ def load_model(folder: Path, attention_implementation: str, head: bool = True) -
     """A model the study has saved, as a masked language model (``head``) or as a bare encoder, in float32.
 
     Raises:
-        StudyError: nothing is saved there.
+        StudyError: nothing is saved there, or weights are missing or too many.
     """
     _check_saved(folder)
+    options: dict[str, Any] = {"attn_implementation": attention_implementation, "output_loading_info": True}
     if head:
-        return AutoModelForMaskedLM.from_pretrained(folder, attn_implementation=attention_implementation)
-    return AutoModel.from_pretrained(folder, attn_implementation=attention_implementation, add_pooling_layer=False)
+        model, loaded_keys = AutoModelForMaskedLM.from_pretrained(folder, **options)
+    else:
+        model, loaded_keys = AutoModel.from_pretrained(folder, add_pooling_layer=False, **options)
+    # A head over an encoder that was saved without one is random, and used by nothing that is saved or scored.
+    _check_weights(str(folder), loaded_keys, without=() if has_language_modelling_head(folder) else HEADS)
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -105,6 +124,58 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def has_language_modelling_head(folder: Path) -> bool:
     """Whether the model saved there has a trained language-modelling head."""
     return "MaskedLM" in str(AutoConfig.from_pretrained(folder).architectures)
+
+
+def _check_family(name: str, config: Any) -> None:
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if config.model_type not in FAMILIES or positions != "absolute":
+        found = config.model_type if positions == "absolute" else f"position_embedding_type = {positions}"
+        raise StudyError(f"teacher {name}: {found} cannot be read; allowed: {', '.join(FAMILIES)}, absolute positions")
+
+
+def _check_weights(name: str, loaded: Any, without: tuple[str, ...] = ()) -> None:
+    """Refuse a model whose file lacks weights, which would be random, or has others that fit nowhere.
+
+    Args:
+        loaded: what ``from_pretrained`` says of missing and unexpected keys.
+        without: prefixes of weights that may be missing.
+    """
+    missing = sorted(key for key in loaded["missing_keys"] if not key.startswith(without or ("\0",)))
+    extra = sorted(key for key in loaded["unexpected_keys"] if not key.startswith((*HEADS, *POOLERS)))
+    shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loaded.get("mismatched_keys") or ())
+    for problem, keys in (("lacks", missing), ("has unexpected", extra), ("has other shapes of", shapes)):
+        if keys:
+            more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+            raise StudyError(
+                f"{name}: its file {problem} weights: {', '.join(keys[:2])}{more}; allowed: all the model's"
+            )
+
+
+def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Any, folder: Path) -> None:
+    """Refuse a tokenizer that lacks what training needs, that is not the model's, or not the one in its folder."""
+    for token in ("mask_token", "cls_token", "sep_token", "pad_token"):
+        if getattr(tokenizer, token, None) is None:
+            raise StudyError(
+                f"teacher {name}: its tokenizer has no {token}; allowed: one that has mask, cls, sep and pad"
+            )
+    largest = max(tokenizer.get_vocab().values()) + 1
+    if largest > config.vocab_size or largest < 0.9 * config.vocab_size:
+        raise StudyError(
+            f"teacher {name}: its tokenizer has {largest:,} tokens and its embeddings {config.vocab_size:,};"
+            " allowed: the tokenizer that the model was trained with"
+        )
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    written = Tokenizer.from_file(str(file))
+    written.no_truncation()
+    written.no_padding()
+    for text in PROBES:
+        if written.encode(text).ids != tokenizer(text)["input_ids"]:
+            raise StudyError(
+                f"teacher {name}: transformers reads {text!r} otherwise than tokenizer.json says"
+                " (its normaliser or pre-tokeniser is ignored); allowed: a tokenizer that loads as it is written"
+            )
 
 
 def _check_saved(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ def with_language_modelling_head(encoder: PreTrainedModel, token_counts: Tensor)
     Args:
         token_counts: (vocabulary,), how often each token occurs in the corpus.
     """
-    model = AutoModelForMaskedLM.from_config(encoder.config, attn_implementation=encoder.config._attn_implementation)
+    config = copy.deepcopy(encoder.config)
+    config.tie_word_embeddings = True  # whatever the encoder's own file says: an untied matrix would start at random
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation=encoder.config._attn_implementation)
     model.base_model.load_state_dict(encoder.state_dict())
     frequencies = (token_counts.double() + 1) / (token_counts.sum() + len(token_counts))
     with torch.no_grad():

@@ -113,6 +113,7 @@ def project_teacher(
     moments, directions = torch.linalg.eigh(sum(h.T @ h for h in hidden) / sum(len(h) for h in hidden))
     projection = directions[:, -width:].flip(1).T  # P, (H_S, H_T)
     scale = moments[-width:].flip(0).clamp(min=0).sqrt()  # l^(1/2), (H_S,)
+    scale = scale.where(scale > 1e-6 * scale.max(), 0.0)  # a direction without variance carries nothing
 
     pairs = zip(_encoder(teacher).embeddings.modules(), _encoder(student).embeddings.modules(), strict=True)
     for source, target in pairs:
@@ -175,19 +176,20 @@ def _project_attention(target: Any, source: Any, projection: Tensor, scale: Tens
         (getattr(source.self, name).weight @ projection.T).view(heads, large, -1) for name in ("query", "key", "value")
     )
     q_bias = source.self.query.bias.view(heads, large, 1)
+    divisor = scale.where(scale > 0, torch.inf)  # weights of what carries nothing are zero
     queries = torch.cat([q_weight * scale, q_bias], dim=2)  # (heads, large, H_S + 1): the last column is the constant
     temper = (small / large) ** 0.5  # both models divide their scores by the root of their own head size
     left, right = _cut(queries * temper, k_weight * scale, small)
-    target.self.query.weight.copy_((left[:, :, :-1] / scale).flatten(0, 1))
+    target.self.query.weight.copy_((left[:, :, :-1] / divisor).flatten(0, 1))
     target.self.query.bias.copy_(left[:, :, -1].flatten())
-    target.self.key.weight.copy_((right / scale).flatten(0, 1))
+    target.self.key.weight.copy_((right / divisor).flatten(0, 1))
     target.self.key.bias.zero_()
 
     o_weight = projection @ source.output.dense.weight  # (H_S, H_T)
     per_head = o_weight.view(len(projection), heads, large).permute(1, 2, 0)  # (heads, large, H_S)
     left, right = _cut(per_head, v_weight * scale, small)
     target.output.dense.weight.copy_(left.flatten(0, 1).T)
-    target.self.value.weight.copy_((right / scale).flatten(0, 1))
+    target.self.value.weight.copy_((right / divisor).flatten(0, 1))
     target.self.value.bias.zero_()
     target.output.dense.bias.copy_(o_weight @ source.self.value.bias + projection @ source.output.dense.bias)
 
