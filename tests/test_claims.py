@@ -229,6 +229,18 @@ def test_failures_are_corrected_over_the_claims_contrasts_and_successes_need_non
     assert single("superior", [-3, -3.01, -2.99], holds)[0]["verdict"] == "contradicted"
 
 
+def test_the_interval_beside_a_verdict_agrees_with_it():
+    """Of a supported claim it lies above zero, of a contradicted one below, of an undecided one around."""
+    generator, seen = np.random.default_rng(0), set()
+    for _ in range(150):
+        ends = generator.normal(size=(generator.integers(1, 4), 2)).cumsum(axis=1) * [1, 2]
+        row, _ = single("superior", *(around(low, low + abs(width) + 0.05) for low, width in ends))
+        seen.add(row["verdict"])
+        sides = {"supported": row["low"] > 0, "contradicted": row["high"] < 0}
+        assert sides.get(row["verdict"], row["low"] <= 0 <= row["high"]), row
+    assert seen == {"supported", "contradicted", "undecided"}
+
+
 def test_the_contrast_that_settles_a_claim_is_the_weakest_or_the_one_that_fails():
     row, _ = single("superior", around(1, 3), around(0.1, 3))
     assert row["verdict"] == "supported" and row["contrast"] == "a1 − b"

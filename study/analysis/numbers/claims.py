@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy import stats
 
 from study.analysis.numbers.results import FLOOR, Results
 from study.analysis.numbers.statistics import (
@@ -219,7 +220,7 @@ def contrasts(
     Effects are means of differences paired by student, task and seeds; intervals: :func:`statistics.estimate`.
 
     Columns: claim, contrast, first, second, test, margin, lower, upper (bounds of the region), effect, low, high (95 %,
-    of this contrast alone; NaN with one run per method, student and task), p_inside (of the effect lying outside the
+    of this contrast alone; NaN with one run per method, student and task), freedom (of these), p_inside (of the effect lying outside the
     region: small if it is shown inside), p_outside (the reverse, Holm-corrected over the claim's contrasts), runs
     (distilled models compared), finetunings, covers (the seeds whose chance low and high hold), missing (methods that
     the results lack, joined by commas; effects are then NaN), shown (supported if the effect is shown inside the
@@ -243,7 +244,7 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pooled: Pooled | 
         row: dict[str, Any] = {"claim": claim.id, "contrast": contrast.label}
         row |= {"first": contrast.first, "second": contrast.second, "test": contrast.test, "margin": contrast.margin}
         row |= {"lower": lower, "upper": upper}
-        row |= dict.fromkeys(("effect", "low", "high", "p_inside", "p_outside"), np.nan)
+        row |= dict.fromkeys(("effect", "low", "high", "freedom", "p_inside", "p_outside"), np.nan)
         if not missing:
             sides = contrast.members(contrast.first), contrast.members(contrast.second)
             first, second = (_mean(scores, members) for members in sides)
@@ -252,6 +253,7 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pooled: Pooled | 
                 effect = pooled.effect(*sides, otherwise=effect)
             low, high = effect.interval()
             row |= {"effect": float(effect.mean), "low": float(low), "high": float(high)}
+            row["freedom"] = float(effect.freedom)
             row["p_inside"] = float(np.maximum(effect.p_above(lower), effect.p_below(upper)))
             row["p_outside"] = float(np.minimum(effect.p_below(lower), effect.p_above(upper)))
         row["runs"] = sum(models(scores[method]) for method in there)
@@ -280,8 +282,9 @@ def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple
     covers, not_above_floor (methods of the claim not shown to score above the untrained floor on the students that they
     were run on, joined by commas: a ranking of what does not beat no training is worth little), figure (that shows it).
 
-    low and high are those of the one contrast, uncorrected, while p_outside is corrected over the contrasts of the
-    claim: an interval may lie outside the region of a claim that is not contradicted. Judge by p.
+    low and high agree with the verdict: of a supported claim they are the 95 % interval, which lies inside the region,
+    as that of every other contrast does; else they are simultaneous over the k contrasts of the claim (Bonferroni,
+    100 - 5 / k %), and lie outside the region exactly if the claim is contradicted.
 
     Args:
         scores: :func:`claim_scores`. table: their :func:`contrasts`, of the same claims.
@@ -299,7 +302,8 @@ def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple
         if len(known):
             chosen = known.loc[[ranks.idxmin() if verdict == CONTRADICTED else ranks.idxmax()]]
         (decisive,) = chosen.to_dict("records")
-        row |= {name: decisive[name] for name in ("contrast", "test", "margin", "effect", "low", "high")}
+        row |= {name: decisive[name] for name in ("contrast", "test", "margin", "effect")}
+        row |= _interval(decisive, 1 if verdict == SUPPORTED else int(known["p_outside"].notna().sum()))
         row |= {"p_inside": decisive["p_inside"], "p_outside": decisive["p_outside"], "p": decisive[column]}
         methods = dict.fromkeys(method for contrast in claim.contrasts for method in contrast.methods)
         run = {method: scores[method] for method in methods if method in scores}
@@ -307,6 +311,13 @@ def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple
         row |= {"covers": decisive["covers"], "not_above_floor": ", ".join(_not_above_floor(run, scores.get(FLOOR)))}
         rows.append(row | {"figure": FIGURE})
     return pd.DataFrame(rows)
+
+
+def _interval(decisive: dict[str, Any], contrasts: int) -> dict[str, float]:
+    """low and high of a contrast, simultaneous over so many, from its 95 % interval."""
+    half, freedom = (decisive["high"] - decisive["low"]) / 2, decisive["freedom"]
+    wider = stats.t.ppf(1 - ALPHA / max(contrasts, 1), freedom) / stats.t.ppf(1 - ALPHA, freedom)
+    return {"low": decisive["effect"] - wider * half, "high": decisive["effect"] + wider * half}
 
 
 def _not_above_floor(scores: dict[str, xr.DataArray], floor: xr.DataArray | None) -> list[str]:
