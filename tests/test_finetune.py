@@ -150,7 +150,8 @@ def test_the_epoch_kept_is_the_best_on_development_data_and_is_the_one_tested(fo
         run = finetune(
             tuned(folder, epochs=4), folder / "pretrained", CLASSES, splits, words, 1, rate, look_at_test=True
         )
-        assert len(seen) == 5
+        probed, seen[:2] = seen[:2], []  # the linear probe before any training, on development and test data
+        assert run.frozen == {"development": probed[0]["accuracy"], "test": probed[1]["accuracy"]} and len(seen) == 5
         accuracies = [metrics["accuracy"] for metrics in seen[:4]]
         assert run.development["accuracy"] == max(accuracies) == run.test["accuracy"]
         assert run.epoch == accuracies.index(max(accuracies)) + 1

@@ -112,11 +112,13 @@ def test_every_language_of_the_budget_is_tested_with_the_one_model_kept(folder, 
     assert run.languages["fr"] == run.test
     assert run.languages["es"]["accuracy"] == pytest.approx(1 - run.test["accuracy"])
     assert several.language_examples == {"es": 48, "fr": 48}
-    english = {"runs": [run.model_copy(update={"languages": {}})], "language_examples": {}}
+    frozen = {split: score for split, score in run.frozen.items() if split in ("development", "test")}
+    assert set(run.frozen) == {"development", "test", "test-es", "test-fr"}
+    english = {"runs": [run.model_copy(update={"languages": {}, "frozen": frozen})], "language_examples": {}}
     assert several.model_copy(update=english) == entries["one"]  # testing in more languages changes nothing else
 
 
-PROBE = Task("retrieval", dict, None, "accuracy", ("accuracy",), True, "", ("en", "es", "fr"), probe=True)
+PROBE = Task("retrieval", dict, None, "accuracy", ("accuracy",), True, "", ("en", "es", "fr"), kind="retrieval")
 
 
 def with_probe(evaluation: Evaluation, test: int | None = None, languages=("en", "es")) -> Evaluation:
