@@ -220,11 +220,11 @@ def contrasts(
     Effects are means of differences paired by student, task and seeds; intervals: :func:`statistics.estimate`.
 
     Columns: claim, contrast, first, second, test, margin, lower, upper (bounds of the region), effect, low, high (95 %,
-    of this contrast alone; NaN with one run per method, student and task), freedom (of these), p_inside (of the effect lying outside the
-    region: small if it is shown inside), p_outside (the reverse, Holm-corrected over the claim's contrasts), runs
-    (distilled models compared), finetunings, covers (the seeds whose chance low and high hold), missing (methods that
-    the results lack, joined by commas; effects are then NaN), shown (supported if the effect is shown inside the
-    region, contradicted if outside, else undecided).
+    of this contrast alone; NaN with one run per method, student and task), freedom (of these), p_inside (of the effect
+    lying outside the region: small if it is shown inside), p_outside (the reverse, Holm-corrected over the claim's
+    contrasts), runs (distilled models compared), finetunings, covers (the seeds whose chance low and high hold),
+    missing (methods that the results lack, joined by commas; effects are then NaN), shown (supported if the effect is
+    shown inside the region, contradicted if outside, else undecided).
 
     Args:
         scores: :func:`claim_scores`.
@@ -314,7 +314,7 @@ def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple
 
 
 def _interval(decisive: dict[str, Any], contrasts: int) -> dict[str, float]:
-    """low and high of a contrast, simultaneous over so many, from its 95 % interval."""
+    """Bounds of a contrast, simultaneous over so many, from its 95 % interval."""
     half, freedom = (decisive["high"] - decisive["low"]) / 2, decisive["freedom"]
     wider = stats.t.ppf(1 - ALPHA / max(contrasts, 1), freedom) / stats.t.ppf(1 - ALPHA, freedom)
     return {"low": decisive["effect"] - wider * half, "high": decisive["effect"] + wider * half}
