@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from study.methods import (
     AttentionRelation,
@@ -23,36 +23,11 @@ from study.methods import (
     Seed,
     Sparse,
     TaskName,
+    TextName,
     Trained,
     Variant,
     Weight,
 )
-
-#: Texts and the languages (ISO 639-1) each has; ``settings.<name>.texts`` names one as ``text`` in English, else as
-#: ``text-language``.
-TEXT_LANGUAGES = {
-    "wikipedia": ("en", "es", "fr"),
-    "boolq": ("en",),
-    "quac": ("en",),
-    "xsum": ("en",),
-    "multilexsum": ("en",),
-    "sotu": ("en",),
-    "interface": ("bg", "de", "el", "ru", "vi", "zh"),
-}
-TEXTS = tuple(
-    text if language == "en" else f"{text}-{language}"
-    for text, languages in TEXT_LANGUAGES.items()
-    for language in languages
-)
-
-
-def _known_text(name: str) -> str:
-    if name not in TEXTS:
-        raise ValueError(f"unknown; allowed: {', '.join(TEXTS)}")
-    return name
-
-
-TextName = Annotated[str, AfterValidator(_known_text)]
 
 #: What names of settings, students, methods and budgets are made of: no underscore, which joins them in names of files.
 NAME, NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*"), "a letter or digit, then letters, digits and . + -"

@@ -1,10 +1,10 @@
-"""Methods as validated models: the options of each objective, and variants that change some of them."""
+"""Methods as validated models: options of each objective, variants that change some; names of texts and tasks."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_serializer, model_validator
 
 
 class Section(BaseModel):
@@ -57,6 +57,33 @@ TaskName = Literal[
     "sentence-order-multilingual",
     "masked-word-multilingual",
 ]
+
+
+#: Texts and the languages (ISO 639-1) each has; ``settings.<name>.texts`` names one as ``text`` in English, else as
+#: ``text-language``.
+TEXT_LANGUAGES = {
+    "wikipedia": ("en", "es", "fr"),
+    "boolq": ("en",),
+    "quac": ("en",),
+    "xsum": ("en",),
+    "multilexsum": ("en",),
+    "sotu": ("en",),
+    "interface": ("bg", "de", "el", "ru", "vi", "zh"),
+}
+TEXTS = tuple(
+    text if language == "en" else f"{text}-{language}"
+    for text, languages in TEXT_LANGUAGES.items()
+    for language in languages
+)
+
+
+def _known_text(name: str) -> str:
+    if name not in TEXTS:
+        raise ValueError(f"unknown; allowed: {', '.join(TEXTS)}")
+    return name
+
+
+TextName = Annotated[str, AfterValidator(_known_text)]
 
 
 class Untrained(Sparse):

@@ -24,7 +24,6 @@ from tiny_training import adapted, distilled, stream
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, default_data_collator
 
-from study.config import TEXTS as TEXT_NAMES
 from study.config import TaskBudget, Teacher
 from study.data import cleaning, storage
 from study.data.corpus import pack
@@ -44,6 +43,7 @@ from study.evaluation.representations import compare_layers
 from study.evaluation.retrieval import retrieve
 from study.evaluation.scores import evaluate_task, masked_language_modelling, size
 from study.files import Layout
+from study.methods import TEXTS as TEXT_NAMES
 from study.revisions import REVISIONS
 
 GOLDEN = Path(__file__).parent / "golden.json"

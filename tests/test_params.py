@@ -14,9 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from study import StudyError
-from study.config import TASK_LANGUAGES, TEXTS
+from study.config import TASK_LANGUAGES
 from study.files import find_root
-from study.methods import TaskName
+from study.methods import TEXTS, TaskName
 from study.params import load_params, merge, read_yaml
 from study.revisions import REVISIONS
 
