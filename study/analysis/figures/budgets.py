@@ -12,8 +12,8 @@ from study.descriptions import Comparison
 
 GAP = (
     "Share of the gap between the untrained student (0) and the teacher (100) that a method closes, against the tokens"
-    " its students read, by kind of task; bars: 95 % intervals over distillation seeds; circled: a method that did not"
-    " learn."
+    " its students read, by kind of task; bars: 95 % intervals over distillation seeds, where there are several;"
+    " circled: a method whose loss did not fall or whose mean over all tasks is below the floor."
 )
 _TITLES = {"context": "tasks that need context", "sentence": "sentence tasks", "all": "all tasks"}
 
@@ -40,9 +40,9 @@ def gap_closed(comparison: Comparison, closed: pd.DataFrame) -> Figure:
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.axhline(100, color=GREY, linewidth=0.8, linestyle=":")
         axes.set(title=_TITLES[str(group)], xscale="log", xlabel="tokens", ylabel="gap closed (%)")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2g} M"))
         axes.set_xticks(sorted(closed["tokens"].unique()))
         axes.minorticks_off()
         axes.grid(axis="y")
-    method_legend(figure, look, handle("did not learn", GREY, "o", fillstyle="none"))
+    method_legend(figure, look, handle("not learnt, or below the floor", GREY, "o", fillstyle="none"))
     return figure
