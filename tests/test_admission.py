@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import tiny
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from sklearn.metrics import f1_score
 
 from study.data import storage
 from study.data.tasks import TASKS
 from study.data.tasks.task import Task
 from study.descriptions import Admission
-from study.evaluation.admission import admit
+from study.evaluation.admission import admit, majority
 from study.records import AdmissionResult, TaskAdmission, read_record
 
 CLASSES = Task("topic", dict, ("no", "yes"), "accuracy", ("accuracy",), False, "", group="sentence")
@@ -61,6 +62,13 @@ def test_untrained_models_are_scored_beside_the_teacher_on_development_data(tmp_
     assert topic.scores["embeddings"] > 0.9  # words alone tell the label
     assert order.scores["embeddings"] < 0.65  # the same words stand under both labels
     assert order.majority == 0.5 and topic.examples == order.examples == 100
+
+
+def test_the_majority_by_hand():
+    """Three of four labels alike: 0.75; in macro F1 one class of two has 2 x 0.75 / 1.75, the other nothing."""
+    assert majority([1, 1, 0, 1], "accuracy") == 0.75
+    guessed = f1_score([1, 1, 0, 1], [1, 1, 1, 1], average="macro")
+    assert majority([1, 1, 0, 1], "macro_f1") == pytest.approx(guessed)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from study.data import storage, tasks
 from study.data.tasks import context
 from study.data.tasks.task import Task, fraction
 from study.descriptions import Evaluation
-from study.evaluation.masked_word import guess_masked_words, states_at_masks
+from study.evaluation.finetune import Collator
+from study.evaluation.masked_word import guess_masked_words, masked_word_scores, states_at_masks
 
 TEXT = (
     "The old castle stands on a hill above the town of Aberdeen. It was built in 1200 by the brother of the king."
@@ -137,7 +138,7 @@ def test_a_state_at_a_mask_is_that_of_a_whole_forward_pass(probe):
     words = tiny.tokenizer(probe / "words")
     encoder = tiny.masked_language_model().base_model
     rows = storage.load(probe / "tasks" / "masked-word", "tasks")["test"].select(range(7))
-    states = states_at_masks(encoder, rows, words, 16, bf16=False, batch_size=3)
+    states = states_at_masks(encoder, rows, Collator(words, 8), 16, bf16=False, batch_size=3)
     for row, state in zip(rows, states, strict=True):
         text = f"{row['text']}[MASK]{row['text_pair']}"
         ids = torch.tensor([words(text)["input_ids"]])
@@ -154,6 +155,16 @@ def test_masked_words_are_guessed_from_what_is_around_them(probe):
     majority = Counter(labels).most_common(1)[0][1] / len(labels)
     assert result.languages["en"]["accuracy"] > majority + 0.1
     assert result.development["en"] > majority + 0.1
+
+
+def test_only_the_splits_asked_for_are_touched(probe):
+    """Tuning and admission read development data; without a test split they say the same."""
+    words, folder = tiny.tokenizer(probe / "words"), probe / "tasks" / "masked-word"
+    whole = guess_masked_words(described(probe), probe / "pretrained", "masked-word", probe / "tasks", words)
+    splits = storage.load(folder, "tasks")
+    storage.save(DatasetDict({split: splits[split] for split in ("train", "development")}), folder)
+    scores = masked_word_scores(described(probe), probe / "pretrained", "masked-word", probe / "tasks", words)
+    assert scores == {"en": {"development": whole.development["en"]}}
 
 
 def test_a_text_too_long_for_its_mask_is_refused(probe):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
 from study.data.pretrained import load_model, load_tokenizer, save_model
-from study.data.tasks import TASKS, load_task
+from study.data.tasks import TASKS, load_task, subsample
 from study.descriptions import Admission
+from study.distillation.distil import START_SEQUENCES
 from study.distillation.students import create_student
 from study.evaluation.finetune import linear_probe, splits_without_test
-from study.evaluation.masked_word import guess_masked_words
+from study.evaluation.masked_word import masked_word_scores
 from study.evaluation.provenance import input_hashes, provenance
 from study.files import Layout
 from study.records import AdmissionResult, TaskAdmission, write_record
-
-SAMPLE = 32  # sequences of the corpus, for layers that are projected
 
 
 def admit(description: Admission, layout: Layout, output: Path) -> AdmissionResult:
@@ -40,58 +43,52 @@ def admit(description: Admission, layout: Layout, output: Path) -> AdmissionResu
     splits = splits_without_test(description, layout, tokenizer, seed=0)
     scores: dict[str, dict[str, float]] = {name: {} for name in description.tasks if TASKS[name].kind != "retrieval"}
     with tempfile.TemporaryDirectory() as folder:
-        for model, place in _models(description, layout, Path(folder)).items():
+        for model, place in _models(description, layout, tokenizer, Path(folder)).items():
             for name in scores:
                 if TASKS[name].kind == "masked-word":
-                    guessed = guess_masked_words(description, place, name, layout.tasks, tokenizer)
-                    scores[name][model] = sum(guessed.development.values()) / len(guessed.development)
+                    languages = masked_word_scores(description, place, name, layout.tasks, tokenizer)
+                    scores[name][model] = mean(own["development"] for own in languages.values())
                 else:
                     scores[name][model] = linear_probe(description, place, TASKS[name], splits[name], tokenizer, 0)
                 print(f"admission: {name} | {model} | {scores[name][model]:.3f}", flush=True)
-    result = AdmissionResult(
-        **provenance(description, layout, input_hashes(layout)),
-        tasks=[
+    tasks = []
+    for name, own in scores.items():
+        task, rows = TASKS[name], load_task(layout.tasks, name)["development"]
+        labels = list(subsample(rows, description.tasks[name].development)["label"])
+        tasks.append(
             TaskAdmission(
                 task=name,
-                group=TASKS[name].group,
-                metric=TASKS[name].metric,
-                examples=_examples(name, splits, layout),
-                majority=_majority(name, layout),
+                group=task.group,
+                metric=task.metric,
+                examples=len(labels),
+                majority=0.0 if task.labels is None else majority(labels, task.metric),
                 scores=own,
             )
-            for name, own in scores.items()
-        ],
-    )
+        )
+    result = AdmissionResult(**provenance(description, layout, input_hashes(layout)), tasks=tasks)
     write_record(output, result)
     return result
 
 
-def _models(description: Admission, layout: Layout, folder: Path) -> dict[str, Path]:
+def majority(labels: Sequence[Hashable], metric: str) -> float:
+    """What always giving the commonest label scores: its share or, in macro F1, that of the one class that is told."""
+    counts = Counter(labels)
+    share = max(counts.values()) / len(labels)
+    return 2 * share / (1 + share) / len(counts) if metric == "macro_f1" else share
+
+
+def _models(
+    description: Admission, layout: Layout, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> dict[str, Path]:
     """Name -> the folder it is saved in; those that are made here are below ``folder``."""
-    tokenizer = load_tokenizer(layout.teacher)
     teacher = load_model(layout.teacher, description.attention_implementation)
-    sample = torch.tensor(load_corpus(layout.corpus)["train"][:SAMPLE]["input_ids"])
+    sample = torch.tensor(load_corpus(layout.corpus)["train"][:START_SEQUENCES]["input_ids"])
     for name, initialisation in (("floor", description.initialisation), ("bag", "teacher-embeddings")):
         student = create_student(teacher, description.sizes, initialisation, sample, seed=0)
         save_model(student, tokenizer, folder / name)
-    embeddings: Any = load_model(layout.teacher, description.attention_implementation, head=False)
+    embeddings: Any = teacher.base_model
     embeddings.encoder.layer = nn.ModuleList()
     embeddings.config.num_hidden_layers = 0
     save_model(embeddings, tokenizer, folder / "embeddings")
     made = {name: folder / name for name in ("floor", "bag", "embeddings")}
     return {"teacher": layout.teacher, "encoder": layout.encoder} | made
-
-
-def _majority(name: str, layout: Layout) -> float:
-    """What always giving the commonest label of the development data scores; 0 for a correlation."""
-    if TASKS[name].labels is None:
-        return 0.0
-    labels = list(load_task(layout.tasks, name)["development"]["label"])
-    share = max(map(labels.count, set(labels))) / len(labels)
-    if TASKS[name].metric == "macro_f1":  # of the commonest class 2 s / (1 + s), of all others 0
-        return 2 * share / (1 + share) / len(set(labels))
-    return share
-
-
-def _examples(name: str, splits: dict[str, Any], layout: Layout) -> int:
-    return len(splits[name]["development"]) if name in splits else len(load_task(layout.tasks, name)["development"])

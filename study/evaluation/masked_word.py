@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.data.pretrained import load_model
 from study.data.tasks import TASKS, load_task, split_in, subsample
-from study.evaluation.finetune import Judging
+from study.evaluation.finetune import Collator, Judging
 from study.files import StudyError
 from study.records import ProbeResult
 from study.runtime import keep_freed_memory, use_bf16
@@ -23,55 +24,63 @@ def guess_masked_words(
 ) -> ProbeResult:
     """The entry of a masked-word probe in a result file: how often the word at the mask is told right.
 
+    Args, Raises: as :func:`masked_word_scores`, whose scores of development and test data these are.
+    """
+    task, budget = TASKS[name], description.tasks[name]
+    scores = masked_word_scores(description, folder, name, tasks, tokenizer, ("development", "test"))
+    dataset = load_task(tasks, name)
+    return ProbeResult(
+        metric=task.metric,
+        group=task.group,
+        test_examples=max(len(subsample(dataset[split_in("test", language)], budget.test)) for language in scores),
+        development={language: own["development"] for language, own in scores.items()},
+        languages={language: {task.metric: own["test"]} for language, own in scores.items()},
+    )
+
+
+def masked_word_scores(
+    description: Judging,
+    folder: Path,
+    name: str,
+    tasks: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Sequence[str] = ("development",),
+) -> dict[str, dict[str, float]]:
+    """Language -> split -> accuracy of a readout of an encoder's states at masks; other splits are not touched.
+
     The encoder saved in ``folder`` is used as it is. In each language, a linear discriminant (its covariance shrunk
     after Ledoit and Wolf, so that nothing is to be tuned) learns from the last hidden states at the masks of the
-    training examples and is scored on the other splits. Chance is 1 / number of words.
+    training examples. Chance is 1 / number of words.
 
     Source: this study's choice. It needs neither labels nor a language-modelling head: every method can take it.
 
     Args:
-        tasks: the folder that holds the task ``name``.
+        tasks: the folder that holds the task ``name``. splits: those to score.
 
     Raises:
-        StudyError: the encoder's states are not finite.
+        StudyError: a text is too long, or the encoder's states are not finite.
     """
-    task, dataset, budget = TASKS[name], load_task(tasks, name), description.tasks[name]
+    dataset, budget = load_task(tasks, name), description.tasks[name]
     if "kept-memory" in description.fast_paths:
         keep_freed_memory()
     encoder = load_model(folder, description.attention_implementation, head=False)
-    sizes = {"train": budget.train, "development": budget.development, "test": budget.test}
+    collate, bf16 = Collator(tokenizer, description.finetuning.pad_to_multiple_of), use_bf16(description.precision)
+
+    def states_and_words(split: str, language: str) -> tuple[np.ndarray, list[str]]:
+        rows = subsample(dataset[split_in(split, language)], getattr(budget, split))
+        return states_at_masks(encoder, rows, collate, budget.max_length, bf16), list(rows["label"])
+
     scores: dict[str, dict[str, float]] = {}
-    examples = 0
-    for language in (language for language in task.languages if language in budget.languages):
-        states, words = {}, {}
-        for split, size in sizes.items():
-            rows = subsample(dataset[split_in(split, language)], size)
-            states[split] = states_at_masks(
-                encoder, rows, tokenizer, budget.max_length, use_bf16(description.precision)
-            )
-            words[split] = np.array(rows["label"])
-        readout = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(states["train"], words["train"])
-        scores[language] = {
-            split: float(readout.score(states[split], words[split])) for split in ("development", "test")
-        }
-        examples = max(examples, len(words["test"]))
-    return ProbeResult(
-        metric=task.metric,
-        group=task.group,
-        test_examples=examples,
-        development={language: score["development"] for language, score in scores.items()},
-        languages={language: {task.metric: score["test"]} for language, score in scores.items()},
-    )
+    for language in (language for language in TASKS[name].languages if language in budget.languages):
+        readout = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        readout.fit(*states_and_words("train", language))
+        scores[language] = {split: float(readout.score(*states_and_words(split, language))) for split in splits}
+    return scores
 
 
 @torch.inference_mode()
 def states_at_masks(
-    encoder: PreTrainedModel,
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    bf16: bool,
-    batch_size: int = 64,
+    encoder: PreTrainedModel, rows: Dataset, collate: Collator, max_length: int, bf16: bool, batch_size: int = 64
 ) -> np.ndarray:
     """(N, width): the last hidden state at the mask between ``text`` and ``text_pair`` of each row.
 
@@ -79,10 +88,9 @@ def states_at_masks(
         StudyError: a text is longer than ``max_length`` tokens, or the states are not finite.
     """
     encoder.eval()
-    texts = [
-        f"{before}{tokenizer.mask_token}{after}" for before, after in zip(rows["text"], rows["text_pair"], strict=True)
-    ]
-    ids = tokenizer(texts)["input_ids"]
+    tokenizer = collate.tokenizer
+    pairs = zip(rows["text"], rows["text_pair"], strict=True)
+    ids = tokenizer([f"{before}{tokenizer.mask_token}{after}" for before, after in pairs])["input_ids"]
     longest = max(map(len, ids))
     if longest > max_length:
         raise StudyError(f"masked words: a text has {longest} tokens; allowed: at most max_length = {max_length}")
@@ -90,11 +98,10 @@ def states_at_masks(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(encoder.device)
+        batch = {key: x.to(encoder.device) for key, x in collate([{"input_ids": ids[i]} for i in chosen]).items()}
         with torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=bf16):
             output = encoder(**batch).last_hidden_state
-        at_mask = batch["input_ids"] == tokenizer.mask_token_id
-        states[chosen] = output[at_mask].float().cpu().numpy()
+        states[chosen] = output[batch["input_ids"] == tokenizer.mask_token_id].float().cpu().numpy()
     if not np.isfinite(states).all():
         raise StudyError("the encoder's states are not finite, no result written")
     return states

@@ -21,7 +21,7 @@ from study.descriptions import Run
 from study.distillation.distil import distil
 from study.distillation.trainer import DivergedError
 from study.evaluation.finetune import linear_probe, splits_without_test
-from study.evaluation.masked_word import guess_masked_words
+from study.evaluation.masked_word import masked_word_scores
 from study.evaluation.provenance import input_hashes, provenance
 from study.files import Layout, StudyError
 from study.methods import Trained
@@ -97,9 +97,8 @@ def _tried(
             for name, examples in splits.items()
         }
         for name in (name for name in description.tasks if TASKS[name].kind == "masked-word"):
-            scores[name] = mean(
-                guess_masked_words(description, Path(folder), name, layout.tasks, tokenizer).development.values()
-            )
+            languages = masked_word_scores(description, Path(folder), name, layout.tasks, tokenizer)
+            scores[name] = mean(own["development"] for own in languages.values())
     return Candidate(
         learning_rate=rate,
         development_mean=mean(scores.values()),
