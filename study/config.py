@@ -35,6 +35,10 @@ NAME, NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*"), "a letter or digit, the
 #: The budget that `distillation` itself states.
 BASE_BUDGET = "base"
 
+#: Tasks that guess masked words; these and retrieval are probes of the encoder as it is.
+MASKED_WORDS = ("masked-word", "masked-word-multilingual")
+PROBES = (*MASKED_WORDS, "retrieval")
+
 #: Languages each task has data in, English first; tasks that are not named here have English alone.
 TASK_LANGUAGES = {
     "topic-multilingual": ("en", "es", "fr"),
@@ -117,7 +121,7 @@ class Setting(Section):
 
     @model_validator(mode="after")
     def _something_is_learnt(self):
-        if all(task == "retrieval" or task.startswith("masked-word") for task in self.tasks):
+        if set(self.tasks) <= set(PROBES):
             raise ValueError(f"tasks = {self.tasks} are probes alone; allowed: at least one task that is learnt")
         return self
 
@@ -300,6 +304,10 @@ class Params(Section):
     latency: Latency
     representations: Representations
     benchmark: Benchmark
+
+    def budget(self, name: str) -> Budget:
+        """What is run at a budget; the base changes nothing of ``distillation``."""
+        return Budget(steps=self.distillation.steps) if name == BASE_BUDGET else self.budgets[name]
 
     def ablated(self, setting: str) -> list[str]:
         """Methods of the setting's ablations, in the order of ``variants``."""

@@ -120,8 +120,7 @@ class Run(Description, Precision, Sparse):
     @property
     def title(self) -> str:
         """How the run announces itself."""
-        at = "" if self.budget == BASE_BUDGET else f" {self.budget}"
-        return f"{self.setting} {self.method} {self.student}{at} seed {self.seed}"
+        return f"{self.setting} {at_budget(f'{self.method} {self.student}', self.budget, ' ')} seed {self.seed}"
 
 
 class Evaluation(Description, Precision):
@@ -150,9 +149,9 @@ class Evaluation(Description, Precision):
     @property
     def title(self) -> str:
         """How the evaluation announces itself."""
-        at = "" if self.budget == BASE_BUDGET else f" {self.budget}"
-        who = TEACHER if self.method == TEACHER else f"{self.method} {self.student}{at} seed {self.seed}"
-        return f"{self.setting} {who}"
+        if self.method == TEACHER:
+            return f"{self.setting} {TEACHER}"
+        return f"{self.setting} {at_budget(f'{self.method} {self.student}', self.budget, ' ')} seed {self.seed}"
 
     def folder(self, layout: Layout) -> Path:
         """Where the model is saved."""
@@ -197,7 +196,7 @@ class Tuning(Description, Precision):
     @property
     def file(self) -> str:
         """Name of its result file: method, student, and the budget if not the base."""
-        return f"{self.method}_{self.student}" + ("" if self.budget == BASE_BUDGET else f"_{self.budget}")
+        return at_budget(f"{self.method}_{self.student}", self.budget)
 
 
 class BudgetCells(Section):
@@ -248,9 +247,12 @@ class Comparison(Description):
 
 def model_name(method: str, student: str, seed: int, budget: str = BASE_BUDGET) -> str:
     """Name of a model's folder and result file: ``<method>_<student>_<seed>``, then the budget if not the base."""
-    if method == TEACHER:
-        return TEACHER
-    return f"{method}_{student}_{seed}" + ("" if budget == BASE_BUDGET else f"_{budget}")
+    return TEACHER if method == TEACHER else at_budget(f"{method}_{student}_{seed}", budget)
+
+
+def at_budget(name: str, budget: str, joint: str = "_") -> str:
+    """A name, followed by the budget unless it is the base."""
+    return name if budget == BASE_BUDGET else f"{name}{joint}{budget}"
 
 
 D = TypeVar("D", bound=Description)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from study.config import BASE_BUDGET, Encoder, Params
+from study.config import BASE_BUDGET, MASKED_WORDS, Distillation, Encoder, Params
 from study.descriptions import (
     TEACHER,
     Admission,
@@ -107,8 +107,7 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int,
     method's; a variant takes that of the method it extends, unless it changes it.
     """
     options = params.methods[method]
-    own = params.budgets[budget].changes if budget != BASE_BUDGET else {}
-    own |= {key: getattr(options, key) for key in ("inputs", "steps") if getattr(options, key, None) is not None}
+    own = {key: getattr(options, key) for key in ("inputs", "steps") if getattr(options, key, None) is not None}
     compared = getattr(options, "equal_compute", None)
     equal_compute = None
     if compared:
@@ -123,7 +122,7 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int,
         objective=_objective(params, method, student, budget),
         sizes=_sizes(params, student),
         initialisation=options.initialisation or params.initialisation,
-        distillation=params.distillation.model_copy(update=own),
+        distillation=_distillation(params, budget).model_copy(update=own),
         equal_compute=equal_compute,
         masking=params.masking,
         revisions=revisions(*_families(options)),
@@ -136,9 +135,9 @@ def _objective(params: Params, method: str, student: str, budget: str) -> Method
     resolved = ("initialisation", "inputs", "steps", "equal_compute")  # fields of the run, not of its objective
     update: dict[str, Any] = {key: None for key in resolved if key in type(options).model_fields}
     rated = membership.extends if membership and "learning_rate" not in membership.changes else method
-    at_budget = params.budgets[budget].learning_rates if budget != BASE_BUDGET else {}
-    if rate := at_budget.get(rated) or params.students[student].learning_rates.get(rated):
-        update["learning_rate"] = rate
+    chosen = params.students[student].learning_rates | params.budget(budget).learning_rates
+    if rated in chosen:
+        update["learning_rate"] = chosen[rated]
     return options.model_copy(update=update)
 
 
@@ -289,17 +288,20 @@ def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
 
 
 def _guesses_words(params: Params, setting: str) -> bool:
-    return any(task.startswith("masked-word") for task in params.settings[setting].tasks)
+    return any(task in MASKED_WORDS for task in params.settings[setting].tasks)
+
+
+def _distillation(params: Params, budget: str) -> Distillation:
+    return params.distillation.model_copy(update=params.budget(budget).changes)
 
 
 def _tokens(params: Params, budget: str = BASE_BUDGET) -> int:
-    own = params.budgets[budget].changes if budget != BASE_BUDGET else {}
-    distillation = params.distillation.model_copy(update=own)
+    distillation = _distillation(params, budget)
     return distillation.steps * distillation.batch_size * params.corpus.sequence_length
 
 
 def _budget_cells(params: Params, name: str) -> BudgetCells:
-    budget, grid = params.budgets[name], params.grid
+    budget, grid = params.budget(name), params.grid
     methods = grid.methods if budget.methods is None else budget.methods
     trained = [method for method in methods if isinstance(params.methods[method], Trained)]
     seeds = grid.seeds if budget.seeds is None else budget.seeds

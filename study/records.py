@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from study.config import BASE_BUDGET
 from study.files import StudyError, write_file
 
 #: Raised when a file of the schema before can no longer be read as it is.
@@ -165,7 +166,7 @@ class RunResult(ResultFile):
     method: str
     student: str
     seed: int
-    budget: str = "base"
+    budget: str = BASE_BUDGET
     tasks: dict[str, TaskResult]
     probes: dict[str, ProbeResult] = {}
     masked_language_modelling: LanguageModelling | None
@@ -262,7 +263,7 @@ class Tuning(ResultFile):
 
     method: str
     student: str
-    budget: str = "base"
+    budget: str = BASE_BUDGET
     steps: int
     seed: int
     initialisation: str

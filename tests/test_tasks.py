@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from study import StudyError
-from study.config import TASK_LANGUAGES
+from study.config import MASKED_WORDS, PROBES, TASK_LANGUAGES
 from study.data import sources, tasks
 from study.data.tasks import commands as home
 from study.data.tasks import questions, retrieval, sentiment, similarity, topics
@@ -86,6 +86,7 @@ def test_the_registry_agrees_with_the_names_that_params_allow():
     for name, task in tasks.TASKS.items():
         assert task.name == name and task.metric == task.metrics[0]
         assert task.languages == TASK_LANGUAGES.get(name, ("en",))
+        assert task.probe == (name in PROBES) and (task.kind == "masked-word") == (name in MASKED_WORDS)
 
 
 def test_sentiment_keeps_each_film_in_one_split_and_drops_what_is_no_review(install):
