@@ -13,6 +13,7 @@ from study.analysis.figures.budgets import gap_closed as draw
 from study.analysis.numbers.budgets import (
     NOT_TESTABLE,
     Budgets,
+    all_closed,
     gap_closed,
     references,
     table,
@@ -62,6 +63,14 @@ def constructed(noise: float = 0.01, unlearnt: tuple[str, ...] = (), seeds=(1, 2
     return Budgets(comparison, pd.DataFrame(rows), pd.DataFrame(training))
 
 
+def gap_table(budgets: Budgets) -> pd.DataFrame:
+    return table(budgets, all_closed(budgets))
+
+
+def judged_and_compared(budgets: Budgets) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return verdicts(budgets, all_closed(budgets), gap_table(budgets))
+
+
 def test_the_share_of_the_gap_is_that_of_the_macro_scores():
     budgets = constructed()
     for budget, shares in CLOSED.items():
@@ -77,7 +86,7 @@ def test_the_share_of_the_gap_is_that_of_the_macro_scores():
 
 
 def test_the_table_ranks_methods_at_every_budget_and_flags_what_did_not_learn():
-    rows = table(constructed(unlearnt=("od",))).query("group == 'all'").set_index(["budget", "method"])
+    rows = gap_table(constructed(unlearnt=("od",))).query("group == 'all'").set_index(["budget", "method"])
     assert list(rows.loc["base"].sort_values("rank").index)[:2] == ["hs-uniform", "hs-last"]
     assert list(rows.loc["large"].sort_values("rank").index)[:2] == ["mha-minilmv2", "mha-direct"]
     assert rows.loc[("base", "od"), "closed"] == pytest.approx(10)
@@ -90,14 +99,14 @@ def test_the_table_ranks_methods_at_every_budget_and_flags_what_did_not_learn():
 def test_a_student_below_the_floor_did_not_learn_whatever_its_loss_says():
     budgets = constructed()
     budgets.scores.loc[budgets.scores["method"] == "od", "score"] = 0.45
-    rows = table(budgets)
+    rows = gap_table(budgets)
     assert (
         not rows.loc[rows["method"] == "od", "learnt"].any() and rows.loc[rows["method"] == "hs-last", "learnt"].all()
     )
 
 
 def test_claims_are_judged_at_every_budget_and_turn_where_the_order_does():
-    judged, compared = verdicts(constructed())
+    judged, compared = judged_and_compared(constructed())
     outcome = judged.set_index(["group", "budget", "claim"])["verdict"]
     for group in ("context", "sentence", "all"):
         assert outcome[group, "base", "D1"] == "contradicted" and outcome[group, "large", "D1"] == "supported"
@@ -109,7 +118,7 @@ def test_claims_are_judged_at_every_budget_and_turn_where_the_order_does():
 
 
 def test_a_claim_on_a_method_that_did_not_learn_is_not_testable():
-    judged, _ = verdicts(constructed(unlearnt=("mha-minilmv2",)))
+    judged, _ = judged_and_compared(constructed(unlearnt=("mha-minilmv2",)))
     rows = judged.query("group == 'all'").set_index(["budget", "claim"])
     assert rows.loc[("base", "D1"), "verdict"] == NOT_TESTABLE
     assert "mha-minilmv2" in rows.loc[("base", "D1"), "reason"]
@@ -156,7 +165,7 @@ def test_a_method_of_another_spread_is_kept_apart_and_keeps_its_own_error():
 
 
 def test_with_one_seed_nothing_is_pooled_and_nothing_judged():
-    judged, _ = verdicts(constructed(seeds=(1,)))
+    judged, _ = judged_and_compared(constructed(seeds=(1,)))
     assert set(judged["verdict"]) == {"undecided"}
     assert pool(scores_of({"a": [1], "b": [2]})).freedom == 0
 
@@ -166,7 +175,7 @@ def test_a_missing_score_is_named():
     gap = (budgets.scores["method"] == "od") & (budgets.scores["seed"] == 2) & (budgets.scores["task"] == "sts-b")
     broken = Budgets(budgets.comparison, budgets.scores[~gap], budgets.training)
     with pytest.raises(StudyError, match="od at budget base"):
-        table(broken)
+        gap_table(broken)
 
 
 def test_tables_and_figure_are_written(tmp_path):

@@ -186,7 +186,7 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler:
                     "recommended": because or "yes",
                     "distilled by": f"{label(row['method'])}{alike}",
                     "teacher's score kept": kept,
-                    "by the floor": f"{number(row['floor'], 1)} %" if row["floor"] == row["floor"] else NOTHING,
+                    "by the floor": f"{number(row['floor'], 1)} %" if pd.notna(row["floor"]) else NOTHING,
                     "points lost": number(row["loss"], 1),
                 }
             )

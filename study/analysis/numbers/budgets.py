@@ -102,6 +102,15 @@ def _score_rows(record: RunResult, comparison: Comparison) -> Iterable[dict[str,
             raise StudyError(f"{record.method} {record.student}: task {task!r} is missing")
 
 
+def groups(budgets: Budgets) -> list[str]:
+    """Those of GROUPS that the results have tasks of."""
+    return [group for group in GROUPS if group in {*budgets.scores["group"], "all"}]
+
+
+def _of_group(budgets: Budgets, group: str) -> pd.DataFrame:
+    return budgets.scores if group == "all" else budgets.scores[budgets.scores["group"] == group]
+
+
 def gap_closed(budgets: Budgets, budget: str, group: str) -> dict[str, xr.DataArray]:
     """Method -> scores at a budget as shares of the gap between floor and teacher, AXES.
 
@@ -111,7 +120,7 @@ def gap_closed(budgets: Budgets, budget: str, group: str) -> dict[str, xr.DataAr
     Raises:
         StudyError: a method lacks a task or seed that another has.
     """
-    rows = budgets.scores if group == "all" else budgets.scores[budgets.scores["group"] == group]
+    rows = _of_group(budgets, group)
     ceiling = rows.loc[rows["method"] == TEACHER, "score"].mean()
     floors = rows[rows["method"] == FLOOR].groupby("student")["score"].mean()
     own = rows[(rows["budget"] == budget) & ~rows["method"].isin([TEACHER, FLOOR])]
@@ -128,44 +137,45 @@ def gap_closed(budgets: Budgets, budget: str, group: str) -> dict[str, xr.DataAr
     return shares
 
 
-def table(budgets: Budgets) -> pd.DataFrame:
+#: (group, budget) -> what methods close of the gap, as of :func:`gap_closed`.
+Closed = dict[tuple[str, str], dict[str, xr.DataArray]]
+
+
+def all_closed(budgets: Budgets) -> Closed:
+    """:func:`gap_closed` of every group and budget."""
+    return {(g, budget): gap_closed(budgets, budget, g) for g in groups(budgets) for budget in budgets.tokens}
+
+
+def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     """One row per group, budget and method: what it closes of the gap, in percent, with its 95 % interval.
 
     Columns: group, budget, tokens, method, closed, low, high (:func:`statistics.estimate`; NaN of one model), score
     (macro, 0-100), retained (of the teacher's, percent), models (distilled), learning_rate, loss_share, rank (within
     group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of all tasks lies
     above the floor's).
+
+    Args:
+        closed: :func:`all_closed`.
     """
-    rows = []
-    for group in GROUPS:
-        if group != "all" and group not in set(budgets.scores["group"]):
-            continue
-        ceiling = _macro(budgets, group).loc[lambda t: t["method"] == TEACHER, "score"].mean()
-        for budget, tokens in budgets.tokens.items():
-            closed = gap_closed(budgets, budget, group)
-            for method, shares in closed.items():
-                share = estimate(replicates(100 * shares))
-                low, high = share.interval()
-                macro = _macro(budgets, group).query("method == @method and budget == @budget")["score"].mean()
-                training = budgets.training.query("method == @method and budget == @budget")
-                rows.append(
-                    {"group": group, "budget": budget, "tokens": tokens, "method": method}
-                    | {"closed": float(share.mean), "low": float(low), "high": float(high)}
-                    | {"score": 100 * macro, "retained": 100 * macro / ceiling, "models": claims.models(shares)}
-                    | {"learning_rate": training["learning_rate"].iloc[0]}
-                    | {"loss_share": training["loss_share"].mean()}
-                )
-    closed = pd.DataFrame(rows)
-    closed["rank"] = closed.groupby(["group", "budget"])["closed"].rank(ascending=False).astype(int)
-    overall = closed[closed["group"] == "all"].set_index(["budget", "method"])
+    listed = []
+    training = budgets.training.groupby(["budget", "method"])
+    rates, losses = training["learning_rate"].first(), training["loss_share"].mean()
+    macros = {g: _of_group(budgets, g).groupby(["budget", "method"])["score"].mean() for g in groups(budgets)}
+    for (group, budget), methods in closed.items():
+        for method, shares in methods.items():
+            share, macro = estimate(replicates(100 * shares)), macros[group][budget, method]
+            low, high = share.interval()
+            listed.append(
+                {"group": group, "budget": budget, "tokens": budgets.tokens[budget], "method": method}
+                | {"closed": float(share.mean), "low": float(low), "high": float(high), "score": 100 * macro}
+                | {"retained": 100 * macro / macros[group][BASE_BUDGET, TEACHER], "models": claims.models(shares)}
+                | {"learning_rate": rates[budget, method], "loss_share": losses[budget, method]}
+            )
+    rows = pd.DataFrame(listed)
+    rows["rank"] = rows.groupby(["group", "budget"])["closed"].rank(ascending=False).astype(int)
+    overall = rows[rows["group"] == "all"].set_index(["budget", "method"])
     learnt = (overall["loss_share"] < LEARNT) & (overall["closed"] > 0)
-    closed["learnt"] = [bool(learnt[key]) for key in zip(closed["budget"], closed["method"], strict=True)]
-    return closed
-
-
-def _macro(budgets: Budgets, group: str) -> pd.DataFrame:
-    rows = budgets.scores if group == "all" else budgets.scores[budgets.scores["group"] == group]
-    return rows.groupby(["budget", "method", "student", "seed"], sort=False, as_index=False)["score"].mean()
+    return rows.assign(learnt=[bool(learnt[key]) for key in zip(rows["budget"], rows["method"], strict=True)])
 
 
 def references(budgets: Budgets) -> pd.DataFrame:
@@ -175,12 +185,15 @@ def references(budgets: Budgets) -> pd.DataFrame:
     return means[[FLOOR, TEACHER]].rename_axis(columns=None).reset_index()
 
 
-def verdicts(budgets: Budgets) -> tuple[pd.DataFrame, pd.DataFrame]:
+def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The paper's claims judged at every budget and by every group of tasks, and the contrasts behind that.
 
     Effects and margins are in percent of the gap between floor and teacher. Standard errors pool the chance that
-    methods share (:class:`statistics.Pooled`). A claim that rests on a method that did not learn
-    (:func:`table`) is not testable. Claims are judged on the methods that were run at the budget.
+    methods share (:class:`statistics.Pooled`). A claim that rests on a method that did not learn is not testable.
+    Claims are judged on the methods that were run at the budget.
+
+    Args:
+        closed: :func:`all_closed`. gap: :func:`table`.
 
     Returns:
         Verdicts, as :func:`claims.verdicts`, and contrasts, as :func:`claims.contrasts`; both with the columns group,
@@ -188,26 +201,26 @@ def verdicts(budgets: Budgets) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     judged: list[pd.DataFrame] = []
     compared: list[pd.DataFrame] = []
-    learnt = table(budgets).query("group == 'all'").set_index(["budget", "method"])["learnt"]
-    for group in (group for group in GROUPS if group == "all" or group in set(budgets.scores["group"])):
-        for budget, tokens in budgets.tokens.items():
-            scores = gap_closed(budgets, budget, group)
-            own = claims.judged_on(scores.keys(), MARGIN)
-            if not own:
-                continue
-            contrasts = claims.contrasts(scores, own, pool(scores))
-            outcome = claims.verdicts(scores, contrasts, own)
-            for claim in own:
-                named = dict.fromkeys(method for contrast in claim.contrasts for method in contrast.methods)
-                failed = [method for method in named if not learnt[budget, method]]
-                if failed:
-                    row = outcome["claim"] == claim.id
-                    outcome.loc[row, ["verdict", "reason"]] = [NOT_TESTABLE, f"did not learn: {', '.join(failed)}"]
-            for tables, own_table in ((judged, outcome), (compared, contrasts)):
-                for place, (name, value) in enumerate((("group", group), ("budget", budget), ("tokens", tokens))):
-                    own_table.insert(place, name, value)
-                tables.append(own_table)
+    learnt = gap[gap["group"] == "all"].set_index(["budget", "method"])["learnt"]
+    for (group, budget), scores in closed.items():
+        own = claims.judged_on(scores.keys(), MARGIN)
+        if not own:
+            continue
+        contrasts = claims.contrasts(scores, own, pool(scores))
+        outcome = claims.verdicts(scores, contrasts, own).set_index("claim")
+        for claim in own:
+            named = dict.fromkeys(method for contrast in claim.contrasts for method in contrast.methods)
+            failed = [method for method in named if not learnt[budget, method]]
+            if failed:
+                outcome.loc[claim.id, ["verdict", "reason"]] = [NOT_TESTABLE, f"did not learn: {', '.join(failed)}"]
+        place = {"group": group, "budget": budget, "tokens": budgets.tokens[budget]}
+        judged.append(_placed(outcome.reset_index(), place))
+        compared.append(_placed(contrasts, place))
     return pd.concat(judged, ignore_index=True), pd.concat(compared, ignore_index=True)
+
+
+def _placed(rows: pd.DataFrame, place: dict[str, Any]) -> pd.DataFrame:
+    return rows.assign(**place)[[*place, *rows.columns]]
 
 
 def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
@@ -216,8 +229,10 @@ def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
     Raises:
         StudyError: scores are incomplete, or the folder cannot be written.
     """
-    judged, compared = verdicts(budgets)
-    tables = {"gap": table(budgets), "references": references(budgets), "verdicts": judged, "contrasts": compared}
+    closed = all_closed(budgets)
+    gap = table(budgets, closed)
+    judged, compared = verdicts(budgets, closed, gap)
+    tables = {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
     for name, rows in tables.items():
         write_file(Path(folder) / f"{name}.csv", rows.round(4).to_csv(index=False, lineterminator="\n"))
     return tables

@@ -199,17 +199,17 @@ def judged_on(
     Claims that nothing is left of are left out.
     """
     judged = []
+    absent = tuple(dict.fromkeys(m for members in GROUPS.values() for m in members if m not in methods))
     for claim in claims:
-        left = []
-        for contrast in claim.contrasts:
-            without = tuple(m for side in GROUPS.values() for m in side if m not in methods)
-            own = replace(contrast, margin=margin, without=tuple(dict.fromkeys(without)))
-            sides = own.members(own.first), own.members(own.second)
-            if all(side and all(method in methods for method in side) for side in sides):
-                left.append(own)
+        own = (replace(contrast, margin=margin, without=absent) for contrast in claim.contrasts)
+        left = tuple(c for c in own if all(_run(c.members(side), methods) for side in (c.first, c.second)))
         if left:
-            judged.append(replace(claim, contrasts=tuple(left)))
+            judged.append(replace(claim, contrasts=left))
     return tuple(judged)
+
+
+def _run(members: tuple[str, ...], methods: Collection[str]) -> bool:
+    return bool(members) and set(members) <= set(methods)
 
 
 def contrasts(

