@@ -13,7 +13,6 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 THREADS_PER_JOB := $(shell n=$$(( $(CORES) / $(JOBS) )); [ $$n -gt 0 ] && echo $$n || echo 1)
 # A profile is a folder: the study's own for laptop, else one of profiles/.
 FOLDER := $(if $(filter laptop,$(PROFILE)),.,profiles/$(PROFILE))
-TUNING := $(if $(wildcard $(FOLDER)/reports/tuning),$(FOLDER)/reports/tuning,reports/tuning)
 # Every recipe runs in the profile's folder; a stage ends when this process does.
 IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
@@ -58,14 +57,14 @@ report: plan  ## figures and pages of PROFILE again, from its committed results 
 	$(IN) dvc repro --single-item report
 
 export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8
-	@python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers)
+	@TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers)
 
 tune: plan  ## choose learning rates on development data (writes reports/tuning)
 	$(IN) dvc repro plan notebooks
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro
-	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs -P $(JOBS) -n 2 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed $(FOLDER)/scratch/executed/tune_$$0_$$1.ipynb \
-	  -p description ../$(FOLDER)/plan/tune/$$0_$$1.json -p output ../$(TUNING)/$$0/$$1.json'
+	  -p description ../$(FOLDER)/plan/tune/$$0_$$1.json -p output ../$$2/$$0/$$1.json'
 	rm -rf $(FOLDER)/scratch/teacher_outputs
 	python -m study tuned $(PROFILE)
 

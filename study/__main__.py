@@ -52,18 +52,19 @@ def _run(options: argparse.Namespace) -> None:
 def _tunings(options: argparse.Namespace) -> None:
     from study.descriptions import Tuning
 
-    tunings = resolve(options.profile).of(Tuning)
+    plan = resolve(options.profile)
+    tunings = plan.of(Tuning)
     if not tunings:
         raise StudyError(f"tuning.students: profile {options.profile} names none in the settings of its grid")
-    print("\n".join(f"{tuning.setting} {tuning.file}" for tuning in tunings))
+    folder = tuning_folder(plan.folder, plan.root).relative_to(plan.root).as_posix()
+    print("\n".join(f"{tuning.setting} {tuning.file} {folder}" for tuning in tunings))
 
 
 def _tuned(options: argparse.Namespace) -> None:
     from study.evaluation.tune import chosen_rates
 
     plan = resolve(options.profile)
-    folder = tuning_folder(plan.folder, plan.root) / "reports" / "tuning"
-    for key, rate in chosen_rates(folder, plan.params.students).items():
+    for key, rate in chosen_rates(tuning_folder(plan.folder, plan.root), plan.params.students).items():
         print(f"{key}: {rate}")
 
 
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "check": "validate params.yaml",
         "plan": "write the descriptions of stages",
-        "tunings": "print what `make tune` tries: setting and name of the result file a line",
+        "tunings": "print what `make tune` tries: setting, name of the result file and its folder a line",
         "tuned": "print the learning rates chosen by `make tune`",
         "report": "write the HTML report",
     }

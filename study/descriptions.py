@@ -288,6 +288,19 @@ def runs_beside(path: str | Path) -> list[Run]:
     Raises:
         StudyError: one of them is missing or damaged (:func:`open_description`).
     """
-    run, _ = open_description(path, Run)
-    files = sorted(Path(path).resolve().parent.glob(f"{run.setting}_*.json"))
-    return [other for other, _ in (open_description(file, Run) for file in files) if other.setting == run.setting]
+    return _beside(path, Run)
+
+
+def candidates_beside(path: str | Path) -> list[Run]:
+    """What a plan's tuning tries in the setting of one of its descriptions, all methods together.
+
+    Raises:
+        StudyError: a description is missing or damaged (:func:`open_description`).
+    """
+    return [run for tuning in _beside(path, Tuning) for run in tuning.candidates]
+
+
+def _beside(path: str | Path, kind: type[D]) -> list[D]:
+    own, _ = open_description(path, kind)
+    files = sorted(Path(path).resolve().parent.glob(f"{own.setting}_*.json"))
+    return [other for other, _ in (open_description(file, kind) for file in files) if other.setting == own.setting]

@@ -91,8 +91,9 @@ class Layout:
 
 
 def tuning_folder(folder: Path, root: Path) -> Path:
-    """Whose ``reports/tuning`` a profile's learning rates come from: its own if it has one, else the study's."""
-    return folder if (folder / "reports" / "tuning").is_dir() else root
+    """Where the learning rates of a profile come from: its own ``reports/tuning`` if it has one, else the study's."""
+    own = folder / "reports" / "tuning"
+    return own if own.is_dir() else root / "reports" / "tuning"
 
 
 def write_json(path: str | os.PathLike, content: dict) -> None:

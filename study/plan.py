@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -370,9 +371,7 @@ def _list(plan: Plan) -> str:
         "profile": plan.profile,
         "here": here.as_posix(),
         "root": root,
-        "rates_in": "reports/tuning"
-        if tuning_folder(plan.folder, plan.root) == plan.folder
-        else f"{root}/reports/tuning",
+        "rates_in": os.path.relpath(tuning_folder(plan.folder, plan.root), plan.folder),
         "prepared": list(plan.params.grid.settings),
         "admitted": [admission.setting for admission in plan.of(Admission)],
         "distilled": {run.name: {"setting": run.setting, "model": run.model} for run in plan.of(Run)},

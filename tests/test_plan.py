@@ -241,7 +241,11 @@ def test_on_the_command_line(root):
     outcome = command("plan", "weekend")
     assert outcome.returncode == 1 and len(outcome.stderr.splitlines()) == 1 and "'weekend'" in outcome.stderr
     printed = command("tunings").stdout.splitlines()
-    assert "english od_L3-H192" in printed and "multilingual od_L3-H384" in printed and len(printed) == 27
+    assert (
+        "english od_L3-H192 reports/tuning" in printed
+        and "multilingual od_L3-H384 reports/tuning" in printed
+        and len(printed) == 27
+    )
     edit(root, lambda document: document["tuning"].update(students={}))
     outcome = command("tunings")
     assert outcome.returncode == 1 and len(outcome.stderr.splitlines()) == 1 and "tuning.students" in outcome.stderr

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 from study import StudyError
-from study.data.pretrained import load_model, load_pretrained
+from study.data.pretrained import FAMILIES, load_model, load_pretrained
 from study.distillation.heads import with_language_modelling_head
+from study.distillation.students import create_student
+from study.distillation.taps import read_activations
 
 
 @pytest.fixture
@@ -89,6 +92,20 @@ def test_a_missing_head_is_refused_where_the_model_says_it_has_one(folder):
 
 def edit(file, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_that_is_allowed_is_loaded_read_and_distilled_into(folder, family):
+    model = tiny.masked_language_model(family, **tiny.TEACHER)
+    model.save_pretrained(folder / "pretrained")
+    encoder, _ = load_pretrained(pretrained(folder))
+    headed = with_language_modelling_head(encoder, torch.ones(tiny.VOCABULARY))
+    ids = torch.from_numpy(tiny.sequences(24, 5).astype(np.int64))
+    student = create_student(headed, tiny.parameters(folder).students["L2-H12"], "teacher-layers", ids, seed=1)
+    for model in (headed, student):
+        depth = model.config.num_hidden_layers
+        read = read_activations(model, ids, hidden_layers=[depth], attention_layers=[depth])
+        assert read.hidden[depth].isfinite().all() and set(read.attention[depth]) == {"query", "key", "value"}
 
 
 def test_families_and_positions_that_cannot_be_read_are_refused(folder):

@@ -14,12 +14,13 @@ from ruamel.yaml import YAML
 from study import StudyError
 from study.__main__ import main
 from study.data.storage import save
-from study.descriptions import Tuning
+from study.descriptions import Tuning, candidates_beside
 from study.distillation import trainer
 from study.evaluation import tune as tune_module
 from study.evaluation.tune import choose, chosen_rates, tune
 from study.files import Layout
 from study.params import read_yaml
+from study.plan import write_plan
 from study.records import Candidate, read_record, write_record
 from study.records import Tuning as Record
 
@@ -94,6 +95,23 @@ def test_an_interrupted_tuning_goes_on_where_it_ended_and_equals_an_uninterrupte
     save_topic(layout, train=48)  # other data: nothing of the file counts
     tune(description, layout, output)
     assert trained[3:] == [1e-6, 1e-3]
+
+
+def test_what_other_methods_read_of_the_teacher_is_kept_while_one_is_tuned(folder):
+    """The second method to be tuned then computes no teacher; what is tried does not depend on it."""
+    budget = {"learning_rates": [1e-3], "steps": 8, "students": {"english": ["L2-H12"]}}
+    plan = tiny.plan(folder, tuning=budget, grid={"methods": ["hs-last", "mha-direct"]})
+    layout = plan.layout("english")
+    save_topic(layout)
+    write_plan(plan)
+    first, second = plan.of(Tuning)
+    alone = tune(first, layout, folder / "alone.json")
+    shutil.rmtree(layout.teacher_outputs)
+    others = candidates_beside(folder / "plan" / "tune" / f"{first.name}.json")
+    assert others == [*first.candidates, *second.candidates]
+    assert tune(first, layout, folder / "together.json", others).tried == alone.tried
+    kept = {file.name for file in layout.teacher_outputs.rglob("*.bin")}
+    assert kept == {"hidden-4.bin", "query-3.bin", "key-3.bin", "value-3.bin"}
 
 
 def test_budgets_are_tuned_at_their_own_steps_and_say_their_own_rates(folder, capsys):

@@ -12,6 +12,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertTokenizerFast,
+    CamembertConfig,
+    CamembertForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
     XLMRobertaConfig,
@@ -27,6 +29,7 @@ from study.plan import Plan, _descriptions, make_run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = {
+    "camembert": (CamembertConfig, CamembertForMaskedLM),
     "bert": (BertConfig, BertForMaskedLM),
     "roberta": (RobertaConfig, RobertaForMaskedLM),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForMaskedLM),

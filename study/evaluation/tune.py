@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -28,7 +28,7 @@ from study.methods import Trained
 from study.records import Candidate, read_record, write_record
 
 
-def tune(description: descriptions.Tuning, layout: Layout, output: Path) -> records.Tuning:
+def tune(description: descriptions.Tuning, layout: Layout, output: Path, others: Sequence[Run] = ()) -> records.Tuning:
     """Try every candidate learning rate on one method and student, and write what was tried.
 
     What counts (:func:`choose`) is the main metric of a linear probe on the development data of each of the setting's
@@ -38,9 +38,13 @@ def tune(description: descriptions.Tuning, layout: Layout, output: Path) -> reco
     The file is written after every candidate. Where it is there already, of the same data, teacher, steps and seed,
     candidates in it are not tried again.
 
+    Args:
+        others: candidates of other methods: what they read of the teacher is kept for them, too.
+
     Raises:
         StudyError: as :func:`study.distillation.distil.distil`; tasks are missing.
     """
+    others = others or description.candidates
     first = description.candidates[0]
     tokenizer = load_tokenizer(layout.teacher)
     hashes = input_hashes(layout)
@@ -60,7 +64,7 @@ def tune(description: descriptions.Tuning, layout: Layout, output: Path) -> reco
         assert isinstance(run.objective, Trained)  # the plan tunes no others
         candidate = known.get(run.objective.learning_rate)
         if candidate is None:
-            candidate = _tried(description, layout, run, splits, tokenizer)
+            candidate = _tried(description, layout, run, splits, tokenizer, others)
         result = result.model_copy(update={"tried": [*result.tried, candidate]})
         write_record(output, result)
     return result
@@ -83,13 +87,14 @@ def _tried(
     run: Run,
     splits: dict[str, dict[str, Dataset]],
     tokenizer: PreTrainedTokenizerBase,
+    others: Sequence[Run],
 ) -> Candidate:
     """One candidate trained, and probed on every task of ``splits``; or that it diverged."""
     assert isinstance(run.objective, Trained)  # the plan tunes no others
     rate = run.objective.learning_rate
     with tempfile.TemporaryDirectory() as folder:
         try:
-            curve = distil(run, layout, Path(folder), description.candidates)["training"]["curve"]
+            curve = distil(run, layout, Path(folder), others)["training"]["curve"]
         except DivergedError as error:
             return Candidate(learning_rate=rate, diverged=str(error))
         scores = {

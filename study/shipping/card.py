@@ -82,7 +82,7 @@ def _use(kind: str, head: bool) -> str:
 
 def _what(run: Run, teacher: str, record: dict[str, Any], head: bool) -> str:
     sizes, training = run.sizes, record["training"]
-    read = f"on {training['tokens'] / 1e6:.1f} million tokens" if training else "and not trained"
+    read = f"on {training['tokens']:,} tokens" if training else "and not trained"
     holds = "It has a trained language-modelling head." if head else "It is an encoder without a head."
     return (
         f"A text encoder of {sizes.layers} layers, {sizes.width} wide, distilled from `{teacher}` by"

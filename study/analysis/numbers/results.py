@@ -296,7 +296,7 @@ def load_tuning(layout: Layout) -> pd.DataFrame:
         StudyError: a file cannot be read or is invalid.
     """
     rows = []
-    folder = tuning_folder(layout.folder, find_root(layout.folder)) / "reports" / "tuning" / layout.setting
+    folder = tuning_folder(layout.folder, find_root(layout.folder)) / layout.setting
     for path in sorted(folder.glob("*.json")):
         record = read_record(path, Tuning, setting=layout.setting)
         if record.budget != BASE_BUDGET:
