@@ -7,7 +7,10 @@ from typing import ClassVar, TypeVar
 
 from pydantic import ValidationError
 
-from study.config import (
+from study.files import Layout, StudyError
+from study.methods import FastPath, Initialisation, Membership, Method, Section, Sparse
+from study.params import one_line
+from study.sections import (
     BASE_BUDGET,
     Adaptation,
     Corpus,
@@ -20,9 +23,6 @@ from study.config import (
     TaskBudget,
     Teacher,
 )
-from study.files import Layout, StudyError
-from study.methods import FastPath, Initialisation, Membership, Method, Section, Sparse
-from study.params import one_line
 
 TEACHER = "teacher"
 

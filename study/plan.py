@@ -17,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from study.config import BASE_BUDGET, MASKED_WORDS, Distillation, Encoder, Params
+from study.config import Params
 from study.descriptions import (
     TEACHER,
     Admission,
@@ -40,6 +40,7 @@ from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_
 from study.methods import Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
+from study.sections import BASE_BUDGET, MASKED_WORDS, Distillation, Encoder
 
 LIST = "plan.yaml"
 #: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
@@ -185,7 +186,7 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
             profile=profile,
             sizes=next(iter(students.values())),
             initialisation=params.initialisation,
-            revisions=revisions("finetuning", "masked_word", "start"),
+            revisions=revisions("admission", "finetuning", "masked_word", "start"),
             **_judged(params, setting, examined),
             **precision,
         )

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from study.config import BASE_BUDGET
 from study.files import StudyError, write_file
+from study.sections import BASE_BUDGET
 
 #: Raised when a file of the schema before can no longer be read as it is.
 SCHEMA: Literal[2] = 2

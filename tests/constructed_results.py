@@ -16,12 +16,12 @@ from study import resolve
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.results import Results, load_results
 from study.analysis.numbers.statistics import AXES
-from study.config import Encoder, Teacher
 from study.descriptions import Comparison
 from study.files import Layout
 from study.methods import Membership
 from study.params import read_yaml
 from study.plan import Plan
+from study.sections import Encoder, Teacher
 
 FIXTURES = Path(__file__).parent / "fixtures"
 METRICS = {"sentiment": "accuracy", "sts-b": "spearman", "boolq": "accuracy"}

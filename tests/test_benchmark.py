@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import default_data_collator
 
 from study import StudyError
-from study.config import Encoder
 from study.distillation.mappings import layer_mapping
 from study.distillation.objectives import OBJECTIVES
 from study.distillation.taps import read_activations
 from study.distillation.trainer import switch_off_dropout
+from study.sections import Encoder
 from study.speed import benchmark, cost
 from study.speed import tables as speed
 from study.speed.benchmark import applicable, measure_method

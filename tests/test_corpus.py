@@ -15,7 +15,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from study import StudyError
-from study.config import Teacher
 from study.data import cleaning, corpus, sources, storage
 from study.data.pretrained import load_model, load_tokenizer, save_model
 from study.data.texts import TEXTS as READERS
@@ -23,6 +22,7 @@ from study.data.texts import interface
 from study.descriptions import CorpusData
 from study.files import Layout, content_hash
 from study.methods import TEXTS
+from study.sections import Teacher
 
 WORDS = [a + b + c for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
 LETTERS = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz" for prefix in ("", "##")]

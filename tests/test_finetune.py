@@ -13,12 +13,12 @@ from datasets import Dataset, DatasetDict, Features, Value
 from transformers import AutoModel, BertTokenizerFast
 
 from study import StudyError
-from study.config import TaskBudget
 from study.data.tasks import TASKS, Task
 from study.descriptions import Evaluation
 from study.evaluation import finetune as module
 from study.evaluation.finetune import MeanPoolingClassifier, encode, finetune
 from study.evaluation.metrics import task_metrics
+from study.sections import TaskBudget
 
 CLASSES = Task("topic", dict, ("no", "yes"), "accuracy", ("accuracy", "f1", "macro_f1", "matthews"), False, "")
 SCORES = Task("sts-b", dict, None, "spearman", ("spearman", "pearson"), False, "")

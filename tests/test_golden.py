@@ -24,7 +24,6 @@ from tiny_training import adapted, distilled, stream
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, default_data_collator
 
-from study.config import TaskBudget, Teacher
 from study.data import cleaning, storage
 from study.data.corpus import pack
 from study.data.pretrained import load_pretrained
@@ -38,6 +37,7 @@ from study.distillation.objectives import OBJECTIVES
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
 from study.evaluation import latency
+from study.evaluation.admission import majority
 from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.representations import compare_layers
 from study.evaluation.retrieval import retrieve
@@ -45,6 +45,7 @@ from study.evaluation.scores import evaluate_task, masked_language_modelling, si
 from study.files import Layout
 from study.methods import TEXTS as TEXT_NAMES
 from study.revisions import REVISIONS
+from study.sections import TaskBudget, Teacher
 
 GOLDEN = Path(__file__).parent / "golden.json"
 FAMILIES = ("bert", "xlm-roberta")  # of the models of the two settings
@@ -226,6 +227,11 @@ def retrieval(folder: Path) -> Values:
     return {language: list(scores.values()) for language, scores in probe.languages.items()}
 
 
+def admission(folder: Path) -> Values:
+    labels = [1, 1, 1, 0, 2, 2, 0, 1]
+    return {metric: majority(labels, metric) for metric in ("accuracy", "macro_f1")}
+
+
 def masked_word(folder: Path) -> Values:
     described, layout = evaluation(folder)
     texts = [[tiny.WORDS[i - 5] for i in row[1:9]] for row in tiny.sequences(300, 4)]
@@ -298,6 +304,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     **{f"teacher/{name}": partial(teacher, name) for name in ("all-minilm-l6-v2", "multilingual-e5-small")},
     **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
+    "admission": admission,
     "finetuning": finetuning,
     "retrieval": retrieval,
     "masked_word": masked_word,

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
-from study.config import Encoder
 from study.distillation.operations import count_operations, equal_steps
+from study.sections import Encoder
 
 STUDENT = Encoder(layers=2, width=12, heads=4, intermediate=24)
 SEQUENCES, TOKENS, MASKED, VOCABULARY = 4, 16, 2, 60

@@ -14,11 +14,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from study import StudyError
-from study.config import TASK_LANGUAGES
 from study.files import find_root
 from study.methods import TEXTS, TaskName
 from study.params import load_params, merge, read_yaml
 from study.revisions import REVISIONS
+from study.sections import TASK_LANGUAGES
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -17,6 +17,8 @@ import pytest
 from papermill.translators import PythonTranslator
 from ruamel.yaml import YAML
 
+from study.plan import ANALYSES, BUDGET_ANALYSES
+
 ROOT = Path(__file__).parents[1]
 LINES = (ROOT / "dvc.yaml").read_text().splitlines()
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -31,11 +33,11 @@ NOTEBOOK_STAGES = [name for name, body in BODIES.items() if "study run" in body[
 
 
 def notebooks_of(name: str) -> list[str]:
-    """Names of the notebooks that a stage runs; those of the analyses are values of plan.yaml."""
+    """Names of the notebooks that a stage runs; those of the analyses are values of plan.yaml, here of every plan."""
     (notebook,) = re.findall(r"study run \S*?scratch/notebooks/(\S+)\.ipynb", BODIES[name]["cmd"])
     if not notebook.startswith("${"):
         return [notebook]
-    return sorted({analysis["notebook"] for analysis in plan()["analyses"].values()})
+    return sorted({*ANALYSES.values(), *BUDGET_ANALYSES.values()})
 
 
 def plan() -> dict:

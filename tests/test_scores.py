@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 from test_finetune import CLASSES, FINETUNING, tuned
 
 from study import StudyError
-from study.config import TaskBudget
 from study.data import storage, tasks
 from study.data.corpus import corpus_hash
 from study.data.tasks import Task
@@ -29,6 +28,7 @@ from study.evaluation.latency import measure_latency
 from study.files import content_hash, write_json
 from study.records import Environment, LanguageModelling, LatencyResult, RunResult, read_record
 from study.runtime import commit, environment
+from study.sections import TaskBudget
 
 
 @pytest.fixture

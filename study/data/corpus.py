@@ -15,7 +15,6 @@ import numpy
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from study.config import Corpus
 from study.data import storage
 from study.data.cleaning import Document, Overlap, clean
 from study.data.pretrained import load_pretrained, save_model
@@ -23,6 +22,7 @@ from study.data.tasks import heldout_texts, task_texts
 from study.data.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
 from study.descriptions import CorpusData
 from study.files import Layout, StudyError, content_hash
+from study.sections import Corpus
 
 #: File in a corpus's folder with the hash of its tokens.
 HASH = "sha256"

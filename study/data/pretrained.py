@@ -20,9 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from study.config import Teacher
 from study.data import quantised, sources
 from study.files import StudyError
+from study.sections import Teacher
 
 #: Families whose layers are read, by ``model_type``.
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")

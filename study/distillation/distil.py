@@ -12,7 +12,6 @@ from datasets import DatasetDict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, default_data_collator
 
-from study.config import Distillation
 from study.data.corpus import corpus_hash, load_corpus
 from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import Run
@@ -36,6 +35,7 @@ from study.methods import FastPath, OutputDistribution, Untrained
 from study.records import Training
 from study.revisions import revisions
 from study.runtime import keep_freed_memory, use_bf16
+from study.sections import Distillation
 
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
 

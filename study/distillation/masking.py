@@ -7,8 +7,8 @@ from datasets import Dataset
 from torch.utils import data
 from transformers import PreTrainedTokenizerBase
 
-from study.config import Masking
 from study.files import StudyError
+from study.sections import Masking
 
 
 class MaskedSequences(data.Dataset):

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from study.config import Encoder
 from study.descriptions import Run
 from study.distillation.objectives import OBJECTIVES
 from study.distillation.students import create_student
 from study.methods import Method, Untrained
+from study.sections import Encoder
 
 
 def equal_steps(run: Run, teacher: PreTrainedModel, batch: dict[str, Tensor]) -> int:

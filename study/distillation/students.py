@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, set_seed
 
-from study.config import Encoder
 from study.distillation.heads import dense_of_head, language_modelling_head, norm_of_head
 from study.distillation.mappings import layer_mapping
+from study.sections import Encoder
 
 
 def create_student(

@@ -25,13 +25,13 @@ from transformers import (
     set_seed,
 )
 
-from study.config import TaskBudget
 from study.data.pretrained import load_model
 from study.data.tasks import TASKS, Task, load_task, subsample, test_split
 from study.descriptions import Admission, Evaluation, LayerComparison, Tuning
 from study.evaluation.metrics import task_metrics
 from study.files import Layout, StudyError
 from study.runtime import keep_freed_memory, use_bf16
+from study.sections import TaskBudget
 
 #: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
 Judging = Admission | Evaluation | LayerComparison | Tuning

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from study.config import Latency
 from study.data.pretrained import load_model
 from study.descriptions import TEACHER, LatencyMeasurement
 from study.distillation.students import create_student
@@ -18,6 +17,7 @@ from study.evaluation.provenance import provenance, weights_hash
 from study.files import Layout
 from study.records import LatencyResult, Measurement, write_record
 from study.runtime import use_bf16
+from study.sections import Latency
 
 
 def measure_latency(description: LatencyMeasurement, layout: Layout, output: Path) -> LatencyResult:

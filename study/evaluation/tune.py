@@ -14,7 +14,6 @@ from scipy.stats import sem
 from transformers import PreTrainedTokenizerBase
 
 from study import descriptions, records
-from study.config import BASE_BUDGET, Student
 from study.data.pretrained import load_tokenizer
 from study.data.tasks import TASKS
 from study.descriptions import Run
@@ -26,6 +25,7 @@ from study.evaluation.provenance import input_hashes, provenance
 from study.files import Layout, StudyError
 from study.methods import Trained
 from study.records import Candidate, read_record, write_record
+from study.sections import BASE_BUDGET, Student
 
 
 def tune(description: descriptions.Tuning, layout: Layout, output: Path, others: Sequence[Run] = ()) -> records.Tuning:

@@ -37,7 +37,7 @@ from transformers import (
     default_data_collator,
 )
 
-from study.config import Encoder, Params
+from study.config import Params
 from study.distillation import losses
 from study.distillation.distil import start_fast_paths
 from study.distillation.masking import MaskedSequences
@@ -46,6 +46,7 @@ from study.distillation.trainer import DistillationTrainer, common_arguments, fr
 from study.files import StudyError, write_json
 from study.methods import FastPath, Trained
 from study.runtime import environment, keep_freed_memory, use_bf16
+from study.sections import Encoder
 from study.speed.floor import floor
 from study.speed.parts import PARTS, StepTimer
 from study.speed.peers import PEERS

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
 from study.analysis.numbers.results import TEACHER, Results
-from study.config import Benchmark, Encoder, Params
+from study.config import Params
 from study.descriptions import Evaluation, Run
 from study.distillation.mappings import layer_mapping
 from study.distillation.objectives import OBJECTIVES
@@ -42,6 +42,7 @@ from study.methods import (
     OutputDistribution,
 )
 from study.plan import Plan
+from study.sections import Benchmark, Encoder
 from study.speed.benchmark import SHARED, applicable
 
 

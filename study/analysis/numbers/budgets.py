@@ -14,10 +14,10 @@ import xarray as xr
 from study.analysis.numbers import claims
 from study.analysis.numbers.results import FLOOR, check_versions
 from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
-from study.config import BASE_BUDGET
 from study.descriptions import TEACHER, Comparison, model_name
 from study.files import Layout, StudyError, write_file
 from study.records import Environment, RunResult, read_record, short_name
+from study.sections import BASE_BUDGET
 
 #: Groups of tasks -> the tasks that belong to them; ``all`` is the mean of all tasks.
 GROUPS = ("context", "sentence", "all")

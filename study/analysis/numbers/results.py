@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from study.config import BASE_BUDGET
 from study.descriptions import TEACHER, Comparison
 from study.files import Layout, StudyError, find_root, tuning_folder
 from study.methods import Membership
 from study.records import Environment, LatencyResult, RunResult, TaskSplits, Tuning, read_record, short_name
+from study.sections import BASE_BUDGET
 
 FLOOR = "none"
 BASELINE = "mlm"
