@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="write golden values of families whose revision was raised")
+
+
+def pytest_collection_finish():
+    """What is imported stays: statsmodels collects garbage at every call, and need not look through all of torch."""
+    gc.freeze()
