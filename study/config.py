@@ -16,6 +16,7 @@ from study.methods import (
     Membership,
     Method,
     Section,
+    SentenceEmbedding,
     Trained,
     Variant,
 )
@@ -191,6 +192,8 @@ class Params(Section):
                 f"students.{student_name}.learning_rates: {rated} is missing; allowed: a rate for every method the"
                 " student is trained with, or none at all (the methods' own)"
             )
+        if isinstance(method, SentenceEmbedding) and method.distance == "relational":
+            self._batch_has_pairs(name)
         if isinstance(method, (AttentionRelation, DirectAttention)) and method.teacher_layer_from_top >= teacher.layers:
             raise ValueError(
                 f"methods.{name}.teacher_layer_from_top = {method.teacher_layer_from_top} leaves no teacher layer;"
@@ -204,3 +207,14 @@ class Params(Section):
                         f" (teacher {teacher.width}, students.{student_name} {student.width});"
                         " allowed: a divisor of both"
                     )
+
+    def _batch_has_pairs(self, name: str) -> None:
+        budgets = {"distillation": self.distillation.batch_size}
+        budgets |= {f"budgets.{key}": own.batch_size for key, own in self.budgets.items() if own.batch_size}
+        for key, sequences in budgets.items():
+            if sequences // self.distillation.accumulation_steps < 2:
+                raise ValueError(
+                    f"{key}.batch_size = {sequences} with accumulation_steps ="
+                    f" {self.distillation.accumulation_steps} leaves methods.{name} one sequence, which has no"
+                    " similarities; allowed: at least 2 a batch"
+                )

@@ -131,6 +131,12 @@ class HiddenState(Trained):
     fitted_start: bool = True
 
 
+class SentenceEmbedding(Trained):
+    objective: Literal["sentence_embedding"]
+    distance: Literal["mse", "cosine", "relational"] = "mse"
+    fitted_start: bool = True
+
+
 class AttentionRelation(Trained):
     objective: Literal["attention_relation"]
     teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
@@ -145,7 +151,13 @@ class DirectAttention(Trained):
 
 
 Method = Annotated[
-    Untrained | MaskedLanguageModelling | OutputDistribution | HiddenState | AttentionRelation | DirectAttention,
+    Untrained
+    | MaskedLanguageModelling
+    | OutputDistribution
+    | HiddenState
+    | SentenceEmbedding
+    | AttentionRelation
+    | DirectAttention,
     Field(discriminator="objective"),
 ]
 

@@ -32,6 +32,8 @@ METHODS = [
     "hs-uniform+last",
     "mha-minilmv2",
     "mha-direct",
+    "se-mse",
+    "se-relational",
 ]
 ONE_OF_EACH = ["mlm", "od", "hs-uniform+last", "mha-minilmv2", "mha-direct"]
 

@@ -37,6 +37,14 @@ from study.revisions import revisions
 from study.runtime import keep_freed_memory, use_bf16
 from study.sections import Distillation
 
+#: Families whose revisions say how a teacher is read; all others read it through the same functions.
+READERS = (
+    "masked_language_modelling",
+    "output_distribution",
+    "hidden_state",
+    "attention_relation",
+    "direct_attention",
+)
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
 
 
@@ -220,7 +228,7 @@ def _outputs_identity(run: Run, budget: Distillation) -> dict[str, Any]:
     return {
         **run.model_dump(mode="json", include={"masking", "precision", "attention_implementation"}),
         "distillation": shared,
-        "revisions": revisions("masking", *OBJECTIVES),
+        "revisions": revisions("masking", *READERS),
     }
 
 

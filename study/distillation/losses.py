@@ -104,6 +104,45 @@ def attention_relation(
         return (per_sequence / (relation_heads * lengths.clamp(min=1))).sum() / (lengths > 0).sum().clamp(min=1)
 
 
+def sentence_embedding(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
+    r"""Embedding transfer: pooled sentence embeddings s of the student to those t of the teacher.
+
+    ========== ==========================================================================================
+    distance   loss
+    ========== ==========================================================================================
+    mse        :math:`\frac{1}{B H} \sum_b \| s_b - t_b \|^2`
+    cosine     :math:`\frac{1}{B} \sum_b (1 - \cos(s_b, t_b))`
+    relational :math:`\frac{1}{B (B - 1)} \sum_{b \neq c} (\cos(s_b, s_c) - \cos(t_b, t_c))^2`; zero for B = 1
+    ========== ==========================================================================================
+
+    Args:
+        student: (B, H), mapped to the teacher's width but for ``relational``, where widths may differ.
+        teacher: (B, H). Both are computed in float32.
+
+    Raises:
+        ValueError: shapes that do not agree, or an unknown distance.
+
+    Source: mse after multilingual sentence distillation (2004.09813), cosine and similarities after Jasper and Stella
+    (2412.19048); the reductions are this study's choice.
+    """
+    if student.dim() != 2 or student.shape[: 1 if distance == "relational" else 2] != (
+        teacher.shape[:1] if distance == "relational" else teacher.shape
+    ):
+        raise ValueError(f"embeddings differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher = student.float(), teacher.float()
+        if distance == "mse":
+            return F.mse_loss(student, teacher)
+        student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+        if distance == "cosine":
+            return 1 - (student * teacher).sum(dim=-1).mean()
+        if distance == "relational":
+            others = 1 - torch.eye(len(student), device=student.device)
+            squared = (student @ student.T - teacher @ teacher.T).pow(2) * others
+            return squared.sum() / max(len(student) * (len(student) - 1), 1)
+    raise ValueError(f"distance {distance!r} is unknown; allowed: mse, cosine, relational")
+
+
 def check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
     """What :func:`output_distribution` raises."""
     if student_logits.shape != teacher_logits.shape:

@@ -40,6 +40,7 @@ from study.methods import (
     MaskedLanguageModelling,
     Method,
     OutputDistribution,
+    SentenceEmbedding,
 )
 from study.plan import Plan
 from study.sections import Benchmark, Encoder
@@ -132,6 +133,7 @@ KNOWN = (
     "hidden_state",
     "attention_relation",
     "direct_attention",
+    "sentence_embedding",
 )
 
 
@@ -185,6 +187,8 @@ def _objective(workload: Workload) -> tuple[int, int, float, float]:
         mapping = layer_mapping(method.mapping, teacher.layers, student.layers)
         deepest, pairs = max(map(max, mapping.values())), sum(map(len, mapping.values()))
         return deepest, student.layers, pairs * 12 * teacher.width, pairs * 2 * teacher.width
+    if isinstance(method, SentenceEmbedding):  # both are averaged over tokens; what follows has one row a sequence
+        return teacher.layers, student.layers, 3 * student.width + teacher.width, 0
     if isinstance(method, MaskedLanguageModelling):
         logits = share * workload.vocabulary
         return 0, student.layers, logits * CROSS_ENTROPY_PASSES, logits * 3

@@ -6,6 +6,7 @@ from study.distillation.objectives.attention import AttentionRelation, DirectAtt
 from study.distillation.objectives.base import Objective
 from study.distillation.objectives.hidden_state import HiddenState
 from study.distillation.objectives.output import MaskedLanguageModelling, OutputDistribution
+from study.distillation.objectives.sentence import SentenceEmbedding
 
 #: ``methods.<name>.objective`` in params.yaml -> its module.
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -14,4 +15,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "hidden_state": HiddenState,
     "attention_relation": AttentionRelation,
     "direct_attention": DirectAttention,
+    "sentence_embedding": SentenceEmbedding,
 }
