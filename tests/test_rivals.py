@@ -1,4 +1,4 @@
-"""Losses of embedding transfer against slow loops and numbers worked by hand, and what is read for them."""
+"""Embedding transfer, attention as it is, sums and known recipes: slow loops, numbers by hand, whole runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from tiny_training import distilled, objective_of, stream
 from transformers import default_data_collator
 
 from study.distillation import trainer
-from study.distillation.losses import sentence_embedding
-from study.distillation.objectives import base
+from study.distillation.losses import attention_distribution, attention_score, attention_scores, sentence_embedding
+from study.distillation.objectives import OBJECTIVES, base
 from study.distillation.taps import read_activations
+from study.distillation.trainer import freeze_untrained
+from study.files import StudyError
+from study.methods import METHOD
+from study.sections import Encoder
+from study.speed.cost import KNOWN, Workload, count
 
 
 @pytest.fixture
@@ -132,10 +137,217 @@ def test_similarities_need_two_sequences_a_batch(tmp_path):
         )
 
 
+# Attention as it is
+
+
+def scores_loop(query, key, heads):
+    """scores[b][a][t][u] = q_t . k_u / sqrt(d), d the width of a head."""
+    d = query.shape[-1] // heads
+    return [
+        [
+            [
+                [sum(float(q[a * d + c]) * float(k[a * d + c]) for c in range(d)) / math.sqrt(d) for k in key[b]]
+                for q in query[b]
+            ]
+            for a in range(heads)
+        ]
+        for b in range(len(query))
+    ]
+
+
+def rows_of(scores):
+    return [row for sequence in scores for head in sequence for row in head]
+
+
+def softmax(row):
+    total = sum(math.exp(z) for z in row)
+    return [math.exp(z) / total for z in row]
+
+
+def divergence_loop(student, teacher) -> float:
+    """Mean over rows of KL(teacher || student)."""
+    pairs = [(softmax(s), softmax(t)) for s, t in zip(rows_of(student), rows_of(teacher), strict=True)]
+    return sum(sum(b * math.log(b / a) for a, b in zip(p, q, strict=True)) for p, q in pairs) / len(pairs)
+
+
+def score_error_loop(student, teacher) -> float:
+    pairs = [(a, b) for s, t in zip(rows_of(student), rows_of(teacher), strict=True) for a, b in zip(s, t, strict=True)]
+    return sum((a - b) ** 2 for a, b in pairs) / len(pairs)
+
+
+@pytest.mark.fast
+def test_attention_losses_are_the_formulas():
+    student, teacher = ([states(2, 5, width, seed=width + i) for i in range(2)] for width in (6, 12))
+    own, target = (scores_loop(*x, 3) for x in (student, teacher))
+    fast = [attention_scores(*x, 3) for x in (student, teacher)]
+    torch.testing.assert_close(fast[0], torch.tensor(own))
+    assert attention_score(*fast).item() == pytest.approx(score_error_loop(own, target), rel=1e-4)
+    assert attention_distribution(*fast).item() == pytest.approx(divergence_loop(own, target), rel=1e-4)
+
+
+@pytest.mark.fast
+def test_attention_losses_by_hand():
+    student, teacher = torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 2.0], [math.log(3.0), 0.0]]]])
+    assert attention_score(student, teacher).item() == pytest.approx((4 + math.log(3) ** 2) / 4)
+    # p = 1 / (1 + e^-2) = 0.880797: log 2 - 0.366 = 0.327813; (3/4, 1/4) against (1/2, 1/2): 0.130812.
+    assert attention_distribution(student, teacher).item() == pytest.approx((0.327813 + 0.130812) / 2, rel=1e-4)
+    with pytest.raises(ValueError, match="differ in shape"):
+        attention_score(student, teacher[..., :1])
+    with pytest.raises(ValueError, match="5 heads do not divide the width 12"):
+        attention_scores(states(1, 2, 12, seed=1), states(1, 2, 12, seed=2), 5)
+
+
+@pytest.mark.parametrize("method", ["scores", "minilm"])
+def test_attention_is_compared_head_by_head_and_only_where_it_is_the_models(tmp_path, method):
+    params = tiny.parameters(tmp_path)
+    options, teacher = params.methods[method], tiny.masked_language_model()
+    with pytest.raises(StudyError, match="the student has 2 attention heads; allowed: 4"):
+        OBJECTIVES[options.objective](tiny.masked_language_model(heads=2), teacher, options)
+    teacher.config.position_embedding_type = "relative_key"
+    with pytest.raises(StudyError, match="teacher .bert, relative_key positions. has no attention scores"):
+        OBJECTIVES[options.objective](tiny.masked_language_model(), teacher, options)
+    with pytest.raises(ValueError, match="compares attention head by head; allowed: 4"):
+        tiny.parameters(
+            tmp_path,
+            grid={"methods": [method], "students": {"english": ["two"]}},
+            initialisation="random",
+            students={"two": {"layers": 2, "width": 24, "heads": 2, "intermediate": 48}},
+        )
+
+
+# Known recipes, written down once more from their formulas
+
+
+def read(model, ids):
+    """Hidden states 0..L and queries, keys, values 1..L, by the model's own outputs and layers."""
+    encoder = model.base_model
+    hidden = encoder(ids, output_hidden_states=True).hidden_states
+    projected = [
+        {x: getattr(layer.attention.self, x)(state) for x in ("query", "key", "value")}
+        for layer, state in zip(encoder.encoder.layer, hidden, strict=False)
+    ]
+    return hidden, [None, *projected]
+
+
+@pytest.mark.parametrize("student", ["L2-H24", "L2-H12"])
+def test_distilbert_is_its_formula(tmp_path, student):
+    params = tiny.parameters(tmp_path)
+    batch, teacher = batch_of(params, tmp_path), tiny.masked_language_model()
+    objective = objective_of(params, "distilbert", teacher, student)
+    ids = batch["masked_input_ids"]
+    with torch.no_grad():
+        own, target = objective.student(ids).logits, teacher(ids).logits
+        divergence = 0.0
+        for s, t in zip(own.flatten(0, 1), target.flatten(0, 1), strict=True):
+            p, q = torch.softmax(t / 2, 0), torch.softmax(s / 2, 0)
+            divergence += 4 * (p * (p / q).log()).sum().item()
+        divergence /= own.shape[0] * own.shape[1]
+        picks = [
+            -torch.log_softmax(own[b, place], 0)[label].item()
+            for b in range(len(ids))
+            for place, label in zip(batch["positions"][b], batch["labels"][b], strict=True)
+        ]
+        last = read(objective.student, ids)[0][-1]
+        if student == "L2-H12":
+            (layer,) = (m for m in objective.projections.modules() if isinstance(m, torch.nn.Linear))
+            last = layer(last)
+        else:
+            assert not list(objective.projections.modules())[1:]  # equal widths: states as they are
+        pairs = zip(last.flatten(0, 1), read(teacher, ids)[0][-1].flatten(0, 1), strict=True)
+        cosines = [1 - cosine_loop(a, b) for a, b in pairs]
+    expected = 5 * divergence + 2 * sum(picks) / len(picks) + sum(cosines) / len(cosines)
+    assert objective(**batch)["loss"].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_tinybert_is_its_formula(tmp_path):
+    params = tiny.parameters(tmp_path)
+    batch, teacher = batch_of(params, tmp_path), tiny.masked_language_model()
+    objective = objective_of(params, "tinybert", teacher)
+    ids = batch["masked_input_ids"][:2]
+    with torch.no_grad():
+        expected, (own, own_qk), (target, target_qk) = 0.0, read(objective.student, ids), read(teacher, ids)
+    for i, j in ((0, 0), (1, 2), (2, 4)):
+        layer = objective.projections["0"][f"{i}-{j}"]
+        expected += ((own[i] @ layer.weight.T + layer.bias - target[j]) ** 2).mean().item()
+        if i:
+            maps = [scores_loop(x["query"], x["key"], 4) for x in (own_qk[i], target_qk[j])]
+            expected += score_error_loop(*maps)
+    loss = objective(**{key: value[:2] for key, value in batch.items()})["loss"]
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_minilm_is_its_formula(tmp_path):
+    params = tiny.parameters(tmp_path)
+    batch, teacher = batch_of(params, tmp_path), tiny.masked_language_model()
+    objective = objective_of(params, "minilm", teacher)
+    ids = batch["masked_input_ids"][:2]
+    with torch.no_grad():
+        own, target = read(objective.student, ids)[1][2], read(teacher, ids)[1][4]
+    expected = sum(
+        divergence_loop(*(scores_loop(x[first], x[second], 4) for x in (own, target)))
+        for first, second in (("query", "key"), ("value", "value"))
+    )
+    loss = objective(**{key: value[:2] for key, value in batch.items()})["loss"]
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+    frozen = freeze_untrained(objective, batch)
+    assert len(frozen) == 10 and not any(f".self.{x}." in name for name in frozen for x in ("query", "key", "value"))
+
+
+# Sums
+
+
+def test_a_sum_is_the_weighted_sum_of_its_parts_alone(tmp_path):
+    params = tiny.parameters(tmp_path)
+    batch = batch_of(params, tmp_path)
+    alone = ["od", "mlm", "hs-last", "mha-minilmv2"]
+    parts = [
+        {"weight": weight, **params.methods[name].model_dump(exclude={"learning_rate"})}
+        for weight, name in zip((2.0, 0.5, 3.0, 7.0), alone, strict=True)
+    ]
+    method = METHOD.validate_python({"objective": "sum", "learning_rate": 0.1, "parts": parts})
+    assert METHOD.validate_json(method.model_dump_json()) == method
+    params = params.model_copy(update={"methods": params.methods | {"sum": method}})
+    whole, singles = objective_of(params, "sum"), [objective_of(params, name) for name in alone]
+    for objective in (whole, *singles):
+        objective.start(batch)
+    weighted = [w * o(**batch)["loss"].item() for w, o in zip((2.0, 0.5, 3.0, 7.0), singles, strict=True)]
+    assert whole(**batch)["loss"].item() == pytest.approx(sum(weighted), rel=1e-5)
+
+
+SUM = {"objective": "sum", "learning_rate": 0.1}
+MISTAKES = {
+    "nothing": ([{"weight": 0.0, "objective": "masked_language_modelling"}], "sum to nothing"),
+    "unknown": ([{"objective": "hidden"}], "objective 'hidden' is no part of a sum; allowed: masked_language"),
+    "nested": ([{"objective": "sum", "parts": []}], "objective 'sum' is no part"),
+    "rate": ([{"objective": "hidden_state", "mapping": "last", "learning_rate": 0.1}], "learning_rate of a part"),
+    "option": ([{"objective": "hidden_state", "mapping": "lowest"}], "hidden_state: mapping: Input should be"),
+    "negative": ([{"weight": -1.0, "objective": "hidden_state", "mapping": "last"}], "greater than or equal to 0"),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_of_a_sum_are_named(name):
+    parts, named = MISTAKES[name]
+    with pytest.raises(ValueError, match=named):
+        METHOD.validate_python({**SUM, "parts": parts})
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("method", ["se-mse", "se-relational", "scores", "minilm", "tinybert", "distilbert", "hs+mha"])
+def test_the_cost_model_knows_every_objective(tmp_path, method, fused):
+    params = tiny.parameters(tmp_path)
+    assert set(KNOWN) == set(OBJECTIVES)
+    sizes = Encoder(layers=4, width=24, heads=4, intermediate=48), Encoder(layers=2, width=12, heads=4, intermediate=24)
+    paths = ("fused-losses",) if fused else ()
+    counted = count(Workload(*sizes, params.methods[method], 60, 8, 16, fast_paths=paths))
+    assert counted.flops > 0 and counted.bytes > 0 and counted.memory > 0
+
+
 # Runs
 
 
-RIVALS = ["se-mse", "se-relational"]
+RIVALS = ["se-mse", "se-relational", "tinybert", "minilm", "distilbert"]
 
 
 @pytest.mark.parametrize("method", RIVALS)
@@ -153,7 +365,7 @@ def test_stored_teacher_outputs_give_the_same_student_and_no_teacher_passes(fold
 
     monkeypatch.setattr(base, "read_activations", read)
     distilled(folder, "second", method, fast_paths=shared, **budget)
-    assert len(passes) <= 2  # the start and the search for what is trained, never in training
+    assert len(passes) <= 3  # before training: the start of every part, the search for what is trained
     alone, first, second = (tiny.weights(folder / name) for name in ("alone", "first", "second"))
     assert tiny.identical(alone, first) and tiny.identical(first, second)
 

@@ -35,6 +35,7 @@ METHODS = [
     "se-mse",
     "se-relational",
 ]
+RIVALS = ["scores", "minilm", "tinybert", "distilbert", "od+hs", "hs+mha"]
 ONE_OF_EACH = ["mlm", "od", "hs-uniform+last", "mha-minilmv2", "mha-direct"]
 
 

@@ -104,6 +104,66 @@ def attention_relation(
         return (per_sequence / (relation_heads * lengths.clamp(min=1))).sum() / (lengths > 0).sum().clamp(min=1)
 
 
+def hidden_state_cosine(projected_student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Cosine distance of hidden states, :math:`\frac{1}{N} \sum_n (1 - \cos(W h^S_n, h^T_n))`, over all N tokens.
+
+    Args, Raises: as :func:`hidden_state`; there is no padding.
+
+    Source: DistilBERT (1910.01108), its public code.
+    """
+    _check_states(projected_student, teacher, None, same_width=True)
+    return 1 - F.cosine_similarity(projected_student.float(), teacher.float(), dim=-1).mean()
+
+
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    r"""Unnormalised attention scores :math:`Q_a K_a^\top / \sqrt{d}` of (B, T, H): (B, A, T, T), in float32.
+
+    Raises:
+        ValueError: ``heads`` does not divide the width.
+    """
+    if heads < 1 or query.shape[-1] % heads:
+        raise ValueError(f"{heads} heads do not divide the width {query.shape[-1]}")
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+        return (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+
+
+def attention_score(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean squared error of the unnormalised attention scores of one pair of layers.
+
+    .. math:: \frac{1}{B A T^2} \sum_{b,a} \| A^S_{b,a} - A^T_{b,a} \|^2
+
+    Args:
+        student, teacher: (B, A, T, T), of :func:`attention_scores`; there is no padding.
+
+    Raises:
+        ValueError: different shapes.
+
+    Source: TinyBERT (1909.10351), equation 7.
+    """
+    _check_scores(student, teacher)
+    return F.mse_loss(student, teacher)
+
+
+def attention_distribution(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Divergence of the attention distributions of one pair of layers.
+
+    .. math:: \frac{1}{B A T} \sum_{b,a,t} KL(softmax(A^T_{b,a,t}) \,\|\, softmax(A^S_{b,a,t}))
+
+    Args, Raises: as :func:`attention_score`.
+
+    Source: MiniLM (2002.10957), equation 7.
+    """
+    _check_scores(student, teacher)
+    own, target = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+    return F.kl_div(own, target, reduction="sum", log_target=True) / max(student[..., 0].numel(), 1)
+
+
+def _check_scores(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(f"scores differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+
+
 def sentence_embedding(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
     r"""Embedding transfer: pooled sentence embeddings s of the student to those t of the teacher.
 
