@@ -139,7 +139,7 @@ def attention_score(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: different shapes.
 
-    Source: TinyBERT (1909.10351), equation 7.
+    Source: TinyBERT (1909.10351), its attention-based distillation.
     """
     _check_scores(student, teacher)
     return F.mse_loss(student, teacher)
@@ -152,7 +152,7 @@ def attention_distribution(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args, Raises: as :func:`attention_score`.
 
-    Source: MiniLM (2002.10957), equation 7.
+    Source: MiniLM (2002.10957), its self-attention distribution transfer.
     """
     _check_scores(student, teacher)
     own, target = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
