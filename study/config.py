@@ -9,15 +9,19 @@ from typing import Literal
 from pydantic import model_validator
 
 from study.methods import (
+    AttentionDistribution,
     AttentionRelation,
+    AttentionScore,
     DirectAttention,
     FastPath,
     Initialisation,
     Membership,
     Method,
     Section,
+    SentenceEmbedding,
     Trained,
     Variant,
+    parts_of,
 )
 from study.sections import (
     BASE_BUDGET,
@@ -191,7 +195,20 @@ class Params(Section):
                 f"students.{student_name}.learning_rates: {rated} is missing; allowed: a rate for every method the"
                 " student is trained with, or none at all (the methods' own)"
             )
-        if isinstance(method, (AttentionRelation, DirectAttention)) and method.teacher_layer_from_top >= teacher.layers:
+        for own in parts_of(method):
+            self._objective_fits(name, own, student_name, teacher)
+
+    def _objective_fits(self, name: str, method: Method, student_name: str, teacher: Teacher) -> None:
+        student = self.students[student_name]
+        if isinstance(method, SentenceEmbedding) and method.distance == "relational":
+            self._batch_has_pairs(name)
+        if isinstance(method, AttentionScore | AttentionDistribution) and student.heads != teacher.heads:
+            raise ValueError(
+                f"students.{student_name}.heads = {student.heads}: methods.{name} compares attention head by head;"
+                f" allowed: {teacher.heads}, as the teacher has"
+            )
+        layered = (AttentionRelation, DirectAttention, AttentionDistribution)
+        if isinstance(method, layered) and method.teacher_layer_from_top >= teacher.layers:
             raise ValueError(
                 f"methods.{name}.teacher_layer_from_top = {method.teacher_layer_from_top} leaves no teacher layer;"
                 f" allowed: 0 to {teacher.layers - 1}"
@@ -204,3 +221,14 @@ class Params(Section):
                         f" (teacher {teacher.width}, students.{student_name} {student.width});"
                         " allowed: a divisor of both"
                     )
+
+    def _batch_has_pairs(self, name: str) -> None:
+        budgets = {"distillation": self.distillation.batch_size}
+        budgets |= {f"budgets.{key}": own.batch_size for key, own in self.budgets.items() if own.batch_size}
+        for key, sequences in budgets.items():
+            if sequences // self.distillation.accumulation_steps < 2:
+                raise ValueError(
+                    f"{key}.batch_size = {sequences} with accumulation_steps ="
+                    f" {self.distillation.accumulation_steps} leaves methods.{name} one sequence, which has no"
+                    " similarities; allowed: at least 2 a batch"
+                )

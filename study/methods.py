@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -124,10 +133,24 @@ class OutputDistribution(Trained):
 
 
 class HiddenState(Trained):
-    """``fitted_start``, here and below: what the objective maps by starts as a least-squares fit to the teacher."""
+    """``fitted_start``, here and below: what the objective maps by starts as a least-squares fit to the teacher.
+
+    ``distance``: squared error by default; ``reduction`` over pairs: mean by default; ``embeddings``: embedding outputs
+    are a pair, too; ``map_equal_widths``: False compares states of equal widths as they are.
+    """
 
     objective: Literal["hidden_state"]
     mapping: Mapping
+    fitted_start: bool = True
+    distance: Literal["cosine"] | None = None
+    reduction: Literal["sum"] | None = None
+    embeddings: Literal[True] | None = None
+    map_equal_widths: Literal[False] | None = None
+
+
+class SentenceEmbedding(Trained):
+    objective: Literal["sentence_embedding"]
+    distance: Literal["mse", "cosine", "relational"] = "mse"
     fitted_start: bool = True
 
 
@@ -144,14 +167,96 @@ class DirectAttention(Trained):
     fitted_start: bool = True
 
 
+class AttentionScore(Trained):
+    objective: Literal["attention_score"]
+    mapping: Mapping
+    reduction: Literal["mean", "sum"] = "mean"
+
+
+class AttentionDistribution(Trained):
+    objective: Literal["attention_distribution"]
+    teacher_layer_from_top: Annotated[int, Field(ge=0)] = 0
+    value_relation: bool = True
+
+
+class Part(BaseModel):
+    """A part of a sum: the keys of a trained method but for those that belong to the whole, and its ``weight``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    weight: Weight = 1.0
+
+    @property
+    def method(self) -> Any:
+        """The part as a method; its learning rate is without meaning."""
+        return METHOD.validate_python({**(self.model_extra or {}), "learning_rate": 1.0})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_method(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            raise ValueError("allowed: objective, weight and the objective's options")
+        options = {key: value for key, value in values.items() if key != "weight"}
+        tag, whole = options.get("objective"), sorted(set(options) & {*Trained.model_fields})
+        if tag not in PARTS:
+            raise ValueError(f"objective {tag!r} is no part of a sum; allowed: {', '.join(PARTS)}")
+        if whole:
+            raise ValueError(f"{', '.join(whole)} of a part; allowed: in the sum itself")
+        try:
+            method = METHOD.validate_python({**options, "learning_rate": 1.0})
+        except ValidationError as error:  # in one line, like every other mistake
+            first = error.errors(include_url=False)[0]
+            raise ValueError(f"{tag}: {'.'.join(map(str, first['loc'][1:]))}: {first['msg']}") from None
+        return {"weight": values.get("weight", 1.0), **method.model_dump(exclude={"learning_rate"})}
+
+
+class Sum(Trained):
+    objective: Literal["sum"]
+    parts: list[Part] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _something_weighs(self):
+        if not any(part.weight for part in self.parts):
+            raise ValueError(
+                f"parts: weights {[part.weight for part in self.parts]} sum to nothing; allowed: one above 0"
+            )
+        return self
+
+
 Method = Annotated[
-    Untrained | MaskedLanguageModelling | OutputDistribution | HiddenState | AttentionRelation | DirectAttention,
+    Untrained
+    | MaskedLanguageModelling
+    | OutputDistribution
+    | HiddenState
+    | SentenceEmbedding
+    | AttentionRelation
+    | DirectAttention
+    | AttentionScore
+    | AttentionDistribution
+    | Sum,
     Field(discriminator="objective"),
 ]
 
 
 #: One of the classes above, chosen by ``objective``.
 METHOD: TypeAdapter[Method] = TypeAdapter(Method)
+
+#: Objectives that a sum may have as parts.
+PARTS = (
+    "masked_language_modelling",
+    "output_distribution",
+    "hidden_state",
+    "sentence_embedding",
+    "attention_relation",
+    "direct_attention",
+    "attention_score",
+    "attention_distribution",
+)
+
+
+def parts_of(method: Any) -> list[Any]:
+    """The methods that a sum is made of; of any other, itself."""
+    return [part.method for part in method.parts] if isinstance(method, Sum) else [method]
 
 
 class Variant(BaseModel):

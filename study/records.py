@@ -118,7 +118,7 @@ class Training(Record):
 
     objective: str
     learning_rate: float
-    options: dict[str, str | int | float | None] = {}
+    options: dict[str, str | int | float | list[dict[str, str | int | float | None]] | None] = {}
     revisions: dict[str, int] = {}
     steps: int
     tokens: int

@@ -16,6 +16,10 @@ REVISIONS: dict[str, int] = {
     "hidden_state": 1,
     "attention_relation": 1,
     "direct_attention": 1,
+    "sentence_embedding": 1,
+    "attention_score": 1,
+    "attention_distribution": 1,
+    "sum": 1,
     # the rest of training
     "masking": 1,  # which tokens are masked, how sequences are ordered
     "start": 1,  # students at initialisation

@@ -22,7 +22,7 @@ from study.distillation.taps import PROJECTIONS, Activations
 from study.distillation.teacher_outputs import TeacherOutputs
 from study.methods import FastPath
 
-TEACHER_METHODS = ["od", "hs-uniform-consecutive", "mha-minilmv2", "mha-direct"]
+TEACHER_METHODS = ["od", "hs-uniform-consecutive", "mha-minilmv2", "mha-direct", "se-cosine"]
 MASKS = {
     "none": None,
     "full": [[1, 1, 1, 1, 1]] * 3,

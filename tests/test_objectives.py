@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tiny_training import METHODS, above_the_projections, descend, objective_of, stream
+from tiny_training import METHODS, RIVALS, above_the_projections, descend, objective_of, stream
 from transformers import default_data_collator
 
 from study.distillation.objectives import OBJECTIVES
@@ -28,7 +28,7 @@ def test_every_trained_method_has_its_objective():
     assert sorted(tags) == sorted((name,) for name in OBJECTIVES)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS + RIVALS)
 def test_the_state_of_an_objective_holds_no_teacher_and_no_tied_duplicate(tmp_path, method):
     params = tiny.parameters(tmp_path)
     objective = objective_of(params, method)
@@ -43,7 +43,7 @@ def test_the_state_of_an_objective_holds_no_teacher_and_no_tied_duplicate(tmp_pa
         assert not teachers & set(storages) and not teachers & {p.data_ptr() for p in objective.parameters()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS + RIVALS)
 def test_training_changes_the_student_and_not_the_teacher(tmp_path, words, method):
     params = tiny.parameters(tmp_path)
     teacher = tiny.masked_language_model().train()

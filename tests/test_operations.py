@@ -34,6 +34,8 @@ BY_HAND = {
     "hs-last": (STUDENT_STATES + PROJECTION, TEACHER_STATES),
     "mha-minilmv2": (STUDENT_QKV + RELATIONS * 12, TEACHER_QKV + RELATIONS * 24),
     "mha-direct": (STUDENT_QKV + 3 * PROJECTION, TEACHER_QKV),
+    "od+hs": (STUDENT_STATES + STUDENT_HEAD + PROJECTION, TEACHER_STATES + TEACHER_HEAD),  # one pass of each
+    "se-mse": (STUDENT_STATES + SEQUENCES * 12 * 24, TEACHER_STATES),  # one map a sequence
 }
 
 

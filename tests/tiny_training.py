@@ -32,7 +32,10 @@ METHODS = [
     "hs-uniform+last",
     "mha-minilmv2",
     "mha-direct",
+    "se-mse",
+    "se-relational",
 ]
+RIVALS = ["scores", "minilm", "tinybert", "distilbert", "od+hs", "hs+mha"]
 ONE_OF_EACH = ["mlm", "od", "hs-uniform+last", "mha-minilmv2", "mha-direct"]
 
 

@@ -31,12 +31,20 @@ from study.distillation.trainer import (
     train,
 )
 from study.files import Layout, StudyError, content_hash, make_folder
-from study.methods import FastPath, OutputDistribution, Untrained
+from study.methods import FastPath, OutputDistribution, Untrained, parts_of
 from study.records import Training
 from study.revisions import revisions
 from study.runtime import keep_freed_memory, use_bf16
 from study.sections import Distillation
 
+#: Families whose revisions say how a teacher is read; all others read it through the same functions.
+READERS = (
+    "masked_language_modelling",
+    "output_distribution",
+    "hidden_state",
+    "attention_relation",
+    "direct_attention",
+)
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
 
 
@@ -200,12 +208,13 @@ def progress_title(run: Run, others: Sequence[Run]) -> str:
 
 
 def _samples_positions(run: Run) -> bool:
-    return isinstance(run.objective, OutputDistribution) and run.objective.positions == "sampled"
+    parts = parts_of(run.objective)
+    return any(isinstance(own, OutputDistribution) and own.positions == "sampled" for own in parts)
 
 
 def _with_inputs(run: Run) -> Distillation:
     assert not isinstance(run.objective, Untrained)
-    masked = OBJECTIVES[run.objective.objective].needs_head
+    masked = OBJECTIVES[run.objective.objective].trains_head(run.objective)
     return run.distillation.model_copy(update={"inputs": "masked"}) if masked else run.distillation
 
 
@@ -220,7 +229,7 @@ def _outputs_identity(run: Run, budget: Distillation) -> dict[str, Any]:
     return {
         **run.model_dump(mode="json", include={"masking", "precision", "attention_implementation"}),
         "distillation": shared,
-        "revisions": revisions("masking", *OBJECTIVES),
+        "revisions": revisions("masking", *READERS),
     }
 
 

@@ -104,6 +104,105 @@ def attention_relation(
         return (per_sequence / (relation_heads * lengths.clamp(min=1))).sum() / (lengths > 0).sum().clamp(min=1)
 
 
+def hidden_state_cosine(projected_student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Cosine distance of hidden states, :math:`\frac{1}{N} \sum_n (1 - \cos(W h^S_n, h^T_n))`, over all N tokens.
+
+    Args, Raises: as :func:`hidden_state`; there is no padding.
+
+    Source: DistilBERT (1910.01108), its public code.
+    """
+    _check_states(projected_student, teacher, None, same_width=True)
+    return 1 - F.cosine_similarity(projected_student.float(), teacher.float(), dim=-1).mean()
+
+
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    r"""Unnormalised attention scores :math:`Q_a K_a^\top / \sqrt{d}` of (B, T, H): (B, A, T, T), in float32.
+
+    Raises:
+        ValueError: ``heads`` does not divide the width.
+    """
+    if heads < 1 or query.shape[-1] % heads:
+        raise ValueError(f"{heads} heads do not divide the width {query.shape[-1]}")
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+        return (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+
+
+def attention_score(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean squared error of the unnormalised attention scores of one pair of layers.
+
+    .. math:: \frac{1}{B A T^2} \sum_{b,a} \| A^S_{b,a} - A^T_{b,a} \|^2
+
+    Args:
+        student, teacher: (B, A, T, T), of :func:`attention_scores`; there is no padding.
+
+    Raises:
+        ValueError: different shapes.
+
+    Source: TinyBERT (1909.10351), its attention-based distillation.
+    """
+    _check_scores(student, teacher)
+    return F.mse_loss(student, teacher)
+
+
+def attention_distribution(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Divergence of the attention distributions of one pair of layers.
+
+    .. math:: \frac{1}{B A T} \sum_{b,a,t} KL(softmax(A^T_{b,a,t}) \,\|\, softmax(A^S_{b,a,t}))
+
+    Args, Raises: as :func:`attention_score`.
+
+    Source: MiniLM (2002.10957), its self-attention distribution transfer.
+    """
+    _check_scores(student, teacher)
+    own, target = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
+    return F.kl_div(own, target, reduction="sum", log_target=True) / max(student[..., 0].numel(), 1)
+
+
+def _check_scores(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(f"scores differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+
+
+def sentence_embedding(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
+    r"""Embedding transfer: pooled sentence embeddings s of the student to those t of the teacher.
+
+    ========== ==========================================================================================
+    distance   loss
+    ========== ==========================================================================================
+    mse        :math:`\frac{1}{B H} \sum_b \| s_b - t_b \|^2`
+    cosine     :math:`\frac{1}{B} \sum_b (1 - \cos(s_b, t_b))`
+    relational :math:`\frac{1}{B (B - 1)} \sum_{b \neq c} (\cos(s_b, s_c) - \cos(t_b, t_c))^2`; zero for B = 1
+    ========== ==========================================================================================
+
+    Args:
+        student: (B, H), mapped to the teacher's width but for ``relational``, where widths may differ.
+        teacher: (B, H). Both are computed in float32.
+
+    Raises:
+        ValueError: shapes that do not agree, or an unknown distance.
+
+    Source: mse after multilingual sentence distillation (2004.09813), cosine and similarities after Jasper and Stella
+    (2412.19048); the reductions are this study's choice.
+    """
+    if student.dim() != 2 or student.shape[: 1 if distance == "relational" else 2] != (
+        teacher.shape[:1] if distance == "relational" else teacher.shape
+    ):
+        raise ValueError(f"embeddings differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher = student.float(), teacher.float()
+        if distance == "mse":
+            return F.mse_loss(student, teacher)
+        student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+        if distance == "cosine":
+            return 1 - (student * teacher).sum(dim=-1).mean()
+        if distance == "relational":
+            others = 1 - torch.eye(len(student), device=student.device)
+            squared = (student @ student.T - teacher @ teacher.T).pow(2) * others
+            return squared.sum() / max(len(student) * (len(student) - 1), 1)
+    raise ValueError(f"distance {distance!r} is unknown; allowed: mse, cosine, relational")
+
+
 def check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
     """What :func:`output_distribution` raises."""
     if student_logits.shape != teacher_logits.shape:

@@ -23,7 +23,6 @@ from study.data.pretrained import load_model, load_tokenizer, save_model
 from study.descriptions import Run
 from study.distillation.objectives import OBJECTIVES
 from study.files import Layout, StudyError, file_hash, write_file, write_json
-from study.methods import Trained
 from study.plan import Plan
 from study.shipping.card import write_card
 from study.shipping.parity import Parity, extra, onnx_encoder, parity
@@ -98,7 +97,8 @@ def find(plan: Plan, name: str) -> Run:
 
 def has_trained_head(run: Run) -> bool:
     """Whether training reached the student's language-modelling head."""
-    return isinstance(run.objective, Trained) and OBJECTIVES[run.objective.objective].needs_head
+    architecture = OBJECTIVES.get(run.objective.objective)
+    return architecture is not None and architecture.trains_head(run.objective)
 
 
 def _measured(plan: Plan, run: Run, layout: Layout, kind: Format, config: Any, folder: Path) -> Parity | None:

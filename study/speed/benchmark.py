@@ -166,7 +166,7 @@ def applicable(objective: str, precision: str) -> list[FastPath]:
     """The fast paths that change anything for a method's objective in this precision, in their order."""
     has_teacher = OBJECTIVES[objective].needs_teacher
     without = {
-        "fused-losses": objective not in ("output_distribution", "attention_relation"),
+        "fused-losses": objective not in ("output_distribution", "attention_relation", "attention_distribution", "sum"),
         "rounded-teacher": not has_teacher or precision == "fp32",
         "shared-teacher": not has_teacher,
     }

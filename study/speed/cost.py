@@ -33,13 +33,19 @@ from study.distillation.operations import count_operations
 from study.distillation.taps import read_activations
 from study.files import StudyError
 from study.methods import (
+    METHOD,
+    AttentionDistribution,
     AttentionRelation,
+    AttentionScore,
     DirectAttention,
     FastPath,
     HiddenState,
     MaskedLanguageModelling,
     Method,
     OutputDistribution,
+    SentenceEmbedding,
+    Sum,
+    parts_of,
 )
 from study.plan import Plan
 from study.sections import Benchmark, Encoder
@@ -132,6 +138,10 @@ KNOWN = (
     "hidden_state",
     "attention_relation",
     "direct_attention",
+    "sentence_embedding",
+    "attention_score",
+    "attention_distribution",
+    "sum",
 )
 
 
@@ -150,7 +160,12 @@ def count(workload: Workload) -> Counts:
     teacher_layers, student_layers, values, kept = _objective(workload)
     shared = SHARED in workload.fast_paths
     read, others = _products(
-        _shape(teacher), _shape(student), workload.method, workload.vocabulary, length, workload.predicted
+        _shape(teacher),
+        _shape(student),
+        workload.method.model_dump_json(),
+        workload.vocabulary,
+        length,
+        workload.predicted,
     )
     values += 3 * student_layers * _layer_values(student, length)
     values += 0 if shared else teacher_layers * _layer_values(teacher, length)
@@ -174,6 +189,14 @@ def _objective(workload: Workload) -> tuple[int, int, float, float]:
     for the backward pass.
     """
     teacher, student, method = workload.teacher, workload.student, workload.method
+    if isinstance(method, Sum):  # one pass of each model, as deep as the deepest part, and every part's loss
+        parts = [_objective(replace(workload, method=own)) for own in parts_of(method)]
+        return (
+            max(part[0] for part in parts),
+            max(part[1] for part in parts),
+            sum(part[2] for part in parts),
+            sum(part[3] for part in parts),
+        )
     fused, share = "fused-losses" in workload.fast_paths, workload.predicted / workload.sequence_length
     if isinstance(method, AttentionRelation | DirectAttention):  # layers below the projections that are compared
         depths = teacher.layers - method.teacher_layer_from_top - 1, student.layers - 1
@@ -181,10 +204,23 @@ def _objective(workload: Workload) -> tuple[int, int, float, float]:
             return *depths, 3 * 12 * teacher.width, 3 * 2 * teacher.width
         scores = 3 * method.relation_heads * workload.sequence_length
         return *depths, scores * DIVERGENCE_PASSES[fused], 0 if fused else 4 * scores
+    if isinstance(method, AttentionScore | AttentionDistribution):
+        strategy = method.mapping if isinstance(method, AttentionScore) else "last"
+        mapping = layer_mapping(strategy, teacher.layers, student.layers)
+        top = 0 if isinstance(method, AttentionScore) else method.teacher_layer_from_top
+        depths = max(map(max, mapping.values())) - top - 1, max(mapping) - 1
+        scores = student.heads * workload.sequence_length
+        if isinstance(method, AttentionScore):
+            pairs = sum(map(len, mapping.values()))
+            return *depths, pairs * scores * 12, pairs * scores * 2
+        relations = DIVERGENCE_PASSES[False] + DIVERGENCE_PASSES[fused] * method.value_relation
+        return *depths, scores * relations, scores * (4 + (0 if fused else 4) * method.value_relation)
     if isinstance(method, HiddenState):
         mapping = layer_mapping(method.mapping, teacher.layers, student.layers)
-        deepest, pairs = max(map(max, mapping.values())), sum(map(len, mapping.values()))
+        deepest, pairs = max(map(max, mapping.values())), sum(map(len, mapping.values())) + bool(method.embeddings)
         return deepest, student.layers, pairs * 12 * teacher.width, pairs * 2 * teacher.width
+    if isinstance(method, SentenceEmbedding):  # both are averaged over tokens; what follows has one row a sequence
+        return teacher.layers, student.layers, 3 * student.width + teacher.width, 0
     if isinstance(method, MaskedLanguageModelling):
         logits = share * workload.vocabulary
         return 0, student.layers, logits * CROSS_ENTROPY_PASSES, logits * 3
@@ -198,12 +234,13 @@ def _objective(workload: Workload) -> tuple[int, int, float, float]:
 
 @cache
 def _products(
-    teacher: Encoder, student: Encoder, method: Any, vocabulary: int, length: int, predicted: int
+    teacher: Encoder, student: Encoder, described: str, vocabulary: int, length: int, predicted: int
 ) -> tuple[int, int]:
     """Floating-point operations of one sequence: of the teacher's layers that are read, and of all else in a step.
 
     Counted by PyTorch on tensors that have shapes but no values: the paper's scale takes seconds and no memory.
     """
+    method: Any = METHOD.validate_json(described)
     with FakeTensorMode():
         config = BertConfig(
             vocab_size=vocabulary,

@@ -57,7 +57,7 @@ def ablation(analysis: Analysis, *variants: str) -> Figure | None:
     )
     for reference, axes in grid.items():
         for height, method in enumerate(groups[reference]):
-            color = STYLES[method].color if method == reference else GREY
+            color = STYLES[method].color if method == reference and method in STYLES else GREY
             for student, (_, marker) in students.items():
                 own = 100 * runs.loc[(runs["method"] == method) & (runs["student"] == student), "test"]
                 axes.plot(own, [height] * len(own), ".", color=color, markersize=4, alpha=0.7)

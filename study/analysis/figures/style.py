@@ -49,6 +49,14 @@ STYLES = {
     "hs-uniform+last": Style("HS: uniform+last", "#08306b", "p", ""),
     "mha-minilmv2": Style("MHA: MiniLMv2", "#d55e00", "*", ""),
     "mha-direct": Style("MHA: DirectMiniLM", "#7f2704", "X", "//"),
+    "se-mse": Style("SE: squared error", "#66c2a4", "P", ""),
+    "se-cosine": Style("SE: cosine", "#009e73", "d", "//"),
+    "se-relational": Style("SE: relational", "#00441b", "H", ".."),
+    "od+hs": Style("sum: OD + HS", "#cc79a7", "h", ""),
+    "hs+mha": Style("sum: HS + MHA", "#8c6bb1", "8", "//"),
+    "distilbert": Style("DistilBERT", "#dd1c77", "o", "xx"),
+    "tinybert": Style("TinyBERT", "#980043", "s", ""),
+    "minilm": Style("MHA: MiniLM v1", "#fdae6b", "^", ".."),
 }
 SPARE = [("#009e73", "P"), ("#cc79a7", "h"), ("#66c2a4", "d"), ("#8c6bb1", "8"), ("#00441b", "H")]
 STUDENT_STYLES = [("#0072b2", "o"), ("#e69f00", "s"), ("#005c44", "^"), ("#cc79a7", "D"), ("#4d4d4d", "v")]

@@ -36,8 +36,8 @@ class Attention(Objective):
     def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:
         return {"attention_layers": {teacher_layers - method.teacher_layer_from_top}}
 
-    def read_student(self, batch: Batch) -> Activations:
-        return read_activations(self.student, batch[self.inputs], attention_layers=[self.student_layer])
+    def student_layers(self) -> Layers:
+        return {"attention_layers": {self.student_layer}}
 
     def pairs(self, student: Activations, teacher: Activations | None) -> Iterator[tuple[str, Tensor, Tensor]]:
         assert teacher is not None

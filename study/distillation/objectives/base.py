@@ -37,8 +37,8 @@ class Objective(nn.Module):
             :mod:`study.distillation.losses`.
     """
 
-    needs_head = False
-    needs_teacher = True
+    needs_head: bool = False
+    needs_teacher: bool = True
     student: Any
 
     def __init__(
@@ -82,9 +82,18 @@ class Objective(nn.Module):
             teacher = self.read_teacher(batch)
         return {"loss": self.loss(self.read_student(batch), teacher, batch)}
 
+    @classmethod
+    def trains_head(cls, method: Any) -> bool:
+        """Whether a method of this objective reads the student's output distribution."""
+        return cls.needs_head
+
+    def student_layers(self) -> Layers:
+        """What the loss reads of the student."""
+        return {"hidden_layers": {self.student.config.num_hidden_layers}}
+
     def read_student(self, batch: Batch) -> Activations:
         """The student's activations that the loss needs, with gradients."""
-        return read_activations(self.student, batch[self.inputs], hidden_layers=[self.student.config.num_hidden_layers])
+        return read_activations(self.student, batch[self.inputs], None, **self.student_layers())
 
     @staticmethod
     def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:

@@ -13,11 +13,14 @@ from study import methods
 from study.distillation import losses
 from study.distillation.mappings import layer_mapping
 from study.distillation.objectives.base import Batch, Objective
-from study.distillation.taps import Activations, Layers, read_activations
+from study.distillation.taps import Activations, Layers
 
 
 class HiddenState(Objective):
-    """Mean of :func:`study.distillation.losses.hidden_state` over the mapped pairs of layers, one linear map each."""
+    """Mean of :func:`study.distillation.losses.hidden_state` over the mapped pairs of layers, one linear map each.
+
+    Options change the mean to a sum, the squared error to the cosine distance, and which pairs there are.
+    """
 
     method: methods.HiddenState
 
@@ -31,18 +34,20 @@ class HiddenState(Objective):
     ):
         super().__init__(student, teacher, method, inputs, fused)
         depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
-        self.mapping = layer_mapping(method.mapping, *depths)
+        self.mapping = _mapping(method, *depths)
+        if method.map_equal_widths is False and student.config.hidden_size == teacher.config.hidden_size:
+            return
         for i, targets in self.mapping.items():
             for j in targets:
                 self.projections[f"{i}-{j}"] = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
 
     @staticmethod
     def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:
-        mapping = layer_mapping(method.mapping, teacher_layers, student_layers)
+        mapping = _mapping(method, teacher_layers, student_layers)
         return {"hidden_layers": {j for targets in mapping.values() for j in targets}}
 
-    def read_student(self, batch: Batch) -> Activations:
-        return read_activations(self.student, batch[self.inputs], hidden_layers=self.mapping)
+    def student_layers(self) -> Layers:
+        return {"hidden_layers": set(self.mapping)}
 
     def pairs(self, student: Activations, teacher: Activations | None) -> Iterator[tuple[str, Tensor, Tensor]]:
         assert teacher is not None
@@ -51,5 +56,14 @@ class HiddenState(Objective):
                 yield f"{i}-{j}", student.hidden[i], teacher.hidden[j]
 
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
-        parts = [losses.hidden_state(self.projections[name](s), t) for name, s, t in self.pairs(student, teacher)]
-        return torch.stack(parts).mean()
+        distance = losses.hidden_state_cosine if self.method.distance == "cosine" else losses.hidden_state
+        parts = [
+            distance(self.projections[name](s) if name in self.projections else s, t)
+            for name, s, t in self.pairs(student, teacher)
+        ]
+        return torch.stack(parts).sum() if self.method.reduction == "sum" else torch.stack(parts).mean()
+
+
+def _mapping(method: methods.HiddenState, teacher_layers: int, student_layers: int) -> dict[int, tuple[int, ...]]:
+    mapping = layer_mapping(method.mapping, teacher_layers, student_layers)
+    return {0: (0,), **mapping} if method.embeddings else mapping

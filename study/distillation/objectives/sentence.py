@@ -1,0 +1,58 @@
+"""Embedding transfer: the pooled embedding of a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from study import methods
+from study.distillation import losses
+from study.distillation.objectives.base import Batch, Objective
+from study.distillation.taps import Activations, Layers
+
+
+class SentenceEmbedding(Objective):
+    """:func:`study.distillation.losses.sentence_embedding` of the mean of the last hidden states over all tokens.
+
+    A sentence is a packed sequence of the corpus, special tokens included and without padding, masked or plain as
+    ``inputs`` says. The teacher is that of the setting after its adaptation. Mean pooling is how the embedded teachers
+    were trained; embeddings are not normalised before the squared error.
+
+    One learned linear map takes the student's embedding to the teacher's width where the two differ, but for the
+    relational distance, which needs none. Since the mean of mapped states is the map of their mean, ``fitted_start``
+    fits it to the states of single tokens, of which a batch has many more than of sequences (this study's choice).
+    """
+
+    method: methods.SentenceEmbedding
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        method: methods.SentenceEmbedding,
+        inputs: methods.Inputs = "masked",
+        fused: bool = True,
+    ):
+        super().__init__(student, teacher, method, inputs, fused)
+        self.student_layer, self.teacher_layer = (m.config.num_hidden_layers for m in (student, teacher))
+        widths = student.config.hidden_size, teacher.config.hidden_size
+        if method.distance != "relational" and widths[0] != widths[1]:
+            self.projections["sentence"] = nn.Linear(*widths)
+
+    @staticmethod
+    def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:
+        return {"hidden_layers": {teacher_layers}}
+
+    def pairs(self, student: Activations, teacher: Activations | None) -> Iterator[tuple[str, Tensor, Tensor]]:
+        assert teacher is not None
+        yield "sentence", student.hidden[self.student_layer], teacher.hidden[self.teacher_layer]
+
+    def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
+        ((name, own, target),) = self.pairs(student, teacher)
+        embedding = own.float().mean(dim=1)
+        if name in self.projections:
+            embedding = self.projections[name](embedding)
+        return losses.sentence_embedding(embedding, target.float().mean(dim=1), self.method.distance)
