@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -64,10 +64,13 @@ class CorpusData(Description):
     corpus: Corpus
 
 
-class TeacherAdaptation(Description, Precision):
+class TeacherAdaptation(Description, Precision, Sparse):
+    """``head``: ``own`` where the teacher is taken as it is, with its own language-modelling head."""
+
     stage = "teacher"
     adaptation: Adaptation
     masking: Masking
+    head: Literal["own"] | None = None
 
 
 class Admission(Description, Precision):
