@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from study.families import FAMILIES, SIZES
 from study.files import StudyError, find_root
@@ -53,14 +55,19 @@ def file_of(name: str, file: str, root: Path | None = None) -> Path | None:
     folder = find_folder(name, root)
     if folder is not None:
         return folder / file if (folder / file).is_file() else None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.errors import RepositoryNotFoundError as NotThereError
 
     try:
+        cached = try_to_load_from_cache(name, file)
+        if cached is not None:
+            return Path(cached) if isinstance(cached, str) else None
+        if not constants.HF_HUB_OFFLINE and not any(key.lower().endswith("_proxy") for key in os.environ):
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)  # else every file is tried for half a minute
         return Path(hf_hub_download(name, file, etag_timeout=5))
-    except LocalEntryNotFoundError:
-        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+    except (LocalEntryNotFoundError, socket.gaierror):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise UnreachableError(
             f"teacher {name!r}: no folder of the project, not in the hub's cache, and {why}; {ALLOWED}"
         ) from None
@@ -132,18 +139,19 @@ def complete(name: str, teacher: dict[str, Any], root: Path, used: bool = True) 
     own, key = teacher.get("name"), f"settings.{name}.teacher"
     if not isinstance(own, str):
         return teacher
+    typed = {part: value for part, value in teacher.items() if value is not None}
     if own in EMBEDDED_SIZES:
-        return dict(zip(SIZES, EMBEDDED_SIZES[own], strict=True)) | teacher
-    if all(teacher.get(part) is not None for part in SIZES) and (teacher.get("head") or not used):
-        return teacher
+        return dict(zip(SIZES, EMBEDDED_SIZES[own], strict=True)) | typed
+    if typed.keys() >= {*SIZES} and ("head" in typed or not used):
+        return typed
     try:
         told = read_teacher(own, root)
     except UnreachableError as error:
         raise StudyError(f"{key}: {error}; or type {', '.join(SIZES)}, family and head") from None
     except StudyError as error:
         raise StudyError(f"{key}: {error}") from None
-    agree(key, teacher, told)
-    return told | {part: value for part, value in teacher.items() if value is not None}
+    agree(key, typed, told)
+    return told | typed
 
 
 def agree(key: str, typed: dict[str, Any], told: dict[str, Any]) -> None:

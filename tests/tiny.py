@@ -43,12 +43,10 @@ def masked_language_model(
         options |= {"local_attention": 6, "embedding_dropout": 0.1, "attention_dropout": 0.1}
     config = AutoConfig.for_model(
         family,
-        vocab_size=VOCABULARY,
         max_position_embeddings=40,
         pad_token_id=1 if family in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0,
         initializer_range=0.2,
-        **sizes,
-        **options | changes,
+        **{"vocab_size": VOCABULARY} | sizes | options | changes,
     )
     torch.manual_seed(seed)
     model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).eval()
