@@ -45,8 +45,7 @@ def masked_language_model(
         family,
         max_position_embeddings=40,
         pad_token_id=1 if family in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0,
-        initializer_range=0.2,
-        **{"vocab_size": VOCABULARY} | sizes | options | changes,
+        **{"vocab_size": VOCABULARY, "initializer_range": 0.2} | sizes | options | changes,
     )
     torch.manual_seed(seed)
     model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).eval()
