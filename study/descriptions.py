@@ -53,8 +53,8 @@ class TaskData(Description):
     tasks: list[str]
 
 
-class CorpusData(Description):
-    """``tasks``: those whose held-out texts stay out of the corpus."""
+class CorpusData(Description, Sparse):
+    """``tasks``: those whose held-out texts stay out of the corpus; ``teacher_files``: hash of a local teacher's."""
 
     stage = "corpus"
     teacher: Teacher
@@ -62,6 +62,7 @@ class CorpusData(Description):
     texts: list[str]
     tasks: list[str]
     corpus: Corpus
+    teacher_files: str | None = None
 
 
 class TeacherAdaptation(Description, Precision, Sparse):

@@ -41,6 +41,7 @@ from study.methods import Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
 from study.sections import BASE_BUDGET, MASKED_WORDS, Adaptation, Distillation, Encoder
+from study.teachers import files_hash
 
 LIST = "plan.yaml"
 #: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
@@ -104,7 +105,7 @@ def resolve(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Plan:
     """
     root = root or find_root()
     params = load_params(profile, root)
-    return Plan(profile, root, profile_folder(profile, root), params, list(_descriptions(params, profile)))
+    return Plan(profile, root, profile_folder(profile, root), params, list(_descriptions(params, profile, root)))
 
 
 def make_run(params: Params, setting: str, method: str, student: str, seed: int, budget: str = BASE_BUDGET) -> Run:
@@ -156,36 +157,16 @@ def _precision(params: Params) -> dict[str, Any]:
     return {key: getattr(params, key) for key in Precision.model_fields}
 
 
-def _descriptions(params: Params, profile: str) -> Iterator[Description]:
+def _descriptions(params: Params, profile: str, root: Path | None = None) -> Iterator[Description]:
     for setting in params.grid.settings:
-        yield from _setting(params, profile, setting)
+        yield from _setting(params, profile, setting, root)
 
 
-def _setting(params: Params, profile: str, setting: str) -> Iterator[Description]:
+def _setting(params: Params, profile: str, setting: str, root: Path | None) -> Iterator[Description]:
     chosen, grid, precision = params.settings[setting], params.grid, _precision(params)
     tasks: list[str] = [*chosen.tasks]
-    texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
-    teacher = f"teacher/{chosen.teacher.name}"
     examined: list[str] = [*chosen.tasks, *chosen.candidates]
-    yield TaskData(setting=setting, tasks=examined, revisions=revisions(*(f"task/{name}" for name in examined)))
-    own: Literal["own"] | None = "own" if chosen.teacher.head == "own" else None  # all that earlier stages need of it
-    yield CorpusData(
-        setting=setting,
-        teacher=chosen.teacher.model_copy(update={"head": own}),
-        vocabulary=chosen.vocabulary,
-        texts=chosen.texts,
-        tasks=examined,
-        corpus=params.corpus,
-        revisions=revisions("cleaning", "vocabulary", teacher, *texts),
-    )
-    yield TeacherAdaptation(
-        setting=setting,
-        adaptation=_adaptation(params, setting),
-        masking=params.masking,
-        head=own,
-        revisions=revisions(*_OF_HEADS[own]),
-        **precision,
-    )
+    yield from _prepared(params, setting, examined, root)
     students = {name: _sizes(params, name) for name in grid.students[setting]}
     if chosen.candidates:
         yield Admission(
@@ -241,6 +222,33 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
     )
     yield from _tunings(params, profile, setting)
     yield comparison
+
+
+def _prepared(params: Params, setting: str, examined: list[str], root: Path | None) -> Iterator[Description]:
+    """Tasks, corpus and teacher."""
+    chosen = params.settings[setting]
+    texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
+    teacher = f"teacher/{chosen.teacher.name}"
+    yield TaskData(setting=setting, tasks=examined, revisions=revisions(*(f"task/{name}" for name in examined)))
+    own: Literal["own"] | None = "own" if chosen.teacher.head == "own" else None  # all that earlier stages need of it
+    yield CorpusData(
+        setting=setting,
+        teacher=chosen.teacher.model_copy(update={"head": own}),
+        vocabulary=chosen.vocabulary,
+        texts=chosen.texts,
+        tasks=examined,
+        corpus=params.corpus,
+        teacher_files=files_hash(chosen.teacher.name, root),
+        revisions=revisions("cleaning", "vocabulary", teacher, *texts),
+    )
+    yield TeacherAdaptation(
+        setting=setting,
+        adaptation=_adaptation(params, setting),
+        masking=params.masking,
+        head=own,
+        revisions=revisions(*_OF_HEADS[own], f"family/{chosen.teacher.family}"),
+        **_precision(params),
+    )
 
 
 def _evaluations(

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from study.families import FAMILIES, SIZES
-from study.files import StudyError, find_root
+from study.files import StudyError, content_hash, find_root
 
 #: Teachers inside the pinned packages of study.data.sources, and the sizes of each.
 EMBEDDED_SIZES = {"all-minilm-l6-v2": (6, 384, 12, 1536), "multilingual-e5-small": (12, 384, 12, 1536)}
@@ -166,6 +166,15 @@ def agree(key: str, typed: dict[str, Any], told: dict[str, Any]) -> None:
             raise StudyError(f"{key}.{part} = {typed[part]}; the model has {found}; allowed: {found}, or no such key")
     if typed.get("head") == "own" and told["head"] != "own":
         raise StudyError(f"{key}.head = own: the model has no language-modelling head; allowed: fit, adapt")
+
+
+def files_hash(name: str, root: Path | None = None) -> str | None:
+    """SHA-256 of a local teacher's files, so that other files under the same name are noticed; None for all others."""
+    try:
+        folder = None if name in EMBEDDED_SIZES else find_folder(name, root)
+    except StudyError:  # all of it was typed: it is missed where it is loaded
+        return None
+    return content_hash(folder) if folder else None
 
 
 def _pooling(config: dict[str, Any]) -> str:

@@ -115,6 +115,8 @@ def test_sizes_family_and_head_are_read_where_they_are_not_typed(study):
     assert adaptation.revisions.keys() == {"masked_language_modelling", "masking"}
     write(study, SIZES)  # typed, the same
     assert resolve("mine", study).of(CorpusData) == plan.of(CorpusData)
+    tiny.masked_language_model(**SIZES, seed=1).save_pretrained(study / "models" / "own")  # other weights, same name
+    assert resolve("mine", study).of(CorpusData) != plan.of(CorpusData)
 
 
 @pytest.mark.parametrize("head", ["fit", "adapt"])
