@@ -282,14 +282,14 @@ def test_a_hub_name_with_everything_typed_is_noted_while_no_hub_can_be_reached(s
     def unreachable(*_):
         raise socket.gaierror("no such host")
 
-    for key in [key for key in os.environ if key.lower().endswith("_proxy") or key == "HF_HUB_OFFLINE"]:
+    for key in [key for key in os.environ if key.lower().endswith("_proxy")]:
         monkeypatch.delenv(key)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
     write(study, SIZES | {"name": "somebody/model", "head": "own", "family": "bert"})
     assert checked(study) == ["settings.english.teacher: somebody/model was not looked at: the hub cannot be reached"]
     assert len(resolve("mine", study).of(Run)) == 4  # it plans
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(StudyError, match="somebody/model"):
         checked(study)
 

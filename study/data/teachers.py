@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
@@ -36,7 +36,7 @@ def check_teachers(params: Params, root: Path) -> list[str]:
         try:
             _check(params, setting, teacher, root)
         except UnreachableError as error:
-            if os.environ.get("HF_HUB_OFFLINE"):
+            if constants.HF_HUB_OFFLINE:
                 raise StudyError(f"settings.{setting}.teacher: {error}") from None
             notes.append(f"settings.{setting}.teacher: {teacher.name} was not looked at: the hub cannot be reached")
         except (OSError, ValueError, KeyError) as error:
