@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from study.execution import end_with_starter, run_notebook
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
 from study.plan import resolve, write_plan
+from study.teachers import EMBEDDED_SIZES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    resolve(options.profile)
+    plan = resolve(options.profile)
+    names = {plan.params.settings[setting].teacher.name for setting in plan.params.grid.settings}
+    if names - EMBEDDED_SIZES.keys():  # else nothing heavy is loaded
+        from study.data.teachers import check_teachers
+
+        for note in check_teachers(plan.params, plan.root):
+            print(f"note: {note}")
     print(f"params.yaml is valid (profile {options.profile})")
 
 

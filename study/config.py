@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from study.families import FAMILIES
 from study.methods import (
     AttentionDistribution,
     AttentionRelation,
@@ -181,14 +182,35 @@ class Params(Section):
             own, limit = getattr(student, size), getattr(teacher, size)
             if own > limit:
                 raise ValueError(f"students.{name}.{size} = {own} exceeds {where}.{size}; allowed: at most {limit}")
+        head = student.width // student.heads
+        if (student.family or teacher.family) == "modernbert" and head % 2:
+            raise ValueError(
+                f"students.{name}: width / heads = {head}; allowed: an even number, since modernbert rotates pairs"
+            )
+
+    def _layers_fit(self, name: str, teacher: Teacher) -> None:
+        student, family = self.students[name], teacher.family or "bert"  # embedded teachers do not say theirs
+        others = "'teacher-embeddings' and 'random'"
+        if student.family and student.family != family:
+            raise ValueError(
+                f"students.{name}.family = {student.family}: initialisation 'teacher-layers' needs the teacher's"
+                f" family, {family}; allowed: {others}"
+            )
+        if FAMILIES[family].copied is None:
+            raise ValueError(
+                f"students.{name}: initialisation 'teacher-layers' cannot take layers of {family} out of their places;"
+                f" allowed: {others}"
+            )
+        if student.heads != teacher.heads:
+            raise ValueError(
+                f"students.{name}.heads = {student.heads}: initialisation 'teacher-layers' needs"
+                f" {teacher.heads} heads, as the teacher has"
+            )
 
     def _method_fits(self, name: str, student_name: str, teacher: Teacher) -> None:
         method, student = self.methods[name], self.students[student_name]
-        if (method.initialisation or self.initialisation) == "teacher-layers" and student.heads != teacher.heads:
-            raise ValueError(
-                f"students.{student_name}.heads = {student.heads}: initialisation 'teacher-layers' needs"
-                f" {teacher.heads} heads, as the teacher has"
-            )
+        if (method.initialisation or self.initialisation) == "teacher-layers":
+            self._layers_fit(student_name, teacher)
         rated = self.memberships[name].extends if name in self.memberships else name
         if student.learning_rates and isinstance(method, Trained) and rated not in student.learning_rates:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -53,8 +53,8 @@ class TaskData(Description):
     tasks: list[str]
 
 
-class CorpusData(Description):
-    """``tasks``: those whose held-out texts stay out of the corpus."""
+class CorpusData(Description, Sparse):
+    """``tasks``: those whose held-out texts stay out of the corpus; ``teacher_files``: hash of a local teacher's."""
 
     stage = "corpus"
     teacher: Teacher
@@ -62,12 +62,16 @@ class CorpusData(Description):
     texts: list[str]
     tasks: list[str]
     corpus: Corpus
+    teacher_files: str | None = None
 
 
-class TeacherAdaptation(Description, Precision):
+class TeacherAdaptation(Description, Precision, Sparse):
+    """``head``: ``own`` where the teacher is taken as it is, with its own language-modelling head."""
+
     stage = "teacher"
     adaptation: Adaptation
     masking: Masking
+    head: Literal["own"] | None = None
 
 
 class Admission(Description, Precision):

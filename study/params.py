@@ -13,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from study.config import Params
 from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
 from study.methods import METHOD, Trained, Untrained, Variant
+from study.teachers import complete
 
 
 def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -82,6 +83,7 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
         values = merge(values, read_yaml(path))
     methods, variants = values.get("methods"), values.get("variants") or {}
     try:
+        values = values | _with_teachers(values, root)
         if isinstance(methods, dict) and isinstance(variants, dict):
             made, memberships = expand(methods, variants)
             values = values | {"methods": made, "memberships": memberships}
@@ -90,6 +92,19 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
         if not isinstance(error, ValidationError):
             raise StudyError(f"{path.relative_to(root)}: {error}") from None
         raise StudyError(f"{path.relative_to(root)}: {one_line(error)}") from None
+
+
+def _with_teachers(values: dict[str, Any], root: Path) -> dict[str, Any]:
+    """``settings`` with their teachers complete; what is no setting is left for the schema to refuse."""
+    settings, run = values.get("settings"), (values.get("grid") or {}).get("settings") or []
+    if not isinstance(settings, dict):
+        return {}
+    told = {
+        name: own | {"teacher": complete(name, own["teacher"], root, name in run)}
+        for name, own in settings.items()
+        if isinstance(own, dict) and isinstance(own.get("teacher"), dict)
+    }
+    return {"settings": settings | told}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

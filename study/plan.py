@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
@@ -40,11 +40,17 @@ from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_
 from study.methods import Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
-from study.sections import BASE_BUDGET, MASKED_WORDS, Distillation, Encoder
+from study.sections import BASE_BUDGET, MASKED_WORDS, Adaptation, Distillation, Encoder
+from study.teachers import files_hash
 
 LIST = "plan.yaml"
 #: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
 ANALYSES = {"comparison": "50_compare", "ablations": "52_ablations", "representations": "54_representations"}
+#: Families of behaviour that a teacher's stage rests on: its head is its own, or trained.
+_OF_HEADS: dict[str | None, tuple[str, ...]] = {
+    "own": ("masked_language_modelling", "masking"),
+    None: ("head", "masked_language_modelling", "masking", "training"),
+}
 #: As ANALYSES, in settings that have budgets beside the base.
 BUDGET_ANALYSES = {"budgets": "56_budgets"}
 
@@ -99,7 +105,7 @@ def resolve(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Plan:
     """
     root = root or find_root()
     params = load_params(profile, root)
-    return Plan(profile, root, profile_folder(profile, root), params, list(_descriptions(params, profile)))
+    return Plan(profile, root, profile_folder(profile, root), params, list(_descriptions(params, profile, root)))
 
 
 def make_run(params: Params, setting: str, method: str, student: str, seed: int, budget: str = BASE_BUDGET) -> Run:
@@ -127,7 +133,7 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int,
         distillation=_distillation(params, budget).model_copy(update=own),
         equal_compute=equal_compute,
         masking=params.masking,
-        revisions=revisions(*_families(options)),
+        revisions=revisions(*_families(options), f"family/{params.settings[setting].teacher.family}"),
         **_precision(params),
     )
 
@@ -151,34 +157,16 @@ def _precision(params: Params) -> dict[str, Any]:
     return {key: getattr(params, key) for key in Precision.model_fields}
 
 
-def _descriptions(params: Params, profile: str) -> Iterator[Description]:
+def _descriptions(params: Params, profile: str, root: Path | None = None) -> Iterator[Description]:
     for setting in params.grid.settings:
-        yield from _setting(params, profile, setting)
+        yield from _setting(params, profile, setting, root)
 
 
-def _setting(params: Params, profile: str, setting: str) -> Iterator[Description]:
+def _setting(params: Params, profile: str, setting: str, root: Path | None) -> Iterator[Description]:
     chosen, grid, precision = params.settings[setting], params.grid, _precision(params)
     tasks: list[str] = [*chosen.tasks]
-    texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
-    teacher = f"teacher/{chosen.teacher.name}"
     examined: list[str] = [*chosen.tasks, *chosen.candidates]
-    yield TaskData(setting=setting, tasks=examined, revisions=revisions(*(f"task/{name}" for name in examined)))
-    yield CorpusData(
-        setting=setting,
-        teacher=chosen.teacher,
-        vocabulary=chosen.vocabulary,
-        texts=chosen.texts,
-        tasks=examined,
-        corpus=params.corpus,
-        revisions=revisions("cleaning", "vocabulary", teacher, *texts),
-    )
-    yield TeacherAdaptation(
-        setting=setting,
-        adaptation=params.adaptation.model_copy(update=chosen.adaptation.model_dump()),
-        masking=params.masking,
-        revisions=revisions("head", "masked_language_modelling", "masking", "training"),
-        **precision,
-    )
+    yield from _prepared(params, setting, examined, root)
     students = {name: _sizes(params, name) for name in grid.students[setting]}
     if chosen.candidates:
         yield Admission(
@@ -236,6 +224,33 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
     yield comparison
 
 
+def _prepared(params: Params, setting: str, examined: list[str], root: Path | None) -> Iterator[Description]:
+    """Tasks, corpus and teacher."""
+    chosen = params.settings[setting]
+    texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
+    teacher = f"teacher/{chosen.teacher.name}"
+    yield TaskData(setting=setting, tasks=examined, revisions=revisions(*(f"task/{name}" for name in examined)))
+    own: Literal["own"] | None = "own" if chosen.teacher.head == "own" else None  # all that earlier stages need of it
+    yield CorpusData(
+        setting=setting,
+        teacher=chosen.teacher.model_copy(update={"head": own}),
+        vocabulary=chosen.vocabulary,
+        texts=chosen.texts,
+        tasks=examined,
+        corpus=params.corpus,
+        teacher_files=files_hash(chosen.teacher.name, root),
+        revisions=revisions("cleaning", "vocabulary", teacher, *texts),
+    )
+    yield TeacherAdaptation(
+        setting=setting,
+        adaptation=_adaptation(params, setting),
+        masking=params.masking,
+        head=own,
+        revisions=revisions(*_OF_HEADS[own], f"family/{chosen.teacher.family}"),
+        **_precision(params),
+    )
+
+
 def _evaluations(
     params: Params, profile: str, comparison: Comparison, at_budgets: list[tuple[str, str, int, str]]
 ) -> Iterator[Evaluation]:
@@ -291,6 +306,14 @@ def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
 
 def _guesses_words(params: Params, setting: str) -> bool:
     return any(task in MASKED_WORDS for task in params.settings[setting].tasks)
+
+
+def _adaptation(params: Params, setting: str) -> Adaptation:
+    chosen = params.settings[setting]
+    changes = chosen.adaptation.model_dump()
+    if chosen.teacher.head:
+        changes["head_only"] = True if chosen.teacher.head == "fit" else None
+    return params.adaptation.model_copy(update=changes)
 
 
 def _distillation(params: Params, budget: str) -> Distillation:

@@ -25,6 +25,11 @@ REVISIONS: dict[str, int] = {
     "start": 1,  # students at initialisation
     "head": 1,  # the teacher's language-modelling head before adaptation
     "training": 1,  # optimiser, schedule, freezing
+    # families of teachers: what is read of them, their heads, students that start from them
+    "family/mpnet": 1,
+    "family/distilbert": 1,
+    "family/electra": 1,
+    "family/modernbert": 1,
     # data
     "cleaning": 1,  # cleaning, overlap with held-out texts, languages in turn, packing
     "vocabulary": 1,  # trimming

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from study.families import FamilyName, StudentFamily
 from study.methods import Fraction, Inputs, LearningRate, Positive, Section, Seed, Sparse, TaskName, TextName, Weight
 
 #: The budget that `distillation` itself states.
@@ -26,13 +27,17 @@ TASK_LANGUAGES = {
 }
 
 
-class Encoder(Section):
-    """Shape of a Transformer encoder; ``width`` is the hidden size, ``intermediate`` the feed-forward width."""
+class Encoder(Sparse):
+    """Shape of a Transformer encoder; ``width`` is the hidden size, ``intermediate`` the feed-forward width.
+
+    ``family``: of a student, if it is not that of its teacher.
+    """
 
     layers: Positive
     width: Positive
     heads: Positive
     intermediate: Positive
+    family: FamilyName | None = None
 
     @model_validator(mode="after")
     def _heads_divide_width(self):
@@ -44,13 +49,22 @@ class Encoder(Section):
 
 
 class Teacher(Encoder):
+    """A teacher as :func:`study.teachers.complete` gives it: with what its files tell of it.
+
+    ``head``: ``own``, the checkpoint's language-modelling head as it is; ``fit``, a new one on the frozen encoder;
+    ``adapt``, a new one, encoder and all trained; None: as ``adaptation`` says. ``pooling``: of a sentence encoder.
+    """
+
     name: str
+    head: Literal["own", "fit", "adapt"] | None = None
+    pooling: str | None = None
 
 
 class Student(Encoder):
     """A student's shape, and the learning rates it was tuned for, by method, in place of the methods' own."""
 
     learning_rates: dict[str, LearningRate] = {}
+    family: StudentFamily | None = None
 
 
 class Adaptation(Sparse):
@@ -93,6 +107,15 @@ class Setting(Section):
         for task in self.candidates:
             if task in self.tasks:
                 raise ValueError(f"candidates: {task!r} is one of the tasks already; allowed: other tasks")
+        return self
+
+    @model_validator(mode="after")
+    def _head_is_said_once(self):
+        if self.teacher.head and self.adaptation.head_only is not None:
+            raise ValueError(
+                f"adaptation.head_only = {self.adaptation.head_only} beside teacher.head = {self.teacher.head};"
+                " allowed: teacher.head alone (fit is head_only)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "study"
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms from the ground up: a room imports from those before it, never from one behind it.
 FLOORS = [
-    ["study.files"],
-    ["study.methods"],
+    ["study.files", "study.families"],
+    ["study.methods", "study.teachers"],
     ["study.sections"],
     ["study.config"],
     ["study.params", "study.revisions", "study.records"],

@@ -42,6 +42,7 @@ from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.representations import compare_layers
 from study.evaluation.retrieval import retrieve
 from study.evaluation.scores import evaluate_task, masked_language_modelling, size
+from study.families import FAMILIES as FAMILIES_OF_STUDY
 from study.files import Layout
 from study.methods import TEXTS as TEXT_NAMES
 from study.revisions import REVISIONS
@@ -119,6 +120,24 @@ def head(folder: Path) -> Values:
     with torch.no_grad():
         heads = {f: with_language_modelling_head(tiny.masked_language_model(f).base_model, counts) for f in FAMILIES}
         return {f: [x.eval()(ids).logits.abs().mean().item()] for f, x in heads.items()}
+
+
+def family(name: str, folder: Path) -> Values:
+    """What is read of a teacher, its logits, a fitted head, and students of every start that it gives."""
+    ids, values = torch.from_numpy(tiny.sequences(4, 9).astype(np.int64)), {}
+    teacher = tiny.masked_language_model(name)
+    with torch.no_grad():
+        read = read_activations(teacher, ids, hidden_layers=range(5), attention_layers=[3])
+        values["hidden"] = [state.abs().mean().item() for state in read.hidden.values()]
+        values["attention"] = [state.abs().mean().item() for state in read.attention[3].values()]
+        fitted = with_language_modelling_head(teacher.base_model, torch.arange(tiny.VOCABULARY)).eval()
+        values["logits"] = [model(ids).logits.logsumexp(dim=-1).mean().item() for model in (teacher, fitted)]
+    layers = ["teacher-layers"] * (FAMILIES_OF_STUDY[name].copied is not None)
+    for initialisation in ("random", "teacher-embeddings", *layers):
+        _, student = teacher_and_student(name, initialisation, "L2-H24")
+        with torch.no_grad():
+            values[initialisation] = [student(ids).logits.logsumexp(dim=-1).mean().item()]
+    return values
 
 
 def training(folder: Path) -> Values:
@@ -298,6 +317,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     "masking": masking,
     "start": start,
     "head": head,
+    **{f"family/{name}": partial(family, name) for name in ("mpnet", "distilbert", "electra", "modernbert")},
     "training": training,
     "cleaning": cleaned,
     "vocabulary": vocabulary,

@@ -8,18 +8,9 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertTokenizerFast,
-    CamembertConfig,
-    CamembertForMaskedLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-)
+from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizerFast
 
+from study import families
 from study.config import Params
 from study.data import storage
 from study.descriptions import Run
@@ -28,12 +19,8 @@ from study.params import expand, read_yaml
 from study.plan import Plan, _descriptions, make_run
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FAMILIES = {
-    "camembert": (CamembertConfig, CamembertForMaskedLM),
-    "bert": (BertConfig, BertForMaskedLM),
-    "roberta": (RobertaConfig, RobertaForMaskedLM),
-    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForMaskedLM),
-}
+#: Families whose parts have the same names, the head aside.
+FAMILIES = ("camembert", "bert", "roberta", "xlm-roberta")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [a + b for a in "abcdefghijk" for b in ("", "x", "y", "z", "q")]
 VOCABULARY = 60
@@ -41,22 +28,27 @@ LENGTH = 16
 TEACHER = {"layers": 4, "width": 24, "heads": 4, "intermediate": 48}
 
 
-def masked_language_model(family="bert", attention="eager", seed=0, layers=4, width=24, heads=4, intermediate=48):
+#: Families whose parts have other names, or none of their own in tests.
+OTHERS = ("ernie", "mpnet", "distilbert", "electra", "modernbert")
+
+
+def masked_language_model(
+    family="bert", attention="eager", seed=0, layers=4, width=24, heads=4, intermediate=48, **changes
+):
     """A model whose every parameter is random, biases and layer norms too, so that no term can be forgotten unseen."""
-    configuration, architecture = FAMILIES[family]
-    pad = 0 if family == "bert" else 1
-    config = configuration(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
+    sizes = dict(zip(families.FAMILIES[family].sizes, (layers, width, heads, intermediate), strict=True))
+    options = {"embedding_size": width} if family == "electra" else {}
+    if family == "modernbert":  # whose own special tokens are beyond this vocabulary
+        options = {key: 2 for key in ("bos_token_id", "cls_token_id")} | {"eos_token_id": 3, "sep_token_id": 3}
+        options |= {"local_attention": 6, "embedding_dropout": 0.1, "attention_dropout": 0.1}
+    config = AutoConfig.for_model(
+        family,
         max_position_embeddings=40,
-        pad_token_id=pad,
-        initializer_range=0.2,
+        pad_token_id=1 if family in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0,
+        **{"vocab_size": VOCABULARY, "initializer_range": 0.2} | sizes | options | changes,
     )
     torch.manual_seed(seed)
-    model = architecture._from_config(config, attn_implementation=attention).eval()
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -21,13 +20,13 @@ from transformers import (
 )
 
 from study.data import quantised, sources
+from study.families import FAMILIES, Family, family_of
 from study.files import StudyError
 from study.sections import Teacher
+from study.teachers import ALLOWED, agree, encoder_subfolder, find_folder, read_teacher
 
-#: Families whose layers are read, by ``model_type``.
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
-#: How names of weights begin that an encoder does without.
-HEADS, POOLERS = ("cls.", "lm_head."), ("pooler.", "bert.pooler.", "roberta.pooler.")
+#: How names of poolers' weights begin.
+POOLERS = ("pooler.", "bert.pooler.", "roberta.pooler.", "ernie.pooler.", "mpnet.pooler.")
 #: Texts on which a tokenizer has to agree with its own file.
 PROBES = ("Ein Grün, naïve café", "WORDS and Words", "汉字 and हिन्दी", "a-b_c 12.5%", "  two  blanks\n")
 
@@ -44,42 +43,37 @@ EMBEDDED: dict[str, Callable[[Path], object]] = {
 
 
 def load_pretrained(teacher: Teacher) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The teacher's pre-trained encoder without a head, in float32, and its tokenizer.
+    """The teacher's pre-trained model in float32 and its tokenizer: with its own head where ``head`` is ``own``.
 
     Raises:
-        StudyError: no such teacher, or its sizes are not those declared under ``settings.<name>.teacher``.
+        StudyError: no such teacher, one of a family that is not supported or whose weights or tokenizer do not fit, or
+            sizes that are not those declared under ``settings.<name>.teacher``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        source = os.path.expanduser(teacher.name)
-        if teacher.name in EMBEDDED:
-            EMBEDDED[teacher.name](Path(folder))
-            source = folder
+        name, own_head = teacher.name, teacher.head == "own"
+        if name in EMBEDDED:
+            EMBEDDED[name](Path(folder))
+            name = folder
+        told = read_teacher(name)
+        agree("teacher", teacher.model_dump(), told)
+        place = find_folder(name)
+        source: dict[str, Any] = {"subfolder": encoder_subfolder(name)}
+        family = FAMILIES[told["family"]]
         try:
-            _check_family(teacher.name, AutoConfig.from_pretrained(source))
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            encoder, loaded_keys = AutoModel.from_pretrained(
-                source, dtype=torch.float32, add_pooling_layer=False, output_loading_info=True
-            )
+            tokenizer = AutoTokenizer.from_pretrained(place or name, **source)
+            options = source | {"dtype": torch.float32, "output_loading_info": True}
+            if own_head:
+                model, loaded_keys = AutoModelForMaskedLM.from_pretrained(place or name, **options)
+            else:
+                bare = {"add_pooling_layer": False} if family.pooler else {}
+                model, loaded_keys = AutoModel.from_pretrained(place or name, **bare, **options)
         except (OSError, ValueError) as error:
             raise StudyError(
-                f"teacher {teacher.name!r} cannot be loaded; allowed: {', '.join(EMBEDDED)}, a folder or a hub name"
-                f" ({str(error).splitlines()[0]})"
+                f"teacher {teacher.name!r} cannot be loaded; {ALLOWED} ({str(error).splitlines()[0]})"
             ) from None
-        _check_weights(f"teacher {teacher.name}", loaded_keys)
-        _check_tokenizer(teacher.name, tokenizer, encoder.config, Path(source))
-    config = encoder.config
-    loaded = {
-        "layers": config.num_hidden_layers,
-        "width": config.hidden_size,
-        "heads": config.num_attention_heads,
-        "intermediate": config.intermediate_size,
-    }
-    for key, value in loaded.items():
-        if getattr(teacher, key) != value:
-            raise StudyError(
-                f"teacher {teacher.name}: {key} = {getattr(teacher, key)} in params.yaml; the model has {value}"
-            )
-    return encoder, tokenizer
+        _check_weights(f"teacher {teacher.name}", loaded_keys, family)
+        check_tokenizer(teacher.name, tokenizer, model.config, place / source["subfolder"] if place else None)
+    return model, tokenizer
 
 
 def load_model(folder: Path, attention_implementation: str, head: bool = True) -> PreTrainedModel:
@@ -89,13 +83,16 @@ def load_model(folder: Path, attention_implementation: str, head: bool = True) -
         StudyError: nothing is saved there, or weights are missing or too many.
     """
     _check_saved(folder)
+    family = family_of(AutoConfig.from_pretrained(folder))
     options: dict[str, Any] = {"attn_implementation": attention_implementation, "output_loading_info": True}
     if head:
         model, loaded_keys = AutoModelForMaskedLM.from_pretrained(folder, **options)
     else:
-        model, loaded_keys = AutoModel.from_pretrained(folder, add_pooling_layer=False, **options)
+        bare = {"add_pooling_layer": False} if family.pooler else {}
+        model, loaded_keys = AutoModel.from_pretrained(folder, **bare, **options)
     # A head over an encoder that was saved without one is random, and used by nothing that is saved or scored.
-    _check_weights(str(folder), loaded_keys, without=() if has_language_modelling_head(folder) else HEADS)
+    without = () if has_language_modelling_head(folder) else family.heads_of_files
+    _check_weights(str(folder), loaded_keys, family, without)
     return model
 
 
@@ -131,14 +128,7 @@ def has_language_modelling_head(folder: Path) -> bool:
     return "MaskedLM" in str(AutoConfig.from_pretrained(folder).architectures)
 
 
-def _check_family(name: str, config: Any) -> None:
-    positions = getattr(config, "position_embedding_type", None) or "absolute"
-    if config.model_type not in FAMILIES or positions != "absolute":
-        found = config.model_type if positions == "absolute" else f"position_embedding_type = {positions}"
-        raise StudyError(f"teacher {name}: {found} cannot be read; allowed: {', '.join(FAMILIES)}, absolute positions")
-
-
-def _check_weights(name: str, loaded: Any, without: tuple[str, ...] = ()) -> None:
+def _check_weights(name: str, loaded: Any, family: Family, without: tuple[str, ...] = ()) -> None:
     """Refuse a model whose file lacks weights, which would be random, or has others that fit nowhere.
 
     Args:
@@ -146,7 +136,8 @@ def _check_weights(name: str, loaded: Any, without: tuple[str, ...] = ()) -> Non
         without: prefixes of weights that may be missing.
     """
     missing = sorted(key for key in loaded["missing_keys"] if not key.startswith(without))
-    extra = sorted(key for key in loaded["unexpected_keys"] if not key.startswith((*HEADS, *POOLERS)))
+    spare = (*family.heads_of_files, *POOLERS)
+    extra = sorted(key for key in loaded["unexpected_keys"] if not key.startswith(spare))
     shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loaded.get("mismatched_keys") or ())
     for problem, keys in (("lacks", missing), ("has unexpected", extra), ("has other shapes of", shapes)):
         if keys:
@@ -156,8 +147,15 @@ def _check_weights(name: str, loaded: Any, without: tuple[str, ...] = ()) -> Non
             )
 
 
-def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Any, folder: Path) -> None:
-    """Refuse a tokenizer that lacks what training needs, that is not the model's, or not the one in its folder."""
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Any, folder: Path | None) -> None:
+    """Refuse a tokenizer that lacks what training needs, that is not the model's, or not the one in its folder.
+
+    Args:
+        config: of the model. folder: with the tokenizer's own file, if there is one.
+
+    Raises:
+        StudyError: what does not fit; one line.
+    """
     for token in ("mask_token", "cls_token", "sep_token", "pad_token"):
         if getattr(tokenizer, token, None) is None:
             raise StudyError(
@@ -169,8 +167,8 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Any,
             f"teacher {name}: its tokenizer has {largest:,} tokens and its embeddings {config.vocab_size:,};"
             " allowed: the tokenizer that the model was trained with"
         )
-    file = folder / "tokenizer.json"
-    if not file.is_file():
+    file = folder / "tokenizer.json" if folder else None
+    if file is None or not file.is_file():
         return
     written = Tokenizer.from_file(str(file))
     written.no_truncation()

@@ -96,6 +96,15 @@ def trim_embeddings(model: PreTrainedModel, kept: numpy.ndarray) -> None:
             setattr(model.config, name, new[value])
 
 
+def check_trimmable(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that :func:`trim_tokenizer` cannot trim.
+
+    Raises:
+        StudyError: neither Unigram nor WordPiece.
+    """
+    _serialised(tokenizer)
+
+
 def _new_ids(kept: numpy.ndarray) -> dict[int, int]:
     return {old: index for index, old in enumerate(kept.tolist())}
 

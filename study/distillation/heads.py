@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from study.families import family_of, part
 
 
 def with_language_modelling_head(encoder: PreTrainedModel, token_counts: Tensor) -> PreTrainedModel:
@@ -21,6 +24,8 @@ def with_language_modelling_head(encoder: PreTrainedModel, token_counts: Tensor)
     """
     config = copy.deepcopy(encoder.config)
     config.tie_word_embeddings = True  # whatever the encoder's own file says: an untied matrix would start at random
+    if hasattr(config, "decoder_bias"):
+        config.decoder_bias = True  # ModernBERT may go without
     model = AutoModelForMaskedLM.from_config(config, attn_implementation=encoder.config._attn_implementation)
     model.base_model.load_state_dict(encoder.state_dict())
     frequencies = (token_counts.double() + 1) / (token_counts.sum() + len(token_counts))
@@ -30,18 +35,17 @@ def with_language_modelling_head(encoder: PreTrainedModel, token_counts: Tensor)
     return model
 
 
-def language_modelling_head(model: PreTrainedModel) -> Any:
-    """The module that maps hidden states (..., width) to logits (..., vocabulary)."""
-    return model.cls if hasattr(model, "cls") else model.lm_head
+def language_modelling_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """What maps hidden states (..., width) to logits (..., vocabulary)."""
+    modules = [getattr(model, name) for name in family_of(model).head]
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 
 def dense_of_head(model: PreTrainedModel) -> Any:
-    """The head's width x width layer before its layer norm and the vocabulary projection."""
-    head = language_modelling_head(model)
-    return head.predictions.transform.dense if hasattr(model, "cls") else head.dense
+    """The head's linear layer before its layer norm and the vocabulary projection."""
+    return part(model, family_of(model).dense)
 
 
 def norm_of_head(model: PreTrainedModel) -> Any:
     """The head's layer norm, between its dense layer and the vocabulary projection."""
-    head = language_modelling_head(model)
-    return head.predictions.transform.LayerNorm if hasattr(model, "cls") else head.layer_norm
+    return part(model, family_of(model).norm)

@@ -8,17 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, set_seed
 
 from study.distillation.heads import dense_of_head, language_modelling_head, norm_of_head
 from study.distillation.mappings import layer_mapping
+from study.distillation.taps import state_of
+from study.families import FAMILIES, Block, family_of, part, positions
+from study.files import StudyError
 from study.sections import Encoder
+
+#: Positions of a student of another family than its teacher's, at most. Source: BERT.
+POSITIONS = 512
 
 
 def create_student(
     teacher: PreTrainedModel, sizes: Encoder, initialisation: str, sample: Tensor | None = None, seed: int = 0
 ) -> PreTrainedModel:
-    """A student of the teacher's family, with its vocabulary and a language-modelling head.
+    """A student with the teacher's vocabulary and a language-modelling head tied to its word embeddings.
+
+    It is of the teacher's family, or of ``sizes.family``: then in that family's own configuration.
 
     Args:
         teacher: a masked language model.
@@ -30,29 +38,63 @@ def create_student(
         sample: (sequences, tokens) of corpus text, needed only where layers are projected.
         seed: of the random part.
 
+    Raises:
+        StudyError: an initialisation that these two models do not have.
+
     Source: copied layers after DistilBERT (1910.01108); the projections are this study's choice.
     """
     set_seed(seed)
-    config = type(teacher.config)(
-        **{
-            **teacher.config.to_dict(),
-            "num_hidden_layers": sizes.layers,
-            "hidden_size": sizes.width,
-            "num_attention_heads": sizes.heads,
-            "intermediate_size": sizes.intermediate,
-        }
-    )
-    student = type(teacher)._from_config(config, attn_implementation=teacher.config._attn_implementation)
+    config = _configuration(teacher.config, sizes)
+    attention = teacher.config._attn_implementation
+    if type(config) is type(teacher.config):
+        student = type(teacher)._from_config(config, attn_implementation=attention)
+    else:
+        student = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
     if initialisation == "teacher-embeddings":
         _copy_word_embeddings(student, teacher)
     elif initialisation == "teacher-layers":
+        _layers_can_be_taken(student, teacher)
         layers = {i: j for i, (j,) in layer_mapping("uniform", teacher.config.num_hidden_layers, sizes.layers).items()}
-        if (sizes.width, sizes.intermediate) == (teacher.config.hidden_size, teacher.config.intermediate_size):
+        if (sizes.width, sizes.intermediate) == _widths(teacher):
             _copy_layers(student, teacher, layers)
         else:
             assert sample is not None
             project_teacher(student, teacher, layers, sample)
     return student
+
+
+def _configuration(teacher: Any, sizes: Encoder) -> Any:
+    shape = (sizes.layers, sizes.width, sizes.heads, sizes.intermediate)
+    if sizes.family not in (None, teacher.model_type):
+        family = FAMILIES[sizes.family]
+        tokens = {key: value for key, value in teacher.to_dict().items() if key.endswith("_token_id")}
+        before = teacher.pad_token_id + 1 if family.offset is None else family.offset
+        own = {"vocab_size": teacher.vocab_size, "max_position_embeddings": min(positions(teacher), POSITIONS) + before}
+        return AutoConfig.for_model(sizes.family, **dict(zip(family.sizes, shape, strict=True)), **own, **tokens)
+    own = teacher.to_dict() | dict(zip(family_of(teacher).sizes, shape, strict=True)) | {"tie_word_embeddings": True}
+    if own.get("embedding_size") == teacher.hidden_size:  # ELECTRA: not factorised
+        own["embedding_size"] = sizes.width
+    if own.get("layer_types"):  # ModernBERT: local and global attention in turn
+        own["layer_types"] = own["layer_types"][: sizes.layers]
+    return type(teacher)(**own)
+
+
+def _widths(model: PreTrainedModel) -> tuple[int, int]:
+    """Hidden size and feed-forward width."""
+    _, width, _, intermediate = (getattr(model.config, key) for key in family_of(model).sizes)
+    return width, intermediate
+
+
+def _layers_can_be_taken(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    own, family = teacher.config.model_type, student.config.model_type
+    width, inner = teacher.config.hidden_size, _word_embeddings(teacher).shape[1]
+    reason = None
+    if own != family or family_of(teacher).copied is None:
+        reason = f"layers of {own} cannot be taken out of their places into {family}"
+    elif width != inner and _widths(student) != _widths(teacher):
+        reason = f"embeddings of {inner} channels under layers of {width} cannot be projected"
+    if reason:
+        raise StudyError(f"initialisation = teacher-layers: {reason}; allowed: teacher-embeddings, random")
 
 
 def _encoder(model: PreTrainedModel) -> Any:
@@ -66,7 +108,12 @@ def _word_embeddings(model: PreTrainedModel) -> Tensor:
 
 @torch.no_grad()
 def _copy_word_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    embeddings, width = _word_embeddings(teacher), student.config.hidden_size
+    embeddings, width = _word_embeddings(teacher), _word_embeddings(student).shape[1]
+    if width > embeddings.shape[1]:
+        raise StudyError(
+            f"initialisation = teacher-embeddings: the teacher's have {embeddings.shape[1]} channels, the student's"
+            f" {width}; allowed: a student that is not wider, or random"
+        )
     if width < embeddings.shape[1]:
         directions = torch.linalg.eigh(embeddings.T @ embeddings).eigenvectors[:, -width:]  # right-singular vectors
         embeddings = embeddings @ directions
@@ -77,10 +124,21 @@ def _copy_word_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) ->
 def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: Mapping[int, int]) -> None:
     _encoder(student).embeddings.load_state_dict(_encoder(teacher).embeddings.state_dict())
     for i, j in layers.items():
-        _encoder(student).encoder.layer[i - 1].load_state_dict(_encoder(teacher).encoder.layer[j - 1].state_dict())
+        _layers(student)[i - 1].load_state_dict(_layers(teacher)[j - 1].state_dict())
+    _copy_beside(student, teacher)
     dense_of_head(student).load_state_dict(dense_of_head(teacher).state_dict())
     norm_of_head(student).load_state_dict(norm_of_head(teacher).state_dict())
     student.get_output_embeddings().bias.copy_(teacher.get_output_embeddings().bias)
+
+
+def _layers(model: PreTrainedModel) -> Any:
+    return part(_encoder(model), family_of(model).layers)
+
+
+def _copy_beside(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    for path in family_of(teacher).copied or ():
+        if hasattr(_encoder(teacher), path.split(".")[0]):
+            part(_encoder(student), path).load_state_dict(part(_encoder(teacher), path).state_dict())
 
 
 @torch.no_grad()
@@ -119,13 +177,17 @@ def project_teacher(
     for source, target in pairs:
         if isinstance(source, nn.Embedding):
             target.weight.copy_(source.weight @ projection.T)
-    _fit_norm(_encoder(student).embeddings.LayerNorm, norms[_encoder(teacher).embeddings.LayerNorm], projection)
+    family, block = family_of(teacher), family_of(teacher).block
+    before = part(_encoder(teacher), family.embedding_norm)
+    _fit_norm(part(_encoder(student), family.embedding_norm), norms[before], projection)
     for i, j in layers.items():
-        source, target = _encoder(teacher).encoder.layer[j - 1], _encoder(student).encoder.layer[i - 1]
-        _project_attention(target.attention, source.attention, projection, scale)
-        _fit_norm(target.attention.output.LayerNorm, norms[source.attention.output.LayerNorm], projection)
-        _project_feed_forward(target, source, projection, activations[source.output.dense])
-        _fit_norm(target.output.LayerNorm, norms[source.output.LayerNorm], projection)
+        source, target = _layers(teacher)[j - 1], _layers(student)[i - 1]
+        heads = getattr(teacher.config, family.sizes[2])
+        _project_attention(target, source, block, heads, projection, scale)
+        _fit_norm(part(target, block.attention_norm), norms[part(source, block.attention_norm)], projection)
+        _project_feed_forward(target, source, block, projection, activations[part(source, block.output)])
+        _fit_norm(part(target, block.output_norm), norms[part(source, block.output_norm)], projection)
+    _copy_beside(student, teacher)
     dense_of_head(student).weight.copy_(projection @ dense_of_head(teacher).weight @ projection.T)
     dense_of_head(student).bias.copy_(projection @ dense_of_head(teacher).bias)
     _fit_norm(norm_of_head(student), norms[norm_of_head(teacher)], projection)
@@ -134,9 +196,12 @@ def project_teacher(
 
 def _observe(teacher: PreTrainedModel, sample: Tensor, layers: Mapping[int, int]):
     """Run the teacher once and keep hidden states, layer norms' (input, output) and feed-forward activations."""
-    blocks = [_encoder(teacher).encoder.layer[j - 1] for j in set(layers.values())]
-    observed = [_encoder(teacher).embeddings.LayerNorm, norm_of_head(teacher)]
-    observed += [norm for block in blocks for norm in (block.attention.output.LayerNorm, block.output.LayerNorm)]
+    family, depth = family_of(teacher), len(_layers(teacher))
+    blocks = [_layers(teacher)[j - 1] for j in set(layers.values())]
+    observed = [part(_encoder(teacher), family.embedding_norm), norm_of_head(teacher)]
+    observed += [
+        part(block, name) for block in blocks for name in (family.block.attention_norm, family.block.output_norm)
+    ]
     norms, activations, hidden = {}, {}, []
     hooks = [
         norm.register_forward_hook(
@@ -145,7 +210,7 @@ def _observe(teacher: PreTrainedModel, sample: Tensor, layers: Mapping[int, int]
         for norm in observed
     ]
     hooks += [
-        block.output.dense.register_forward_hook(
+        part(block, family.block.output).register_forward_hook(
             lambda module, inputs, output: activations.update({module: inputs[0].flatten(0, -2)})
         )
         for block in blocks
@@ -156,7 +221,7 @@ def _observe(teacher: PreTrainedModel, sample: Tensor, layers: Mapping[int, int]
                 (output[0] if isinstance(output, tuple) else output).flatten(0, -2)
             )
         )
-        for module in (_encoder(teacher).embeddings, *_encoder(teacher).encoder.layer)
+        for module in (state_of(_encoder(teacher), family, layer, depth) for layer in range(depth + 1))
     ]
     was_training = teacher.training
     try:
@@ -169,29 +234,31 @@ def _observe(teacher: PreTrainedModel, sample: Tensor, layers: Mapping[int, int]
     return hidden, norms, activations
 
 
-def _project_attention(target: Any, source: Any, projection: Tensor, scale: Tensor) -> None:
-    heads = source.self.num_attention_heads
-    large, small = source.self.attention_head_size, target.self.attention_head_size
+def _project_attention(target: Any, source: Any, block: Block, heads: int, projection: Tensor, scale: Tensor) -> None:
+    query, key, value = (part(source, name) for name in block.projections)
+    large, small = (len(part(layer, block.projections[0]).weight) // heads for layer in (source, target))
     q_weight, k_weight, v_weight = (
-        (getattr(source.self, name).weight @ projection.T).view(heads, large, -1) for name in ("query", "key", "value")
+        (linear.weight @ projection.T).view(heads, large, -1) for linear in (query, key, value)
     )
-    q_bias = source.self.query.bias.view(heads, large, 1)
+    q_bias = query.bias.view(heads, large, 1)
     divisor = scale.where(scale > 0, torch.inf)  # weights of what carries nothing are zero
     queries = torch.cat([q_weight * scale, q_bias], dim=2)  # (heads, large, H_S + 1): the last column is the constant
     temper = (small / large) ** 0.5  # both models divide their scores by the root of their own head size
     left, right = _cut(queries * temper, k_weight * scale, small)
-    target.self.query.weight.copy_((left[:, :, :-1] / divisor).flatten(0, 1))
-    target.self.query.bias.copy_(left[:, :, -1].flatten())
-    target.self.key.weight.copy_((right / divisor).flatten(0, 1))
-    target.self.key.bias.zero_()
+    new_query, new_key, new_value = (part(target, name) for name in block.projections)
+    new_query.weight.copy_((left[:, :, :-1] / divisor).flatten(0, 1))
+    new_query.bias.copy_(left[:, :, -1].flatten())
+    new_key.weight.copy_((right / divisor).flatten(0, 1))
+    new_key.bias.zero_()
 
-    o_weight = projection @ source.output.dense.weight  # (H_S, H_T)
+    output, new_output = (part(layer, block.attention_output) for layer in (source, target))
+    o_weight = projection @ output.weight  # (H_S, H_T)
     per_head = o_weight.view(len(projection), heads, large).permute(1, 2, 0)  # (heads, large, H_S)
     left, right = _cut(per_head, v_weight * scale, small)
-    target.output.dense.weight.copy_(left.flatten(0, 1).T)
-    target.self.value.weight.copy_((right / divisor).flatten(0, 1))
-    target.self.value.bias.zero_()
-    target.output.dense.bias.copy_(o_weight @ source.self.value.bias + projection @ source.output.dense.bias)
+    new_output.weight.copy_(left.flatten(0, 1).T)
+    new_value.weight.copy_((right / divisor).flatten(0, 1))
+    new_value.bias.zero_()
+    new_output.bias.copy_(o_weight @ value.bias + projection @ output.bias)
 
 
 def _cut(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -204,16 +271,18 @@ def _cut(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left.transpose(1, 2), right.transpose(1, 2)
 
 
-def _project_feed_forward(target: Any, source: Any, projection: Tensor, activations: Tensor) -> None:
-    outgoing = projection @ source.output.dense.weight  # (H_S, intermediate)
+def _project_feed_forward(target: Any, source: Any, block: Block, projection: Tensor, activations: Tensor) -> None:
+    inner, output = part(source, block.feed_forward), part(source, block.output)
+    new_inner, new_output = part(target, block.feed_forward), part(target, block.output)
+    outgoing = projection @ output.weight  # (H_S, intermediate)
     importance = activations.pow(2).mean(dim=0) * outgoing.pow(2).sum(dim=0)
     order = importance.argsort(descending=True)
-    kept, dropped = order[: target.intermediate.dense.out_features], order[target.intermediate.dense.out_features :]
-    target.intermediate.dense.weight.copy_(source.intermediate.dense.weight[kept] @ projection.T)
-    target.intermediate.dense.bias.copy_(source.intermediate.dense.bias[kept])
-    target.output.dense.weight.copy_(outgoing[:, kept])
+    kept, dropped = order[: new_inner.out_features], order[new_inner.out_features :]
+    new_inner.weight.copy_(inner.weight[kept] @ projection.T)
+    new_inner.bias.copy_(inner.bias[kept])
+    new_output.weight.copy_(outgoing[:, kept])
     mean_of_dropped = outgoing[:, dropped] @ activations[:, dropped].mean(dim=0)
-    target.output.dense.bias.copy_(projection @ source.output.dense.bias + mean_of_dropped)
+    new_output.bias.copy_(projection @ output.bias + mean_of_dropped)
 
 
 def _fit_norm(norm: Any, observed: tuple[Tensor, Tensor], projection: Tensor) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from study.families import Family, family_of, part
+
 PROJECTIONS = ("query", "key", "value")
 
 #: Layers to read, as keyword arguments of :func:`read_activations`: ``hidden_layers`` and ``attention_layers``.
@@ -45,10 +47,11 @@ def read_activations(
 
     The forward pass ends at the deepest reading: after the last hidden state asked for, or inside a layer right after
     its query, key and value projections (before attention itself). Forward hooks do the reading, so any attention
-    implementation works, and gradients flow to what was computed.
+    implementation works, and gradients flow to what was computed. Queries and keys are read as they are projected,
+    before any rotation by position. The last hidden state is what the head reads: behind a final norm, if any.
 
     Args:
-        model: a transformers model of the BERT, RoBERTa or XLM-R family, with or without a head.
+        model: a transformers model of one of :data:`study.families.FAMILIES`, with or without a head.
         input_ids: (batch, tokens). attention_mask: (batch, tokens) or None.
         hidden_layers: layers whose output hidden states to read, 0 for the embedding output.
         attention_layers: layers whose query, key and value projections to read (all heads side by side).
@@ -57,35 +60,40 @@ def read_activations(
         ValueError: nothing is asked for, or a layer the model does not have.
     """
     encoder: Any = model.base_model
+    family = family_of(encoder)
     hidden_layers, attention_layers = set(hidden_layers), set(attention_layers)
-    depth = len(encoder.encoder.layer)
+    layers = part(encoder, family.layers)
+    depth = len(layers)
     impossible = [i for i in hidden_layers if not 0 <= i <= depth] + [
         i for i in attention_layers if not 1 <= i <= depth
     ]
     if impossible:
         raise ValueError(f"layers {sorted(impossible)} cannot be read from an encoder of {depth} layers")
-    missing = len(hidden_layers) + len(PROJECTIONS) * len(attention_layers)
+    missing = len(hidden_layers) + len(family.block.projections) * len(attention_layers)
     if not missing:
         raise ValueError("nothing to read: give hidden_layers or attention_layers")
     activations = Activations(attention={layer: {} for layer in sorted(attention_layers)})
 
-    def keep(store: dict, key: int | str) -> Callable[..., None]:
+    def keep(store: dict, *keys: int | str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
             nonlocal missing
-            store[key] = output[0] if isinstance(output, tuple) else output
+            states = output[0] if isinstance(output, tuple) else output
+            store.update(zip(keys, states.chunk(len(keys), dim=-1), strict=True))
             missing -= 1
             if not missing:
                 raise _Complete
 
         return hook
 
-    def module_of(layer: int) -> Any:
-        return encoder.encoder.layer[layer - 1] if layer else encoder.embeddings
-
-    hooks = [module_of(i).register_forward_hook(keep(activations.hidden, i)) for i in hidden_layers]
+    hooks = [
+        state_of(encoder, family, i, depth).register_forward_hook(keep(activations.hidden, i)) for i in hidden_layers
+    ]
     for i in attention_layers:
-        attention = module_of(i).attention.self
-        hooks += [getattr(attention, x).register_forward_hook(keep(activations.attention[i], x)) for x in PROJECTIONS]
+        names = family.block.projections
+        each = [PROJECTIONS] if len(names) == 1 else [(name,) for name in PROJECTIONS]
+        for path, kept in zip(names, each, strict=True):
+            module = part(layers[i - 1], path)
+            hooks.append(module.register_forward_hook(keep(activations.attention[i], *kept)))
     try:
         encoder(input_ids=input_ids, attention_mask=attention_mask)
     except _Complete:
@@ -94,3 +102,12 @@ def read_activations(
         for hook in hooks:
             hook.remove()
     return activations
+
+
+def state_of(encoder: Any, family: Family, layer: int, depth: int) -> Any:
+    """The module of an encoder of ``depth`` layers whose output is the hidden state of a layer, 0 to ``depth``."""
+    if layer == 0:
+        return [getattr(encoder, name) for name in family.embedded if hasattr(encoder, name)][-1]
+    if layer == depth and family.last:
+        return part(encoder, family.last)
+    return part(encoder, family.layers)[layer - 1]

@@ -1,13 +1,14 @@
-"""Adaptation of a teacher: the masked language modelling that gives it an output distribution to transfer."""
+"""The teacher's output distribution: that of its own head, or one that masked language modelling gives it."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
 
 from study import methods
 from study.data.corpus import corpus_hash, load_corpus
@@ -15,10 +16,10 @@ from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import TEACHER, TeacherAdaptation
 from study.distillation.heads import with_language_modelling_head
 from study.distillation.masking import MaskedSequences
-from study.distillation.objectives.output import MaskedLanguageModelling
+from study.distillation.objectives.output import MaskedLanguageModelling, masked_words
 from study.distillation.trainer import Checkpoints, common_arguments, save_trained, switch_off_dropout, train
-from study.files import Layout, content_hash, make_folder
-from study.records import Training
+from study.files import Layout, StudyError, content_hash, make_folder
+from study.records import CurvePoint, Training
 from study.runtime import keep_freed_memory, use_bf16
 
 
@@ -28,7 +29,8 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
     It stops at ``adaptation.steps``, or earlier once the held-out MLM loss has improved by less than
     ``adaptation.min_improvement`` nats in ``adaptation.patience`` evaluations in a row. One that was killed continues
     from its last checkpoint. With ``adaptation.head_only`` the encoder stays as it is, word embeddings and so the
-    output matrix too: what is fitted is the head's dense layer, its norm and its bias.
+    output matrix too: what is fitted is the head's dense layer, its norm and its bias. A teacher with a head of its own
+    (``head: own``) is taken as it is, and its held-out loss measured.
 
     Returns:
         The record, as of :func:`study.distillation.distil.distil`; ``hashes`` are of corpus and encoder.
@@ -41,6 +43,14 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
     make_folder(output.parent)  # before any work
     tokenizer = load_tokenizer(layout.encoder)
     corpus = load_corpus(layout.corpus)
+    held_out = MaskedSequences(corpus["validation"], description.masking, tokenizer, seed=0)
+    hashes = {"corpus": corpus_hash(layout.corpus), "encoder": content_hash(layout.encoder)}
+    record: dict[str, Any] = {
+        "run": {"setting": description.setting, "method": TEACHER, "student": TEACHER, "seed": 0},
+        "hashes": hashes,
+    }
+    if description.head == "own":
+        return _as_it_is(description, layout, held_out, tokenizer, record, output)
     encoder = load_model(layout.encoder, description.attention_implementation, head=False)
     tokens = torch.from_numpy(
         np.concatenate([batch["input_ids"].ravel() for batch in corpus["train"].with_format("numpy").iter(1024)])
@@ -51,11 +61,6 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
     method = methods.MaskedLanguageModelling(
         objective="masked_language_modelling", learning_rate=budget.learning_rate, inputs="masked"
     )
-    hashes = {"corpus": corpus_hash(layout.corpus), "encoder": content_hash(layout.encoder)}
-    record: dict[str, Any] = {
-        "run": {"setting": description.setting, "method": TEACHER, "student": TEACHER, "seed": 0},
-        "hashes": hashes,
-    }
     if "kept-memory" in description.fast_paths:
         keep_freed_memory()
     identity = {"teacher": description.model_dump(mode="json"), "inputs": hashes}
@@ -77,7 +82,7 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
         trained = train(
             MaskedLanguageModelling(model, None, method),
             MaskedSequences(corpus["train"], description.masking, tokenizer, 0, budget.steps * budget.batch_size),
-            MaskedSequences(corpus["validation"], description.masking, tokenizer, seed=0),
+            held_out,
             arguments,
             f"{description.setting} teacher",
             [EarlyStoppingCallback(budget.patience, budget.min_improvement)],
@@ -94,4 +99,36 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
             **trained,
         ).model_dump(exclude_none=True)
         save_trained(model, tokenizer, record, output)
+    return record
+
+
+def _as_it_is(
+    description: TeacherAdaptation,
+    layout: Layout,
+    held_out: MaskedSequences,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    output: Path,
+) -> dict[str, Any]:
+    model, bf16 = load_model(layout.encoder, description.attention_implementation), use_bf16(description.precision)
+    loss, accuracy = masked_words(model, held_out, bf16)
+    if not math.isfinite(loss):
+        raise StudyError(f"{layout.encoder}: the held-out loss of its own head is {loss}; allowed: a finite one")
+    print(
+        f"{description.setting} teacher | its own head | held-out loss {loss:.4g}, accuracy {accuracy:.1%}", flush=True
+    )
+    record["training"] = Training(
+        objective="masked_language_modelling",
+        learning_rate=0.0,
+        revisions=description.revisions,
+        steps=0,
+        tokens=0,
+        seconds=0.0,
+        tokens_per_second=0.0,
+        precision="bf16" if bf16 else "fp32",
+        threads=torch.get_num_threads(),
+        curve=[CurvePoint(step=0, tokens=0, seconds=0.0, loss=loss)],
+        stopped="not trained: the checkpoint's own head",
+    ).model_dump(exclude_none=True)
+    save_trained(model, tokenizer, record, output)
     return record

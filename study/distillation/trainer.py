@@ -235,6 +235,8 @@ def switch_off_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        elif hasattr(module, "attention_dropout"):  # ModernBERT
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def freeze_untrained(objective: Objective, batch: dict[str, Tensor]) -> list[str]:

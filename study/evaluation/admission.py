@@ -10,7 +10,6 @@ from statistics import mean
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
@@ -22,6 +21,7 @@ from study.distillation.students import create_student
 from study.evaluation.finetune import linear_probe, splits_without_test
 from study.evaluation.masked_word import masked_word_scores
 from study.evaluation.provenance import input_hashes, provenance
+from study.families import keep_layers
 from study.files import Layout
 from study.records import AdmissionResult, TaskAdmission, write_record
 
@@ -87,8 +87,7 @@ def _models(
         student = create_student(teacher, description.sizes, initialisation, sample, seed=0)
         save_model(student, tokenizer, folder / name)
     embeddings: Any = teacher.base_model
-    embeddings.encoder.layer = nn.ModuleList()
-    embeddings.config.num_hidden_layers = 0
+    keep_layers(embeddings, 0)
     save_model(embeddings, tokenizer, folder / "embeddings")
     made = {name: folder / name for name in ("floor", "bag", "embeddings")}
     return {"teacher": layout.teacher, "encoder": layout.encoder} | made

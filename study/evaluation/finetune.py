@@ -29,6 +29,7 @@ from study.data.pretrained import load_model
 from study.data.tasks import TASKS, Task, load_task, subsample, test_split
 from study.descriptions import Admission, Evaluation, LayerComparison, Tuning
 from study.evaluation.metrics import task_metrics
+from study.families import family_of
 from study.files import Layout, StudyError
 from study.runtime import keep_freed_memory, use_bf16
 from study.sections import TaskBudget
@@ -55,7 +56,7 @@ class MeanPoolingClassifier(nn.Module):
     def __init__(self, encoder: PreTrainedModel, labels: int, pairs: bool):
         super().__init__()
         self.encoder = encoder
-        self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(getattr(encoder.config, family_of(encoder).dropout))
         self.output = nn.Linear(encoder.config.hidden_size * (4 if pairs else 1), labels)
 
     def features(

@@ -20,6 +20,7 @@ from study.distillation import losses
 from study.distillation.taps import PROJECTIONS, Activations, read_activations
 from study.evaluation.finetune import Judging, linear_probe, splits_without_test
 from study.evaluation.provenance import input_hashes, provenance, weights_hash
+from study.families import keep_layers
 from study.files import Layout, StudyError
 from study.records import Compared, Probe, RepresentationsResult, write_record
 
@@ -113,8 +114,7 @@ def probe_last_layers(
         task -> last and last_but_one: the task's main metric on development data.
     """
     encoder: Any = load_model(folder, description.attention_implementation, head=False)
-    del encoder.encoder.layer[-1]
-    encoder.config.num_hidden_layers -= 1
+    keep_layers(encoder, encoder.config.num_hidden_layers - 1)
     with tempfile.TemporaryDirectory() as shortened:
         encoder.save_pretrained(shortened)
         folders = {"last": folder, "last_but_one": Path(shortened)}

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
 from study.data.pretrained import has_language_modelling_head, load_model, load_tokenizer
 from study.data.tasks import TASKS, load_task, test_split
 from study.descriptions import Evaluation
 from study.distillation.masking import MaskedSequences
-from study.distillation.objectives.base import masked_cross_entropy, masked_logits
-from study.distillation.taps import read_activations
+from study.distillation.objectives.output import masked_words
 from study.evaluation.finetune import encode, finetune
 from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.provenance import input_hashes, provenance, weights_hash
@@ -159,22 +158,10 @@ def evaluate_task(
     )
 
 
-@torch.inference_mode()
-def masked_language_modelling(
-    model: PreTrainedModel, sequences: MaskedSequences, bf16: bool, batch_size: int = 16
-) -> LanguageModelling:
-    """Mean cross-entropy in nats and accuracy over the masked tokens of held-out text."""
-    model.eval()
-    losses, hits = [], []
-    for first in range(0, len(sequences), batch_size):
-        batch = default_data_collator([sequences[i] for i in range(first, min(first + batch_size, len(sequences)))])
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
-            layers = [model.config.num_hidden_layers]
-            activations = read_activations(model, batch["masked_input_ids"], hidden_layers=layers)
-            logits = masked_logits(model, activations, batch["positions"])
-        losses.append(masked_cross_entropy(logits, batch["labels"]).item() * len(batch["labels"]))
-        hits.append((logits.argmax(dim=-1) == batch["labels"]).float().mean(dim=1).sum().item())
-    return LanguageModelling(loss=sum(losses) / len(sequences), accuracy=sum(hits) / len(sequences))
+def masked_language_modelling(model: PreTrainedModel, sequences: MaskedSequences, bf16: bool) -> LanguageModelling:
+    """:func:`study.distillation.objectives.output.masked_words` as part of a result."""
+    loss, accuracy = masked_words(model, sequences, bf16)
+    return LanguageModelling(loss=loss, accuracy=accuracy)
 
 
 def size(encoder: PreTrainedModel, sequence_length: int) -> Size:

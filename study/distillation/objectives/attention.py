@@ -13,6 +13,8 @@ from study import methods
 from study.distillation import losses
 from study.distillation.objectives.base import Batch, Objective, fit_linear
 from study.distillation.taps import PROJECTIONS, Activations, Layers, read_activations
+from study.families import family_of, part
+from study.files import StudyError
 
 
 class Attention(Objective):
@@ -65,12 +67,18 @@ class AttentionRelation(Attention):
         inputs = read_activations(self.student, batch[self.inputs], hidden_layers=[below]).hidden[below]
         teacher = self.read_teacher(batch)
         assert teacher is not None
-        attention = self.student.encoder.layer[below].attention.self
-        for name in PROJECTIONS:
+        family = family_of(self.student)
+        if len(family.block.projections) == 1:
+            raise StudyError(
+                f"fitted_start = true: queries, keys and values of {self.student.config.model_type} are one map;"
+                " allowed: false"
+            )
+        layer = part(self.student, family.layers)[below]
+        for name, path in zip(PROJECTIONS, family.block.projections, strict=True):
             targets = leading_directions(
                 teacher.attention[self.teacher_layer][name], self.method.relation_heads, inputs.shape[-1]
             )
-            fit_linear(getattr(attention, name), inputs, targets)
+            fit_linear(part(layer, path), inputs, targets)
 
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, default_data_collator
 
 from study import methods
+from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import Batch, Objective, gather, masked_cross_entropy, masked_logits
-from study.distillation.taps import Activations, Layers
+from study.distillation.taps import Activations, Layers, read_activations
 
 
 class MaskedLanguageModelling(Objective):
@@ -56,3 +58,21 @@ class OutputDistribution(Objective):
                 masked = masked_logits(self.student, student, batch["positions"])
             loss = loss + self.method.mlm_weight * masked_cross_entropy(masked, batch["labels"])
         return loss
+
+
+@torch.inference_mode()
+def masked_words(
+    model: PreTrainedModel, sequences: MaskedSequences, bf16: bool, batch_size: int = 16
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy over the masked tokens of held-out text."""
+    model.eval()
+    losses, hits = [], []
+    for first in range(0, len(sequences), batch_size):
+        batch = default_data_collator([sequences[i] for i in range(first, min(first + batch_size, len(sequences)))])
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+            layers = [model.config.num_hidden_layers]
+            activations = read_activations(model, batch["masked_input_ids"], hidden_layers=layers)
+            logits = masked_logits(model, activations, batch["positions"])
+        losses.append(masked_cross_entropy(logits, batch["labels"]).item() * len(batch["labels"]))
+        hits.append((logits.argmax(dim=-1) == batch["labels"]).float().mean(dim=1).sum().item())
+    return sum(losses) / len(sequences), sum(hits) / len(sequences)

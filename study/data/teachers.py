@@ -1,0 +1,100 @@
+"""What can be known wrong of a setting's teacher before its weights are read: for `make check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer
+
+from study.config import Params
+from study.data.pretrained import check_tokenizer
+from study.data.vocabulary import check_trimmable
+from study.families import family_of, positions
+from study.files import StudyError
+from study.sections import Teacher
+from study.teachers import EMBEDDED_SIZES, UnreachableError, agree, encoder_subfolder, find_folder, read_teacher
+
+
+def check_teachers(params: Params, root: Path) -> list[str]:
+    """Look at the configurations and tokenizers of the teachers of the grid's settings; embedded ones are known.
+
+    Returns:
+        What could not be looked at, a line each: hub names while no hub can be reached.
+
+    Raises:
+        StudyError: the first mistake, with the key it belongs to; one line.
+    """
+    notes = []
+    for setting in params.grid.settings:
+        teacher = params.settings[setting].teacher
+        if teacher.name in EMBEDDED_SIZES:
+            continue
+        try:
+            _check(params, setting, teacher, root)
+        except UnreachableError as error:
+            if constants.HF_HUB_OFFLINE:
+                raise StudyError(f"settings.{setting}.teacher: {error}") from None
+            notes.append(f"settings.{setting}.teacher: {teacher.name} was not looked at: the hub cannot be reached")
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise StudyError(f"settings.{setting}.teacher: {teacher.name!r} cannot be read ({reason})") from None
+        except StudyError as error:
+            key = "" if str(error).startswith("settings.") else f"settings.{setting}: "
+            raise StudyError(f"{key}{error}") from None
+    return notes
+
+
+def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:
+    agree(f"settings.{setting}.teacher", teacher.model_dump(), read_teacher(teacher.name, root))
+    place = find_folder(teacher.name, root)
+    source: dict[str, Any] = {"subfolder": encoder_subfolder(teacher.name, root)}
+    folder = place / source["subfolder"] if place else None
+    config = AutoConfig.from_pretrained(place or teacher.name, **source)
+    tokenizer = AutoTokenizer.from_pretrained(place or teacher.name, **source)
+    check_tokenizer(teacher.name, tokenizer, config, folder)
+    if params.settings[setting].vocabulary == "trimmed":
+        check_trimmable(tokenizer)
+    if teacher.head == "own" and folder:
+        _check_head(setting, folder, config)
+    if config.model_type == "mpnet" and params.attention_implementation != "eager":
+        raise StudyError(f"attention_implementation = {params.attention_implementation}; allowed for mpnet: eager")
+    _check_lengths(params, setting, positions(config))
+    for name in params.grid.students[setting]:
+        student, inner = params.students[name], getattr(config, "embedding_size", None) or config.hidden_size
+        start = params.initialisation
+        if inner != config.hidden_size and start != "random" and student.family and student.width > inner:
+            raise StudyError(f"students.{name}.width = {student.width}; the teacher's embeddings have {inner} channels")
+
+
+def _check_head(setting: str, folder: Path, config: Any) -> None:
+    """Refuse files without the weights of a head; those of pickled files are not looked at."""
+    weights, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if weights.is_file():
+        with safe_open(weights, "pt") as file:
+            names = set(file.keys())
+    elif index.is_file():
+        names = set(json.loads(index.read_bytes())["weight_map"])
+    else:
+        return
+    wanted = f"{family_of(config).dense}.weight"
+    if wanted not in names:
+        raise StudyError(
+            f"settings.{setting}.teacher.head = own: its file has no {wanted}, so no language-modelling head;"
+            " allowed: fit, adapt"
+        )
+
+
+def _check_lengths(params: Params, setting: str, limit: int) -> None:
+    own = params.settings[setting]
+    lengths = {"corpus.sequence_length": params.corpus.sequence_length}
+    lengths["latency.sequence_length"] = params.latency.sequence_length
+    for name in (*own.tasks, *own.candidates):
+        if name in params.finetuning.tasks:
+            lengths[f"finetuning.tasks.{name}.max_length"] = params.finetuning.tasks[name].max_length
+    for key, length in lengths.items():
+        if length > limit:
+            raise StudyError(f"{key} = {length}; allowed: at most {limit}, what settings.{setting}.teacher reads")
