@@ -18,6 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from study.config import Params
+from study.declarations import Declared, OwnText, hashes_of
 from study.descriptions import (
     TEACHER,
     Admission,
@@ -159,19 +160,8 @@ def _descriptions(params: Params, profile: str) -> Iterator[Description]:
 def _setting(params: Params, profile: str, setting: str) -> Iterator[Description]:
     chosen, grid, precision = params.settings[setting], params.grid, _precision(params)
     tasks: list[str] = [*chosen.tasks]
-    texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
-    teacher = f"teacher/{chosen.teacher.name}"
     examined: list[str] = [*chosen.tasks, *chosen.candidates]
-    yield TaskData(setting=setting, tasks=examined, revisions=revisions(*(f"task/{name}" for name in examined)))
-    yield CorpusData(
-        setting=setting,
-        teacher=chosen.teacher,
-        vocabulary=chosen.vocabulary,
-        texts=chosen.texts,
-        tasks=examined,
-        corpus=params.corpus,
-        revisions=revisions("cleaning", "vocabulary", teacher, *texts),
-    )
+    yield from _data(params, setting, examined)
     yield TeacherAdaptation(
         setting=setting,
         adaptation=params.adaptation.model_copy(update=chosen.adaptation.model_dump()),
@@ -234,6 +224,27 @@ def _setting(params: Params, profile: str, setting: str) -> Iterator[Description
     )
     yield from _tunings(params, profile, setting)
     yield comparison
+
+
+def _data(params: Params, setting: str, examined: list[str]) -> Iterator[Description]:
+    chosen = params.settings[setting]
+    declared = {name: params.tasks[name] for name in examined if name in params.tasks}
+    yield TaskData(
+        setting=setting,
+        tasks=examined,
+        declared=declared or None,
+        revisions=revisions(*("own/task" if name in declared else f"task/{name}" for name in examined)),
+    )
+    texts = ["own/text" if isinstance(t, OwnText) else f"text/{t.partition('-')[0]}" for t in chosen.texts]
+    yield CorpusData(
+        setting=setting,
+        teacher=chosen.teacher,
+        vocabulary=chosen.vocabulary,
+        texts=[*chosen.texts],
+        tasks=examined,
+        corpus=params.corpus,
+        revisions=revisions("cleaning", "vocabulary", f"teacher/{chosen.teacher.name}", *texts),
+    )
 
 
 def _evaluations(
@@ -316,7 +327,7 @@ def _sizes(params: Params, student: str) -> Encoder:
 
 def _judged(params: Params, setting: str, examined: list[str] | None = None) -> dict[str, Any]:
     names: list[Any] = examined or [*params.settings[setting].tasks]
-    tasks = {name: params.finetuning.tasks[name] for name in names}
+    tasks = {name: params.task_budget(name) for name in names}
     return {"tasks": tasks, "finetuning": params.finetuning.model_copy(update={"tasks": {}})}
 
 
@@ -343,7 +354,8 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
             f" `python -m study plan {plan.profile}`"
         )
     _check_lock(plan)
-    files = {plan.folder / "plan" / d.stage / f"{d.name}.json": d for d in plan.descriptions}
+    described = [_with_hashes(d, plan.root) for d in plan.descriptions]
+    files = {plan.folder / "plan" / d.stage / f"{d.name}.json": d for d in described}
     for file, description in files.items():
         _update(file, description.model_dump_json(indent=1) + "\n")
     for file in set((plan.folder / "plan").glob("*/*.json")) - files.keys():
@@ -354,6 +366,16 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
         link.unlink(missing_ok=True)
         link.symlink_to(Path(*[".."] * len(plan.folder.relative_to(plan.root).parts), "dvc.yaml"))
     return len(files)
+
+
+def _with_hashes(description: Description, root: Path) -> Description:
+    """The description with what is in the files of texts and tasks of one's own now."""
+    declared: dict[str, Declared] = {}
+    if isinstance(description, TaskData):
+        declared |= description.declared or {}
+    elif isinstance(description, CorpusData):
+        declared |= {text.label: text for text in description.texts if isinstance(text, OwnText)}
+    return description.model_copy(update={"hashes": hashes_of(declared, root)}) if declared else description
 
 
 def _list(plan: Plan) -> str:

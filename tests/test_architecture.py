@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["study.files"],
     ["study.methods"],
+    ["study.declarations"],
     ["study.sections"],
     ["study.config"],
     ["study.params", "study.revisions", "study.records"],

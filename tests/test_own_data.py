@@ -1,0 +1,264 @@
+"""Texts and tasks that params.yaml declares: files read as they are, every mistake in one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import own_data
+import pytest
+import tiny
+from datasets import Dataset
+from pydantic import ValidationError
+
+from study.data import tasks
+from study.data.cleaning import Overlap, clean
+from study.data.tasks.own import load_own
+from study.data.texts.own import read_own
+from study.declarations import OwnTask, OwnText, content_of
+from study.descriptions import CorpusData, TaskData, open_description
+from study.files import StudyError
+from study.params import one_line
+from study.plan import write_plan
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return own_data.write(tmp_path)
+
+
+def read(folder: Path, **declared) -> list[str]:
+    return list(read_own(OwnText(**{"language": "en"} | declared), folder))
+
+
+def load(folder: Path, name: str, **changes):
+    return load_own(name, OwnTask.model_validate(own_data.TASKS[name] | changes), folder)
+
+
+def test_a_folder_of_plain_text_is_read_file_by_file(folder):
+    contents = read(folder, files="texts/*.txt")
+    assert len(contents) == 4 and contents == [(folder / "texts" / f"{n}.txt").read_text("utf-8-sig") for n in range(4)]
+    assert not contents[0].startswith("\ufeff") and "\r" not in contents[0] and contents[0].count("\n") == 7
+
+
+def test_a_long_file_of_plain_text_is_cut_at_ends_of_lines(tmp_path):
+    lines = [f"line {number} " + "word " * 30 for number in range(20_000)]
+    (tmp_path / "long.txt").write_text("\n".join(lines))
+    pieces = read(tmp_path, files="long.txt")
+    assert len(pieces) > 2 and max(map(len, pieces)) < 1_001_000 and "".join(pieces) == "\n".join(lines)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz"])
+def test_every_format_gives_the_same_documents(tmp_path, kind):
+    """Written by pandas and datasets, not by what reads them."""
+    texts = ["Ümlaut, and more", "None", "NA", "1.50", "a fifth"]
+    table, file = Dataset.from_dict({"n": list(range(5)), "body": texts}), tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        table.to_parquet(str(file))
+    elif kind.startswith("jsonl"):
+        table.to_json(str(file), compression="gzip" if kind.endswith("gz") else None)
+    else:
+        table.to_pandas().to_csv(file, index=False, sep="\t" if kind == "tsv" else ",")
+    assert read(tmp_path, files=f"*.{kind}", column="body") == texts
+    assert read(tmp_path, files=f"*.{kind}", column="body", where={"n": 3}) == ["1.50"]
+    assert read(tmp_path, files=f"*.{kind}", column="body", limit=2) == texts[:2]
+
+
+def test_a_text_of_the_hub_is_read_from_a_folder_of_its_form(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    part = tmp_path / "wikipedia" / "20231101.en"
+    part.mkdir(parents=True)
+    columns = {"id": ["1", "2"], "url": ["a", "b"], "title": ["One", "Two"], "text": ["first", "second"]}
+    Dataset.from_dict(columns).to_parquet(str(part / "train-00000-of-00001.parquet"))
+    files = "configs:\n- config_name: 20231101.en\n  data_files:\n  - split: train\n    path: 20231101.en/train-*\n"
+    (tmp_path / "wikipedia" / "README.md").write_text(f"---\n{files}---\n")
+    declared = {"dataset": "wikipedia", "config": "20231101.en", "split": "train", "column": "text"}
+    assert read(tmp_path, **declared, name="encyclopedia") == ["first", "second"]
+    with pytest.raises(StudyError, match="wikipedia test: cannot be read: .*split"):
+        read(tmp_path, **declared | {"split": "test"}, name="encyclopedia")
+
+
+def test_own_text_is_cleaned_and_kept_apart_from_the_tasks(folder):
+    _, splits = load(folder, "moods")
+    heldout = [row["text"] for row in splits["test"]]
+    (folder / "leak.txt").write_text(f"{heldout[0]}\n{heldout[0]}\ntoo short\n" + "one two three four five six seven 8")
+    text = OwnText(files="leak.txt", language="de")
+    documents, counts = clean([text, "sotu"][:1], Overlap(heldout, 13), folder)
+    assert [tuple(document) for document in documents] == [("leak-de", "one two three four five six seven 8")]
+    assert documents[0].language == "de"
+    assert counts == {"leak-de": {"documents": 1, "paragraphs": 1, "short": 1, "duplicates": 1, "overlaps": 1}}
+
+
+@pytest.mark.parametrize(
+    ("declared", "content", "message"),
+    [
+        ({"files": "no/*.txt"}, None, "no/*.txt matches no file"),
+        ({"files": ".", "column": "a"}, None, "is a folder; allowed: a pattern of files"),
+        ({"files": "x.csv", "column": "body"}, b"a,b\n1,2\n", "no column 'body'; allowed: a, b"),
+        ({"files": "x.csv", "column": "a"}, b'a,b\n1,"x" y\n', "x.csv: cannot be read: "),
+        ({"files": "x.csv", "column": "a"}, b"a,b\n1,2\n1,2,3\n", "line 3 has 3 cells; allowed: 2"),
+        ({"files": "x.csv", "column": "a"}, b"a,a\n1,2\n", "names a column twice"),
+        ({"files": "x.txt"}, b"caf\xe9", "x.txt: cannot be read: 'utf-8'"),
+        ({"files": "x.jsonl", "column": "a"}, b"[1]\n", "line 1 is no object"),
+        ({"files": "x.jsonl", "column": "a"}, b'{"a": 1}\n', "a = '1' is no text"),
+        ({"files": "x.jsonl", "column": "a"}, b'{"a": \n', "x.jsonl: cannot be read: "),
+        ({"files": "x.parquet", "column": "a"}, b"PAR1", "x.parquet: cannot be read: "),
+        ({"files": "x.csv.gz", "column": "a"}, gzip.compress(b"a\n1\n")[:12], "x.csv.gz: cannot be read: "),
+        ({"files": "x.docx", "column": "a"}, b"", "cannot be read; allowed: .txt, .csv"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_one_line(tmp_path, declared, content, message):
+    if content is not None:
+        (tmp_path / declared["files"]).write_bytes(content)
+    with pytest.raises(StudyError) as raised:
+        read(tmp_path, **declared)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "message"),
+    [
+        (OwnText, {"files": "a.txt"}, "language: key is missing"),
+        (OwnText, {"files": "a.txt", "language": "English"}, "language = 'English'"),
+        (OwnText, {"files": "a.csv", "language": "en"}, "column is missing"),
+        (OwnText, {"language": "en", "column": "a"}, "either files or dataset"),
+        (OwnText, {"dataset": "a/b", "language": "en", "column": "a"}, "split is missing"),
+        (OwnText, {"files": "wikipedia.txt", "language": "de"}, "'wikipedia-de' is that of an embedded text"),
+        (OwnText, {"files": "a.txt", "language": "en", "name": "my-text"}, "name = 'my-text'"),
+        (OwnTask, {"files": {"train": "a.csv", "test": "b.csv"}}, "language is missing"),
+        (OwnTask, {"files": {"test": "b.csv"}, "language": "en"}, "train is missing"),
+        (OwnTask, {"files": {"train": "a", "test": {"de": "b"}}, "language": "fr"}, "test lacks 'fr'"),
+        (OwnTask, {"files": {"train": "a", "test": "b"}, "language": "en", "metric": "bleu"}, "metric = 'bleu'"),
+        (OwnTask, {"dataset": "a/b", "language": "en"}, "either files, or a dataset and its splits"),
+        (OwnTask, {"kind": "retrieval", "files": {"test": {"fr": "a"}}}, "language: that of the column `text`"),
+    ],
+)
+def test_a_declaration_that_says_too_little_is_one_line(kind, declared, message):
+    with pytest.raises(ValidationError) as raised:
+        kind.model_validate(declared)
+    assert message in one_line(raised.value)
+
+
+def test_a_csv_with_quotes_commas_empty_cells_and_windows_line_ends(folder, capsys):
+    assert b"\r\n" in (folder / "reviews.csv").read_bytes() and b'""' in (folder / "reviews.csv").read_bytes()
+    task, splits = load(folder, "reviews")
+    assert task.labels == ("bad", "good") and task.metrics == ("accuracy", "f1", "macro_f1", "matthews")
+    expected = [f'He said "{text}", twice' for text, _ in own_data.sentences("en", 20, 500)] + ["NA"]
+    assert [row["text"] for row in splits["test"]] == expected
+    assert [row["label"] for row in splits["test"]] == ["good", "bad"] * 10 + ["good"]
+    assert len(splits["train"]) + len(splits["development"]) == 61 and 1 <= len(splits["development"]) <= 15
+    assert "train: 2 rows without text or label left out" in capsys.readouterr().out
+
+
+def test_a_task_learnt_in_german_and_tested_in_three_languages(folder):
+    task, splits = load(folder, "moods")
+    assert task.languages == ("de", "en", "fr") and task.labels == ("0", "1")
+    assert list(splits) == ["train", "development", "test", "test-en", "test-fr"] == task.splits
+    assert splits["test"][0]["text"] == own_data.sentences("de", 1, 700)[0][0]
+    assert splits["test-en"][0] == {"text": own_data.sentences("en", 1)[0][0], "label": "1"}
+
+
+def test_a_split_named_for_development_and_test_is_halved(folder):
+    task, splits = load(folder, "closeness")
+    own = own_data.sentences("en", 30, 300)
+    assert task.labels is None and task.pair and task.metrics == ("spearman", "pearson")
+    halves = splits["development"] + splits["test"]
+    assert sorted(row["text"] for row in halves) == sorted(text for text, _ in own)
+    assert min(len(splits["development"]), len(splits["test"])) >= 8 and len(splits["train"]) == 30
+    assert {row["label"] for row in splits["train"]} == {4.5, -0.5}
+
+
+def test_names_of_classes_are_those_of_the_data(folder):
+    task, splits = load(folder, "classes")
+    assert task.labels == ("gloomy", "cheerful") and splits["test"][1]["label"] == "cheerful"
+
+
+def test_retrieval_of_translations_from_aligned_columns(folder):
+    task, splits = load(folder, "translations")
+    assert task.probe and task.languages == ("de", "fr") and list(splits) == ["test-fr"] and task.labels is None
+    (de, _), (fr, _) = own_data.sentences("de", 1)[0], own_data.sentences("fr", 1)[0]
+    assert splits["test-fr"][0] == {"text": de, "text_pair": fr}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "rows", "message"),
+    [
+        ("reviews", {"label": "stars"}, "", "no column 'stars'; allowed: number, sentence, mood"),
+        ("reviews", {}, "1,Fine,neutral\r\n", "test has the label 'neutral'; allowed: bad, good"),
+        ("reviews", {"labels": ["bad", "good", "neutral"]}, "1,Fine,neutral\r\n", "'neutral', which train lacks"),
+        ("reviews", {"metric": "spearman"}, "", "mood = 'good' is no number; spearman needs numbers"),
+        ("closeness", {"metric": "f1", "language": "en"}, "", ""),
+    ],
+)
+def test_a_task_whose_files_do_not_fit_is_one_line(folder, name, changes, rows, message):
+    with (folder / "reviews-test.csv").open("a") as stream:
+        stream.write(rows)
+    if not message:
+        assert load(folder, name, **changes)[0].labels == ("-0.5", "4.5")
+        return
+    with pytest.raises(StudyError) as raised:
+        load(folder, name, **changes)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_labels_that_are_not_public_are_told(tmp_path):
+    rows = {"text": [f"text {n}" for n in range(8)], "label": [0, 1] * 4}
+    Dataset.from_dict(rows).to_json(str(tmp_path / "train.jsonl"))
+    Dataset.from_dict(rows | {"label": [-1] * 8}).to_json(str(tmp_path / "test.jsonl"))
+    declared = {"files": {"train": "train.jsonl", "test": "test.jsonl"}, "language": "en"}
+    with pytest.raises(StudyError, match="test.jsonl has no labels .* name the development split for both"):
+        load_own("mine", OwnTask.model_validate(declared), tmp_path)
+
+
+def test_a_built_task_is_found_again_as_it_was(folder):
+    (folder / "params.yaml").touch()
+    (folder / "notebooks").mkdir()
+    names = [name for name in own_data.TASKS if name != "classes"]
+    declared = {name: OwnTask.model_validate(own_data.TASKS[name]) for name in names}
+    hashes = {name: content_of(own, folder) for name, own in declared.items()}
+    own = {"tasks": names, "declared": declared, "hashes": hashes}
+    description = TaskData(setting="mine", revisions={}, **own)
+    rows = tasks.build_tasks(description, folder / "runs" / "tasks")
+    assert {row["task"] for row in rows} == set(names)
+    for name in names:
+        task, found = load(folder, name)[0], tasks.find_task(folder / "runs" / "tasks", name)
+        assert {key: getattr(found, key) for key in vars(task)} == vars(task)
+        assert tasks.load_task(folder / "runs" / "tasks", name)[task.splits[-1]].features == task.features
+    (folder / "pairs.tsv").write_text("first\tsecond\tscore\na\tb\t1\n")
+    with pytest.raises(StudyError, match="task closeness: its files have changed since the plan was made"):
+        tasks.build_tasks(description, folder / "runs" / "tasks")
+
+
+def test_contents_are_in_the_plan_and_a_changed_file_changes_what_uses_it_alone(folder):
+    tiny.workspace(folder)
+    setting = {"vocabulary": "full", "teacher": {"name": str(folder / "pretrained"), **tiny.TEACHER}}
+    mine = setting | {"texts": [own_data.TEXTS["notes"], "wikipedia-es"], "tasks": ["topic", "reviews"]}
+    other = setting | {"texts": [own_data.TEXTS["table"]], "tasks": ["moods"]}
+    plan = tiny.plan(
+        folder,
+        tasks=own_data.TASKS,
+        settings={"english": mine, "other": other},
+        grid={"settings": ["english", "other"], "students": {"english": ["L2-H24"], "other": ["L2-H24"]}},
+    )
+
+    def written() -> dict[str, bytes]:
+        write_plan(plan)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "plan").glob("*/*.json")}
+
+    before = written()
+    description, _ = open_description(folder / "plan" / "corpus" / "english.json", CorpusData)
+    assert description.texts == [OwnText(**own_data.TEXTS["notes"]), "wikipedia-es"] and set(description.hashes) == {
+        "texts"
+    }
+    assert "own/text" in description.revisions
+    budgets = json.loads(before["plan/evaluate/other_teacher.json"])["tasks"]
+    assert budgets["moods"]["languages"] == ["de", "en", "fr"] and budgets["moods"]["max_length"] == 128
+    with (folder / "texts" / "2.txt").open("a") as stream:
+        stream.write("\nanother line")
+    after = written()
+    assert {name for name in before if before[name] != after[name]} == {"plan/corpus/english.json"}
+    (folder / "reviews.csv").unlink()
+    assert {name for name, own in written().items() if after[name] != own} == {"plan/tasks/english.json"}
