@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from study.execution import end_with_starter, run_notebook
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
-from study.plan import resolve, write_plan
+from study.plan import own_data, resolve, write_plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    resolve(options.profile)
+    plan = resolve(options.profile)
+    if any(own_data(description) for description in plan.descriptions):
+        from study.data.examine import check_data
+
+        print("\n".join(check_data(plan)))
     print(f"params.yaml is valid (profile {options.profile})")
 
 

@@ -162,9 +162,8 @@ class Params(Section):
                 if name not in trained:
                     raise ValueError(f"{key}: {name!r} is unknown or not trained; allowed: {', '.join(trained)}")
         for name in self.settings:
-            if (name in grid.settings) != bool(grid.students.get(name)):
-                allowed = "at least one student" if name in grid.settings else "[], or the setting in grid.settings"
-                raise ValueError(f"grid.students.{name} = {grid.students.get(name)}; allowed: {allowed}")
+            if name in grid.settings and not grid.students.get(name):
+                raise ValueError(f"grid.students.{name} = {grid.students.get(name)}; allowed: at least one student")
 
     def _tasks_are_known(self) -> None:
         embedded = get_args(TaskName)

@@ -14,6 +14,9 @@ from study.config import Params
 from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
 from study.methods import METHOD, Trained, Untrained, Variant
 
+#: Tasks that settings may name as if params declared them.
+PRESETS = Path(__file__).with_name("presets.yaml")
+
 
 def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The methods with those that variants make of them, and the membership of each made one.
@@ -80,6 +83,7 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
     if profile != DEFAULT_PROFILE:
         path = profile_folder(profile, root) / "params.yaml"
         values = merge(values, read_yaml(path))
+    values["tasks"] = read_yaml(PRESETS) | (values.get("tasks") or {})
     methods, variants = values.get("methods"), values.get("variants") or {}
     try:
         if isinstance(methods, dict) and isinstance(variants, dict):

@@ -368,13 +368,17 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
     return len(files)
 
 
+def own_data(description: Description) -> dict[str, Declared]:
+    """Texts and tasks of one's own that a description names, by name."""
+    if isinstance(description, TaskData):
+        return dict(description.declared or {})
+    texts = description.texts if isinstance(description, CorpusData) else []
+    return {text.label: text for text in texts if isinstance(text, OwnText)}
+
+
 def _with_hashes(description: Description, root: Path) -> Description:
     """The description with what is in the files of texts and tasks of one's own now."""
-    declared: dict[str, Declared] = {}
-    if isinstance(description, TaskData):
-        declared |= description.declared or {}
-    elif isinstance(description, CorpusData):
-        declared |= {text.label: text for text in description.texts if isinstance(text, OwnText)}
+    declared = own_data(description)
     return description.model_copy(update={"hashes": hashes_of(declared, root)}) if declared else description
 
 

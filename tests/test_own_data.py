@@ -101,7 +101,7 @@ def test_own_text_is_cleaned_and_kept_apart_from_the_tasks(folder):
         ({"files": "x.csv", "column": "a"}, b'a,b\n1,"x" y\n', "x.csv: cannot be read: "),
         ({"files": "x.csv", "column": "a"}, b"a,b\n1,2\n1,2,3\n", "line 3 has 3 cells; allowed: 2"),
         ({"files": "x.csv", "column": "a"}, b"a,a\n1,2\n", "names a column twice"),
-        ({"files": "x.txt"}, b"caf\xe9", "x.txt: cannot be read: 'utf-8'"),
+        ({"files": "x.txt"}, b"\xe9t\xe9", "x.txt: cannot be read: 'utf-8'"),
         ({"files": "x.jsonl", "column": "a"}, b"[1]\n", "line 1 is no object"),
         ({"files": "x.jsonl", "column": "a"}, b'{"a": 1}\n', "a = '1' is no text"),
         ({"files": "x.jsonl", "column": "a"}, b'{"a": \n', "x.jsonl: cannot be read: "),
