@@ -145,9 +145,9 @@ def one_line(error: ValidationError) -> str:
     location = list(first["loc"])
     if len(location) > 2 and location[0] == "methods" and location[2] in tags:
         del location[2]  # pydantic names the objective too
-    key = ".".join(str(part) for part in location if part != "[key]")
     if len(location) > 4 and location[0] == "settings" and location[2] == "texts":
         del location[4]  # pydantic names the kind of text too
+    key = ".".join(str(part) for part in location if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
     value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
     if first["type"] == "extra_forbidden":

