@@ -381,7 +381,7 @@ def test_check_says_what_there_is(folder):
         ({"task": {"files": {"train": "reviews.csv", "test": "empty.csv"}}}, "split 'test' has no examples"),
         (
             {"task": {"files": None, "dataset": "no/such", "splits": {"train": "train", "test": "test"}}},
-            "no/such train: ",
+            "no/such train: cannot be reached: HF_HUB_OFFLINE is set",
         ),
         ({"setting": {"tasks": ["review"]}}, "settings.mine.tasks: 'review' is unknown; allowed: sentiment"),
         (
@@ -399,6 +399,23 @@ def test_check_says_in_one_line_what_is_wrong(folder, monkeypatch, changes, mess
     (folder / "empty.csv").write_text("number,sentence,mood\n")
     said = study_with(folder, **changes)
     assert said.startswith("error: ") and message in said
+
+
+def test_data_of_the_hub_are_left_out_once_without_a_connection(folder, monkeypatch):
+    asked = []
+
+    def unreachable(*arguments, **options):
+        asked.append(arguments[0])
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr("study.data.rows.load_dataset_builder", unreachable)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    said = study_with(folder, setting={"tasks": ["glue-rte", "xnli", "reviews"]}).splitlines()
+    assert said[1:3] == [
+        "tasks.glue-rte: nyu-mll/glue: not looked at, no connection",
+        "tasks.xnli: facebook/xnli: not looked at, no connection",
+    ]
+    assert asked == ["nyu-mll/glue"] and said[3].startswith("tasks.reviews: train 55")
 
 
 def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
-from study.data.rows import documents, file_rows
+from datasets import config
+
+from study.data.rows import UnreachableError, documents, file_rows
 from study.data.tasks.own import features_of, load_own, rows_of, split_parts
 from study.data.texts.own import read_own
-from study.declarations import OwnTask, OwnText, folder_of, format_of, matching
+from study.declarations import Declared, OwnTask, OwnText, folder_of, format_of, matching
 from study.files import StudyError
 from study.plan import Plan
 
@@ -20,28 +20,35 @@ LARGEST = 64_000_000
 def check_data(plan: Plan) -> list[str]:
     """A line for every text and task of one's own that the grid uses, each read as its stage reads it.
 
-    Of texts the head of every file is read, of tasks all files, unless they are large or a data set.
+    Of texts the head of every file is read, of tasks all files, unless they are large or a data set. Without a
+    connection, data sets of the hub are left out, and that is said; with HF_HUB_OFFLINE set it is a mistake.
 
     Raises:
         StudyError: nothing matches, something cannot be read or reached, a column is missing, a split is empty or has
             no labels, labels differ between splits; names the key.
     """
-    lines, params = [], plan.params
+    lines: list[str] = []
+    params = plan.params
     for setting in params.grid.settings:
         chosen = params.settings[setting]
         for place, text in enumerate(chosen.texts):
             if isinstance(text, OwnText):
-                lines.append(_told(f"settings.{setting}.texts.{place}", _check_text, text, plan))
+                lines.append(_told(lines, f"settings.{setting}.texts.{place}", text, plan))
         for name in (*chosen.tasks, *chosen.candidates):
             if name in params.tasks:
-                lines.append(_told(f"tasks.{name}", _check_task, params.tasks[name], plan, name))
+                lines.append(_told(lines, f"tasks.{name}", params.tasks[name], plan, name))
     return list(dict.fromkeys(lines))
 
 
-def _told(key: str, check: Callable[..., str], *arguments: Any) -> str:
+def _told(lines: list[str], key: str, own: Declared, plan: Plan, name: str = "") -> str:
+    unseen = f"{key}: {own.dataset}: not looked at, no connection"
+    if own.dataset and not folder_of(own, plan.root) and any(line.endswith("no connection") for line in lines):
+        return unseen  # every try takes half a minute
     try:
-        return f"{key}: {check(*arguments)}"
+        return f"{key}: {_check_text(own, plan) if isinstance(own, OwnText) else _check_task(own, plan, name)}"
     except StudyError as error:
+        if isinstance(error, UnreachableError) and not config.HF_HUB_OFFLINE:
+            return unseen
         raise StudyError(f"{key}: {error}") from None
 
 

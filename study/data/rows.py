@@ -130,6 +130,10 @@ def _table(file: Path, stream: TextIO, kind: str) -> Iterator[Row]:
         yield dict(zip(header, cells, strict=True))
 
 
+class UnreachableError(StudyError):
+    """A data set of the hub, and no connection to it."""
+
+
 class _Reading:
     """Tells what goes wrong while something is read in one line that names it."""
 
@@ -144,5 +148,8 @@ class _Reading:
             error, (OSError, ValueError, csv.Error, ArrowException, EOFError)
         ):
             return
+        if isinstance(error, ConnectionError):
+            reason = "HF_HUB_OFFLINE is set, and the hub's cache lacks it" if config.HF_HUB_OFFLINE else "no connection"
+            raise UnreachableError(f"{self.what}: cannot be reached: {reason}") from None
         lines = str(error).splitlines() or [type(error).__name__]
         raise StudyError(f"{self.what}: cannot be read: {lines[0]}") from None
