@@ -18,7 +18,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check plan repro report export tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
+.PHONY: help environment check new plan repro report export tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 check: environment  ## validate params.yaml under PROFILE (default: laptop)
 	@python -m study check $(PROFILE)
+
+new: environment  ## a study of one's own: NAME=my-study ARGS="--teacher ... --text ... --task ..." (docs/extending.md)
+	@python -m study new $(NAME) $(ARGS)
 
 plan: environment  ## resolve params.yaml under PROFILE: a description of every stage
 	@python -m study plan $(PROFILE)

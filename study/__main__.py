@@ -1,6 +1,7 @@
 """The study's commands, as called by the Makefile and by dvc.yaml.
 
 python -m study check [PROFILE]           validate params.yaml
+python -m study new NAME --teacher T --text X --task Y   write a profile: a study of one's own
 python -m study plan [PROFILE]            write the descriptions of a profile's stages, and the list of them
 python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study tunings [PROFILE]         print the descriptions of what `make tune` tries
@@ -19,7 +20,7 @@ from ruamel.yaml import YAML
 
 from study.execution import end_with_starter, run_notebook
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
-from study.plan import resolve, write_plan
+from study.plan import own_data, resolve, write_plan
 from study.teachers import EMBEDDED_SIZES
 
 
@@ -42,7 +43,19 @@ def _check(options: argparse.Namespace) -> None:
 
         for note in check_teachers(plan.params, plan.root):
             print(f"note: {note}")
+    if any(own_data(description) for description in plan.descriptions):
+        from study.data.examine import check_data
+
+        print("\n".join(check_data(plan)))
     print(f"params.yaml is valid (profile {options.profile})")
+
+
+def _new(options: argparse.Namespace) -> None:
+    from study.new import new_study
+
+    path, data = new_study(options.name, options.teacher, options.text, options.task, options.language, options.student)
+    print("\n".join([f"written: {path.relative_to(find_root())}", *data]))
+    print(f"next: make repro PROFILE={options.name} (deleting profiles/{options.name} undoes it)")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -88,7 +101,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
-COMMANDS |= {"export": _export}
+COMMANDS |= {"export": _export, "new": _new}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,6 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("notebook", type=Path)
     run.add_argument("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
     run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
+    made = commands.add_parser("new", help="write a profile: a study of one's own")
+    made.add_argument("name")
+    made.add_argument("--teacher", required=True, help="an embedded one, or a folder")
+    made.add_argument("--text", action="append", required=True, help="a name, 'files/*.txt' or '{files: ..., ...}'")
+    made.add_argument("--task", action="append", required=True, help="a name, or 'name={files: ..., ...}'")
+    made.add_argument("--language", default="en", help="of texts and tasks that do not say theirs (default: en)")
+    made.add_argument("--student", help="a name under `students` (default: the first that fits the teacher)")
     shipped = commands.add_parser("export", help="write a trained student as programs load it")
     shipped.add_argument(
         "name", metavar="RUN", help="<setting>_<method>_<student>_<seed>, then the budget if not the base"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
+from study.declarations import OwnTask
 from study.families import FAMILIES
 from study.methods import (
     AttentionDistribution,
@@ -20,12 +21,14 @@ from study.methods import (
     Method,
     Section,
     SentenceEmbedding,
+    TaskName,
     Trained,
     Variant,
     parts_of,
 )
 from study.sections import (
     BASE_BUDGET,
+    PROBES,
     Ablations,
     Adaptation,
     Benchmark,
@@ -39,6 +42,7 @@ from study.sections import (
     Representations,
     Setting,
     Student,
+    TaskBudget,
     Teacher,
     Tuning,
 )
@@ -58,6 +62,7 @@ class Params(Section):
     fast_paths: list[FastPath]
     grid: Grid
     settings: dict[str, Setting]
+    tasks: dict[str, OwnTask] = {}
     corpus: Corpus
     masking: Masking
     adaptation: Adaptation
@@ -88,14 +93,22 @@ class Params(Section):
             if name in chosen or (membership.variant in chosen and membership.extends in self.grid.methods)
         ]
 
+    def task_budget(self, name: str) -> TaskBudget:
+        """What is used of a task; of one's own that has no entry, everything in all its languages."""
+        own, budget = self.tasks.get(name), self.finetuning.tasks.get(name)
+        if own is None:
+            return self.finetuning.tasks[name]
+        if budget is None:
+            budget = TaskBudget(train=None, development=None, test=None, max_length=128)
+        return budget if "languages" in budget.model_fields_set else budget.model_copy(
+            update={"languages": list(own.languages)})  # fmt: skip
+
     @model_validator(mode="after")
     def _sections_agree(self):
         self._names_are_plain()
         self._names_are_known()
+        self._tasks_are_known()
         for name in self.grid.settings:
-            for task in self.settings[name].tasks:
-                if task not in self.finetuning.tasks:
-                    raise ValueError(f"settings.{name}.tasks: {task!r} has no entry under finetuning.tasks")
             for student in self.grid.students[name]:
                 self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
                 for method in self.grid.methods:
@@ -109,7 +122,7 @@ class Params(Section):
 
     def _names_are_plain(self) -> None:
         named: dict[str, Iterable[str]] = {"settings": self.settings, "students": self.students}
-        named |= {"methods": self.methods, "budgets": self.budgets}
+        named |= {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets}
         for key, names in named.items():
             for name in names:
                 if not NAME.fullmatch(name):
@@ -154,9 +167,37 @@ class Params(Section):
                 if name not in trained:
                     raise ValueError(f"{key}: {name!r} is unknown or not trained; allowed: {', '.join(trained)}")
         for name in self.settings:
-            if (name in grid.settings) != bool(grid.students.get(name)):
-                allowed = "at least one student" if name in grid.settings else "[], or the setting in grid.settings"
-                raise ValueError(f"grid.students.{name} = {grid.students.get(name)}; allowed: {allowed}")
+            if name in grid.settings and not grid.students.get(name):
+                raise ValueError(f"grid.students.{name} = {grid.students.get(name)}; allowed: at least one student")
+
+    def _tasks_are_known(self) -> None:
+        embedded = get_args(TaskName)
+        for name, own in self.tasks.items():
+            if name in embedded:
+                raise ValueError(f"tasks.{name}: an embedded task has this name; allowed: any other name")
+            for language in (languages := self.task_budget(name).languages):
+                if language not in own.languages or own.languages[0] not in languages:
+                    raise ValueError(
+                        f"finetuning.tasks.{name}.languages = {languages}; allowed: {own.languages[0]} and any of"
+                        f" {', '.join(own.languages[1:]) or 'no other'}"
+                    )
+        allowed = ", ".join([*embedded, *self.tasks])
+        for name in self.finetuning.tasks:
+            if name not in embedded and name not in self.tasks:
+                raise ValueError(f"finetuning.tasks: {name!r} is unknown; allowed: {allowed}")
+        for setting, chosen in self.settings.items():
+            for name in (*chosen.tasks, *chosen.candidates):
+                if name not in embedded and name not in self.tasks:
+                    raise ValueError(
+                        f"settings.{setting}.tasks: {name!r} is unknown; allowed: {allowed} (`tasks` declares others)"
+                    )
+                if name in embedded and name not in self.finetuning.tasks and setting in self.grid.settings:
+                    raise ValueError(f"settings.{setting}.tasks: {name!r} has no entry under finetuning.tasks")
+            if all(name in PROBES or (name in self.tasks and self.tasks[name].retrieval) for name in chosen.tasks):
+                raise ValueError(
+                    f"settings.{setting}.tasks = {chosen.tasks} are probes alone;"
+                    " allowed: at least one task that is learnt"
+                )
 
     def _ablations_fit(self, setting: str, ablations: Ablations) -> None:
         where, run = f"grid.ablations.{setting}", self.grid.students.get(setting, [])

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from study.declarations import Hashes, OwnTask, OwnText
 from study.files import Layout, StudyError
 from study.methods import FastPath, Initialisation, Membership, Method, Section, Sparse
 from study.params import one_line
@@ -48,21 +49,29 @@ class Precision(Section):
     fast_paths: list[FastPath]
 
 
-class TaskData(Description):
+class TaskData(Description, Sparse):
+    """``declared``: those of one's own among ``tasks``; ``hashes``: what was in their files."""
+
     stage = "tasks"
     tasks: list[str]
+    declared: dict[str, OwnTask] | None = None
+    hashes: Hashes | None = None
 
 
 class CorpusData(Description, Sparse):
-    """``tasks``: those whose held-out texts stay out of the corpus; ``teacher_files``: hash of a local teacher's."""
+    """``tasks``: those whose held-out texts stay out of the corpus.
+
+    ``teacher_files``: hash of a local teacher's files; ``hashes``: what was in the files of own texts.
+    """
 
     stage = "corpus"
     teacher: Teacher
     vocabulary: str
-    texts: list[str]
+    texts: list[str | OwnText]
     tasks: list[str]
     corpus: Corpus
     teacher_files: str | None = None
+    hashes: Hashes | None = None
 
 
 class TeacherAdaptation(Description, Precision, Sparse):

@@ -15,6 +15,9 @@ from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
 from study.methods import METHOD, Trained, Untrained, Variant
 from study.teachers import complete
 
+#: Tasks that settings may name as if params declared them.
+PRESETS = Path(__file__).with_name("presets.yaml")
+
 
 def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The methods with those that variants make of them, and the membership of each made one.
@@ -81,6 +84,7 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
     if profile != DEFAULT_PROFILE:
         path = profile_folder(profile, root) / "params.yaml"
         values = merge(values, read_yaml(path))
+    values["tasks"] = read_yaml(PRESETS) | (values.get("tasks") or {})
     methods, variants = values.get("methods"), values.get("variants") or {}
     try:
         values = values | _with_teachers(values, root)
@@ -156,6 +160,8 @@ def one_line(error: ValidationError) -> str:
     location = list(first["loc"])
     if len(location) > 2 and location[0] == "methods" and location[2] in tags:
         del location[2]  # pydantic names the objective too
+    if len(location) > 4 and location[0] == "settings" and location[2] == "texts":
+        del location[4]  # pydantic names the kind of text too
     key = ".".join(str(part) for part in location if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
     value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 
 from study.config import Params
+from study.declarations import Declared, OwnText, hashes_of
 from study.descriptions import (
     TEACHER,
     Admission,
@@ -227,19 +228,24 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
 def _prepared(params: Params, setting: str, examined: list[str], root: Path | None) -> Iterator[Description]:
     """Tasks, corpus and teacher."""
     chosen = params.settings[setting]
-    texts = [f"text/{name.partition('-')[0]}" for name in chosen.texts]
-    teacher = f"teacher/{chosen.teacher.name}"
-    yield TaskData(setting=setting, tasks=examined, revisions=revisions(*(f"task/{name}" for name in examined)))
+    declared = {name: params.tasks[name] for name in examined if name in params.tasks}
+    yield TaskData(
+        setting=setting,
+        tasks=examined,
+        declared=declared or None,
+        revisions=revisions(*("own/task" if name in declared else f"task/{name}" for name in examined)),
+    )
+    texts = ["own/text" if isinstance(t, OwnText) else f"text/{t.partition('-')[0]}" for t in chosen.texts]
     own: Literal["own"] | None = "own" if chosen.teacher.head == "own" else None  # all that earlier stages need of it
     yield CorpusData(
         setting=setting,
         teacher=chosen.teacher.model_copy(update={"head": own}),
         vocabulary=chosen.vocabulary,
-        texts=chosen.texts,
+        texts=[*chosen.texts],
         tasks=examined,
         corpus=params.corpus,
         teacher_files=files_hash(chosen.teacher.name, root),
-        revisions=revisions("cleaning", "vocabulary", teacher, *texts),
+        revisions=revisions("cleaning", "vocabulary", f"teacher/{chosen.teacher.name}", *texts),
     )
     yield TeacherAdaptation(
         setting=setting,
@@ -339,7 +345,7 @@ def _sizes(params: Params, student: str) -> Encoder:
 
 def _judged(params: Params, setting: str, examined: list[str] | None = None) -> dict[str, Any]:
     names: list[Any] = examined or [*params.settings[setting].tasks]
-    tasks = {name: params.finetuning.tasks[name] for name in names}
+    tasks = {name: params.task_budget(name) for name in names}
     return {"tasks": tasks, "finetuning": params.finetuning.model_copy(update={"tasks": {}})}
 
 
@@ -366,7 +372,8 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
             f" `python -m study plan {plan.profile}`"
         )
     _check_lock(plan)
-    files = {plan.folder / "plan" / d.stage / f"{d.name}.json": d for d in plan.descriptions}
+    described = [_with_hashes(d, plan.root) for d in plan.descriptions]
+    files = {plan.folder / "plan" / d.stage / f"{d.name}.json": d for d in described}
     for file, description in files.items():
         _update(file, description.model_dump_json(indent=1) + "\n")
     for file in set((plan.folder / "plan").glob("*/*.json")) - files.keys():
@@ -377,6 +384,20 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
         link.unlink(missing_ok=True)
         link.symlink_to(Path(*[".."] * len(plan.folder.relative_to(plan.root).parts), "dvc.yaml"))
     return len(files)
+
+
+def own_data(description: Description) -> dict[str, Declared]:
+    """Texts and tasks of one's own that a description names, by name."""
+    if isinstance(description, TaskData):
+        return dict(description.declared or {})
+    texts = description.texts if isinstance(description, CorpusData) else []
+    return {text.label: text for text in texts if isinstance(text, OwnText)}
+
+
+def _with_hashes(description: Description, root: Path) -> Description:
+    """The description with what is in the files of texts and tasks of one's own now."""
+    declared = own_data(description)
+    return description.model_copy(update={"hashes": hashes_of(declared, root)}) if declared else description
 
 
 def _list(plan: Plan) -> str:

@@ -37,8 +37,11 @@ class FinetuningRun(Record):
 
 
 class TaskResult(Record):
+    """``language``: that of training, and of ``test``."""
+
     metric: str
     group: Literal["context", "sentence"] = "sentence"
+    language: str = "en"
     learning_rate: float
     train_examples: int
     development_examples: int

@@ -42,6 +42,8 @@ REVISIONS: dict[str, int] = {
     "text/multilexsum": 1,
     "text/sotu": 1,
     "text/interface": 1,
+    "own/text": 1,  # those that params.yaml declares
+    "own/task": 1,
     "task/sentiment": 1,
     "task/sts-b": 1,
     "task/boolq": 1,

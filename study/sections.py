@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from study.declarations import OwnText
 from study.families import FamilyName, StudentFamily
 from study.methods import Fraction, Inputs, LearningRate, Positive, Section, Seed, Sparse, TaskName, TextName, Weight
 
@@ -25,6 +26,14 @@ TASK_LANGUAGES = {
     "intents": ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "th", "vi", "zh"),
     "retrieval": ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "vi", "zh"),
 }
+
+
+def _kind_of_text(value: Any) -> str:
+    return "embedded" if isinstance(value, str) else "own"
+
+
+#: A name, or a declaration of one's own.
+Text = Annotated[Annotated[TextName, Tag("embedded")] | Annotated[OwnText, Tag("own")], Discriminator(_kind_of_text)]
 
 
 class Encoder(Sparse):
@@ -97,13 +106,19 @@ class Setting(Section):
 
     teacher: Teacher
     vocabulary: Literal["full", "trimmed"]
-    texts: list[TextName] = Field(min_length=1)
-    tasks: list[TaskName] = Field(min_length=1)
-    candidates: list[TaskName] = []
+    texts: list[Text] = Field(min_length=1)
+    tasks: list[str] = Field(min_length=1)
+    candidates: list[str] = []
     adaptation: AdaptationChanges = AdaptationChanges()
 
     @model_validator(mode="after")
-    def _candidates_are_others(self):
+    def _names_are_told_apart(self):
+        labels = [text if isinstance(text, str) else text.label for text in self.texts]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(
+                    f"texts: {label!r} is there twice; allowed: each once (`name:` gives one another name)"
+                )
         for task in self.candidates:
             if task in self.tasks:
                 raise ValueError(f"candidates: {task!r} is one of the tasks already; allowed: other tasks")
@@ -116,12 +131,6 @@ class Setting(Section):
                 f"adaptation.head_only = {self.adaptation.head_only} beside teacher.head = {self.teacher.head};"
                 " allowed: teacher.head alone (fit is head_only)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_learnt(self):
-        if set(self.tasks) <= set(PROBES):
-            raise ValueError(f"tasks = {self.tasks} are probes alone; allowed: at least one task that is learnt")
         return self
 
 
@@ -231,11 +240,13 @@ class Finetuning(Section):
     weight_decay: Weight
     pad_to_multiple_of: Positive
     pairs: Literal["separate", "joint"]
-    tasks: dict[TaskName, TaskBudget]
+    tasks: dict[str, TaskBudget]
 
     @model_validator(mode="after")
     def _languages_have_data(self):
         for name, task in self.tasks.items():
+            if name not in get_args(TaskName):
+                continue  # one's own, or unknown: study.config
             known, key = TASK_LANGUAGES.get(name, ("en",)), f"tasks.{name}.languages"
             for language in task.languages:
                 if language not in known:

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["study.files", "study.families"],
     ["study.methods", "study.teachers"],
+    ["study.declarations"],
     ["study.sections"],
     ["study.config"],
     ["study.params", "study.revisions", "study.records"],
@@ -26,7 +27,7 @@ FLOORS = [
     ["study.distillation"],
     ["study.evaluation"],
     ["study.analysis"],
-    ["study.speed", "study.shipping"],
+    ["study.speed", "study.shipping", "study.new"],
     ["study.__main__"],
 ]
 #: Analyses read small files alone; the explorer looks into models.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_data
 import pytest
 import tiny
 import torch
@@ -28,8 +29,11 @@ from study.data import cleaning, storage
 from study.data.corpus import pack
 from study.data.pretrained import load_pretrained
 from study.data.tasks import TASKS
+from study.data.tasks.own import load_own
 from study.data.texts import TEXTS
+from study.data.texts.own import read_own
 from study.data.vocabulary import pieces_to_keep, trim_tokenizer
+from study.declarations import OwnTask, OwnText
 from study.descriptions import Evaluation, LatencyMeasurement
 from study.distillation.heads import with_language_modelling_head
 from study.distillation.masking import MaskedSequences
@@ -215,6 +219,22 @@ def task(name: str, folder: Path) -> Values:
     return {split: [len(rows), digest(rows[:20] + rows[-20:])] for split, rows in splits.items()}
 
 
+def own_text(folder: Path) -> Values:
+    own_data.write(folder)
+    declared = own_data.TEXTS
+    return {name: digest(list(read_own(OwnText(**own), folder))) for name, own in declared.items()}
+
+
+def own_task(folder: Path) -> Values:
+    own_data.write(folder)
+    values: Values = {}
+    for name, own in own_data.TASKS.items():
+        task, splits = load_own(name, OwnTask.model_validate(own), folder)
+        values[name] = {"labels": task.labels and [*task.labels], "metrics": [*task.metrics]}
+        values[name] |= {split: [len(rows), digest(rows)] for split, rows in splits.items()}
+    return values
+
+
 def evaluation(folder: Path, **budget) -> tuple[Evaluation, Layout]:
     tiny.workspace(folder)
     layout = Layout(folder, "english")
@@ -324,6 +344,8 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     **{f"teacher/{name}": partial(teacher, name) for name in ("all-minilm-l6-v2", "multilingual-e5-small")},
     **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
+    "own/text": own_text,
+    "own/task": own_task,
     "admission": admission,
     "finetuning": finetuning,
     "retrieval": retrieval,

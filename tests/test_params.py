@@ -147,10 +147,6 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put([], "grid", "students", "english"),
         ["grid.students.english", "[]", "at least one student"],
     ),
-    "students of a setting that is not run": (
-        put(["english"], "grid", "settings"),
-        ["grid.students.multilingual", "['L6-H384', 'L4-H192']", "grid.settings"],
-    ),
     "unknown setting in the grid": (put(["german"], "grid", "settings"), ["grid.settings", "'german'", "english"]),
     "empty grid": (put([], "grid", "seeds"), ["grid.seeds", "[]", "at least 1"]),
     "student without layers": (
@@ -428,6 +424,12 @@ def test_a_variant_makes_a_method_of_each_it_extends_and_of_each_value(folder):
     assert params.methods["hs-uniform+last-plain"].inputs == "plain"
     made = [name for name, own in params.memberships.items() if own.variant == "heads"]
     assert made == [f"mha-minilmv2-heads-{heads}" for heads in (6, 24, 48)]
+
+
+def test_a_setting_that_is_not_run_may_keep_its_students(folder):
+    edit(folder, put(["english"], "grid", "settings"))
+    params = load_params(root=folder)
+    assert params.grid.students["multilingual"] and params.grid.settings == ["english"]
 
 
 def test_ablations_are_named_by_variant_or_one_by_one(folder):

@@ -92,7 +92,7 @@ def test_the_last_layer_is_what_the_shorter_student_lacks(folder):
     shorter.save_pretrained(folder / "shorter")
     tokenizer = load_tokenizer(folder / "whole")
     splits = splits_without_test(description, layout, tokenizer, 1)
-    probes = probe_last_layers(description, folder / "whole", splits, tokenizer, 1)
+    probes = probe_last_layers(description, folder / "whole", splits, tokenizer, 1, layout.tasks)
     assert set(splits) == {"topic"} and set(splits["topic"]) == {"train", "development"}
     scores = [
         linear_probe(description, folder / name, TASKS["topic"], splits["topic"], tokenizer, 1)

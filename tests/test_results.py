@@ -110,6 +110,23 @@ def test_a_methods_own_parameters_are_those_recorded(study):
     assert runs.loc[("none", "L3-H384"), "options"] == {"objective": "none"}
 
 
+def test_a_task_that_is_learnt_in_german(study):
+    """Its test is German, the gap from German; English is one of the others."""
+    add_languages(study[2])
+    for path in [study[2] / "teacher.json", *study[2].glob("*_[0-9].json")]:
+        tasks = json.loads(path.read_text())["tasks"]
+        tasks["topic"]["language"] = "de"
+        tasks["topic"]["language_examples"] = {"en": 500, "fr": 250}
+        for run in tasks["topic"]["runs"]:
+            run["languages"]["en"] = run["languages"].pop("es")
+        change(path, tasks=tasks)
+    table = several_languages(study[1]).analyse().per_language.set_index(["method", "student", "task"])
+    row = table.loc[("teacher", "teacher", "topic")]
+    assert row[["de", "en", "fr"]].tolist() == pytest.approx([0.82, 0.72, 0.62])
+    assert row[["mean", "mean_of_others", "gap"]].tolist() == pytest.approx([0.72, 0.67, 0.15])
+    assert pd.isna(table.loc[("none", "L3-H384", "retrieval"), "gap"])
+
+
 def test_languages_by_hand(study):
     """The teacher scores 0.80 + 0.02 on topic, fifth of the tasks, in English; less by 0.1 and 0.2 elsewhere."""
     add_languages(study[2])

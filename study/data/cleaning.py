@@ -5,10 +5,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from study.data.strings import collapse, words
 from study.data.texts import TEXTS
+from study.data.texts.own import read_own
+from study.declarations import OwnText
 
 #: Paragraphs of fewer words are headings, signatures and stock phrases. Source: this study's choice.
 SHORTEST = 8
@@ -57,13 +60,18 @@ class Overlap:
         return any(not runs.isdisjoint(_windows(sequence, length)) for length, runs in self._runs.items() if runs)
 
 
-def clean(names: Iterable[str], overlap: Overlap) -> tuple[list[Document], dict[str, dict[str, int]]]:
-    """Documents of the named texts, cleaned, and counts of what was kept and left out.
+def clean(
+    texts: Iterable[str | OwnText], overlap: Overlap, root: Path = Path()
+) -> tuple[list[Document], dict[str, dict[str, int]]]:
+    """Documents of texts, by name or declared, cleaned, and counts of what was kept and left out.
 
     Paragraph by paragraph: markup and footnote marks removed, whitespace collapsed; left out when shorter than SHORTEST
     words or mostly not letters ("short"), when seen before in any text, case aside ("duplicates"), or when it shares
     words with a held-out text ("overlaps"). What remains of a document is joined again; should a run of held-out words
     have formed across two paragraphs, the whole document goes.
+
+    Args:
+        root: the study's folder, where declared texts are looked for.
 
     Returns:
         The documents in reading order, and per text: documents, paragraphs, short, duplicates, overlaps.
@@ -71,9 +79,10 @@ def clean(names: Iterable[str], overlap: Overlap) -> tuple[list[Document], dict[
     documents: list[Document] = []
     counts: dict[str, dict[str, int]] = {}
     seen: set[str] = set()
-    for name in names:
+    for text in texts:
+        name = text if isinstance(text, str) else text.label
         count = counts[name] = dict.fromkeys(("documents", "paragraphs", "short", "duplicates", "overlaps"), 0)
-        for content in TEXTS[name]():
+        for content in TEXTS[text]() if isinstance(text, str) else read_own(text, root):
             kept = []
             for paragraph in paragraphs(content):
                 key, length = paragraph.casefold(), len(_spaced(paragraph).split())

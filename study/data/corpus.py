@@ -20,8 +20,9 @@ from study.data.cleaning import Document, Overlap, clean
 from study.data.pretrained import load_pretrained, save_model
 from study.data.tasks import heldout_texts, task_texts
 from study.data.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
+from study.declarations import OwnText, check_content
 from study.descriptions import CorpusData
-from study.files import Layout, StudyError, content_hash
+from study.files import Layout, StudyError, content_hash, find_root
 from study.sections import Corpus
 
 #: File in a corpus's folder with the hash of its tokens.
@@ -58,7 +59,11 @@ def build_corpus(description: CorpusData, layout: Layout, output: Path, encoder:
     settings = description.corpus
     model, tokenizer = load_pretrained(description.teacher)
     heldout = heldout_texts(layout.tasks, description.tasks)
-    documents, counts = clean(description.texts, Overlap(heldout, settings.overlap_words))
+    declared = {text.label: text for text in description.texts if isinstance(text, OwnText)}
+    root = find_root(layout.folder) if declared else layout.folder
+    for name, text in declared.items():
+        check_content(f"text {name}", name, text, description.hashes, root)
+    documents, counts = clean(description.texts, Overlap(heldout, settings.overlap_words), root)
     random.Random(settings.seed).shuffle(documents)
     streams, training, used = _streams(documents, counts, tokenizer, settings)
     vocabulary = {"full": len(tokenizer)}

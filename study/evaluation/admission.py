@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
 from study.data.pretrained import load_model, load_tokenizer, save_model
-from study.data.tasks import TASKS, load_task, subsample
+from study.data.tasks import find_task, load_task, subsample
 from study.descriptions import Admission
 from study.distillation.distil import START_SEQUENCES
 from study.distillation.students import create_student
@@ -41,21 +41,22 @@ def admit(description: Admission, layout: Layout, output: Path) -> AdmissionResu
     """
     tokenizer = load_tokenizer(layout.teacher)
     splits = splits_without_test(description, layout, tokenizer, seed=0)
-    scores: dict[str, dict[str, float]] = {name: {} for name in description.tasks if TASKS[name].kind != "retrieval"}
+    tasks = {name: find_task(layout.tasks, name) for name in description.tasks}
+    scores: dict[str, dict[str, float]] = {name: {} for name in tasks if tasks[name].kind != "retrieval"}
     with tempfile.TemporaryDirectory() as folder:
         for model, place in _models(description, layout, tokenizer, Path(folder)).items():
             for name in scores:
-                if TASKS[name].kind == "masked-word":
+                if tasks[name].kind == "masked-word":
                     languages = masked_word_scores(description, place, name, layout.tasks, tokenizer)
                     scores[name][model] = mean(own["development"] for own in languages.values())
                 else:
-                    scores[name][model] = linear_probe(description, place, TASKS[name], splits[name], tokenizer, 0)
+                    scores[name][model] = linear_probe(description, place, tasks[name], splits[name], tokenizer, 0)
                 print(f"admission: {name} | {model} | {scores[name][model]:.3f}", flush=True)
-    tasks = []
+    admitted = []
     for name, own in scores.items():
-        task, rows = TASKS[name], load_task(layout.tasks, name)["development"]
+        task, rows = tasks[name], load_task(layout.tasks, name)["development"]
         labels = list(subsample(rows, description.tasks[name].development)["label"])
-        tasks.append(
+        admitted.append(
             TaskAdmission(
                 task=name,
                 group=task.group,
@@ -65,7 +66,7 @@ def admit(description: Admission, layout: Layout, output: Path) -> AdmissionResu
                 scores=own,
             )
         )
-    result = AdmissionResult(**provenance(description, layout, input_hashes(layout)), tasks=tasks)
+    result = AdmissionResult(**provenance(description, layout, input_hashes(layout)), tasks=admitted)
     write_record(output, result)
     return result
 

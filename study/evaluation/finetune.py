@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from study.data.pretrained import load_model
-from study.data.tasks import TASKS, Task, load_task, subsample, test_split
+from study.data.tasks import Task, find_task, load_task, subsample
 from study.descriptions import Admission, Evaluation, LayerComparison, Tuning
 from study.evaluation.metrics import task_metrics
 from study.families import family_of
@@ -120,7 +120,7 @@ def encode(
             as one sequence with a separator.
         seed: which training examples are drawn; development and test examples are always the same.
     """
-    tests = {test_split(language): budget.test for language in budget.languages}
+    tests = {task.split("test", language): budget.test for language in budget.languages}
     sizes = {"train": budget.train, "development": budget.development, **tests}
     splits = {name: subsample(dataset[name], size, seed if name == "train" else 0) for name, size in sizes.items()}
     centre, spread = 0, 1
@@ -155,14 +155,14 @@ def splits_without_test(
     return {
         name: encode(
             load_task(layout.tasks, name),
-            TASKS[name],
+            task,
             budget.model_copy(update={"languages": []}),
             tokenizer,
             description.finetuning.pairs,
             seed,
         )
         for name, budget in description.tasks.items()
-        if not TASKS[name].probe
+        if not (task := find_task(layout.tasks, name)).probe
     }
 
 
@@ -375,8 +375,8 @@ def finetune(
         development = {name: best[f"eval_{name}"] for name in task.metrics}
         tests = {}
         for language in task.languages if look_at_test else ():
-            if test_split(language) in splits:
-                metrics = trainer.predict(splits[test_split(language)]).metrics or {}
+            if (split := task.split("test", language)) in splits:
+                metrics = trainer.predict(splits[split]).metrics or {}
                 tests[language] = {name: metrics[f"test_{name}"] for name in task.metrics}
     test = tests.pop(task.languages[0], None)
     return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests, frozen)

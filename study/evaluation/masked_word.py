@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.data.pretrained import load_model
-from study.data.tasks import TASKS, load_task, split_in, subsample
+from study.data.tasks import find_task, load_task, subsample
 from study.evaluation.finetune import Collator, Judging
 from study.files import StudyError
 from study.records import ProbeResult
@@ -26,13 +26,13 @@ def guess_masked_words(
 
     Args, Raises: as :func:`masked_word_scores`, whose scores of development and test data these are.
     """
-    task, budget = TASKS[name], description.tasks[name]
+    task, budget = find_task(tasks, name), description.tasks[name]
     scores = masked_word_scores(description, folder, name, tasks, tokenizer, ("development", "test"))
     dataset = load_task(tasks, name)
     return ProbeResult(
         metric=task.metric,
         group=task.group,
-        test_examples=max(len(subsample(dataset[split_in("test", language)], budget.test)) for language in scores),
+        test_examples=max(len(subsample(dataset[task.split("test", language)], budget.test)) for language in scores),
         development={language: own["development"] for language, own in scores.items()},
         languages={language: {task.metric: own["test"]} for language, own in scores.items()},
     )
@@ -60,18 +60,18 @@ def masked_word_scores(
     Raises:
         StudyError: a text is too long, or the encoder's states are not finite.
     """
-    dataset, budget = load_task(tasks, name), description.tasks[name]
+    task, dataset, budget = find_task(tasks, name), load_task(tasks, name), description.tasks[name]
     if "kept-memory" in description.fast_paths:
         keep_freed_memory()
     encoder = load_model(folder, description.attention_implementation, head=False)
     collate, bf16 = Collator(tokenizer, description.finetuning.pad_to_multiple_of), use_bf16(description.precision)
 
     def states_and_words(split: str, language: str) -> tuple[np.ndarray, list[str]]:
-        rows = subsample(dataset[split_in(split, language)], getattr(budget, split))
+        rows = subsample(dataset[task.split(split, language)], getattr(budget, split))
         return states_at_masks(encoder, rows, collate, budget.max_length, bf16), list(rows["label"])
 
     scores: dict[str, dict[str, float]] = {}
-    for language in (language for language in TASKS[name].languages if language in budget.languages):
+    for language in (language for language in task.languages if language in budget.languages):
         readout = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
         readout.fit(*states_and_words("train", language))
         scores[language] = {split: float(readout.score(*states_and_words(split, language))) for split in splits}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
 from study.data.pretrained import load_model, load_tokenizer
-from study.data.tasks import TASKS
+from study.data.tasks import find_task
 from study.descriptions import LayerComparison
 from study.distillation import losses
 from study.distillation.taps import PROJECTIONS, Activations, read_activations
@@ -99,6 +99,7 @@ def probe_last_layers(
     splits: dict[str, dict[str, Dataset]],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
+    tasks: Path,
 ) -> dict[str, Probe]:
     """Linear probes of the encoder saved in ``folder``, and of the same encoder without its last layer.
 
@@ -109,6 +110,7 @@ def probe_last_layers(
     Args:
         splits: task -> training and development examples.
         seed: of the probe, as in :func:`study.evaluation.finetune.linear_probe`.
+        tasks: the folder that holds the tasks.
 
     Returns:
         task -> last and last_but_one: the task's main metric on development data.
@@ -121,7 +123,7 @@ def probe_last_layers(
         return {
             name: Probe(
                 **{
-                    layer: round(linear_probe(description, saved, TASKS[name], examples, tokenizer, seed), 4)
+                    layer: round(linear_probe(description, saved, find_task(tasks, name), examples, tokenizer, seed), 4)
                     for layer, saved in folders.items()
                 }
             )
@@ -165,7 +167,7 @@ def represent(description: LayerComparison, layout: Layout, output: Path) -> Rep
                 student=run.student,
                 seed=run.seed,
                 weights=weights_hash(folder),
-                probes=probe_last_layers(description, folder, splits, tokenizer, probe_seed),
+                probes=probe_last_layers(description, folder, splits, tokenizer, probe_seed, layout.tasks),
                 **likeness,
             )
         )

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from study.data.pretrained import load_model
-from study.data.tasks import TASKS, load_task, subsample, test_split
+from study.data.tasks import find_task, load_task, subsample
 from study.descriptions import Evaluation
 from study.evaluation.finetune import Collator, MeanPoolingClassifier, pooled_features
 from study.records import ProbeResult
@@ -31,16 +31,18 @@ def retrieve(
         tasks: the folder that holds the task ``name``.
 
     Returns:
-        metric, test_examples (N) and languages: language -> from_english and to_english, accuracies of the nearest
-        neighbours of English texts and of those in that language, and accuracy, the mean of both.
+        metric, test_examples (N) and languages: language -> from_english and to_english (from_de and to_de where the
+        first language is German), accuracies of the nearest neighbours of texts in the first language and of those in
+        that language, and accuracy, the mean of both.
     """
-    task, dataset, budget = TASKS[name], load_task(tasks, name), description.tasks[name]
+    task, dataset, budget = find_task(tasks, name), load_task(tasks, name), description.tasks[name]
     encoder = load_model(folder, description.attention_implementation, head=False)
     model = MeanPoolingClassifier(encoder, labels=1, pairs=False)
     vectors: dict[tuple[str, ...], np.ndarray] = {}
     languages, examples = {}, 0
+    first = "english" if task.languages[0] == "en" else task.languages[0]
     for language in (language for language in task.languages[1:] if language in budget.languages):
-        pairs = subsample(dataset[test_split(language)], budget.test)
+        pairs = subsample(dataset[task.split("test", language)], budget.test)
         texts = tuple(tuple(pairs[column]) for column in ("text", "text_pair"))
         for side in set(texts) - vectors.keys():  # the English side is the same for every language
             vectors[side] = embed(description, model, side, tokenizer, budget.max_length)
@@ -48,7 +50,7 @@ def retrieve(
         examples = len(similarity)
         accuracies = {
             direction: float((similarity.argmax(axis=axis) == np.arange(examples)).mean())
-            for axis, direction in ((1, "from_english"), (0, "to_english"))
+            for axis, direction in ((1, f"from_{first}"), (0, f"to_{first}"))
         }
         languages[language] = {"accuracy": sum(accuracies.values()) / 2} | accuracies
     return ProbeResult(metric=task.metric, group=task.group, test_examples=examples, languages=languages)

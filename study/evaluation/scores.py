@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
 from study.data.pretrained import has_language_modelling_head, load_model, load_tokenizer
-from study.data.tasks import TASKS, load_task, test_split
+from study.data.tasks import find_task, load_task
 from study.descriptions import Evaluation
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.output import masked_words
@@ -49,9 +49,10 @@ def evaluate(description: Evaluation, layout: Layout, output: Path) -> RunResult
     began = time.monotonic()
     learnt, probes = {}, {}
     for name in description.tasks:
-        if TASKS[name].kind == "retrieval":
+        kind = find_task(layout.tasks, name).kind
+        if kind == "retrieval":
             probes[name] = retrieve(description, folder, name, layout.tasks, tokenizer)
-        elif TASKS[name].kind == "masked-word":
+        elif kind == "masked-word":
             probes[name] = guess_masked_words(description, folder, name, layout.tasks, tokenizer)
         else:
             learnt[name] = evaluate_task(description, folder, name, layout.tasks, tokenizer)
@@ -119,7 +120,7 @@ def evaluate_task(
     Args:
         folder: of the model. tasks: the folder that holds the task ``name``.
     """
-    task, budget, finetuning = TASKS[name], description.tasks[name], description.finetuning
+    task, budget, finetuning = find_task(tasks, name), description.tasks[name], description.finetuning
     dataset = load_task(tasks, name)
     drawn = {seed: random_seed(seed, description.seed) for seed in finetuning.seeds}
     splits = {s: encode(dataset, task, budget, tokenizer, finetuning.pairs, drawn[s]) for s in drawn}
@@ -149,11 +150,12 @@ def evaluate_task(
     return TaskResult(
         metric=task.metric,
         group=task.group,
+        language=task.languages[0],
         learning_rate=rates[0],
         train_examples=sizes["train"],
         development_examples=sizes["development"],
         test_examples=sizes["test"],
-        language_examples={language: sizes[test_split(language)] for language in scored[0].languages},
+        language_examples={language: sizes[task.split("test", language)] for language in scored[0].languages},
         runs=scored,
     )
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from study import descriptions, records
 from study.data.pretrained import load_tokenizer
-from study.data.tasks import TASKS
+from study.data.tasks import find_task
 from study.descriptions import Run
 from study.distillation.distil import distil
 from study.distillation.trainer import DivergedError
@@ -98,10 +98,10 @@ def _tried(
         except DivergedError as error:
             return Candidate(learning_rate=rate, diverged=str(error))
         scores = {
-            name: linear_probe(description, Path(folder), TASKS[name], examples, tokenizer, run.seed)
+            name: linear_probe(description, Path(folder), find_task(layout.tasks, name), examples, tokenizer, run.seed)
             for name, examples in splits.items()
         }
-        for name in (name for name in description.tasks if TASKS[name].kind == "masked-word"):
+        for name in (name for name in description.tasks if find_task(layout.tasks, name).kind == "masked-word"):
             languages = masked_word_scores(description, Path(folder), name, layout.tasks, tokenizer)
             scores[name] = mean(own["development"] for own in languages.values())
     return Candidate(

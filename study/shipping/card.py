@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from study.analysis.figures.style import label
 from study.data.pretrained import PACKAGES
 from study.data.sources import SOURCES
+from study.declarations import language_of
 from study.descriptions import TEACHER, Run, model_name
 from study.evaluation.provenance import weights_hash
 from study.files import Layout, write_file
@@ -47,7 +48,7 @@ def write_card(
         measured: of an export that changes the arithmetic.
     """
     setting, layout = plan.params.settings[run.setting], plan.layout(run.setting)
-    languages = sorted({text.partition("-")[2] or "en" for text in setting.texts})
+    languages = sorted({language_of(text) for text in setting.texts})
     package = SOURCES.get(PACKAGES.get(setting.teacher.name, ""))
     facts = {
         "language": languages,

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from study.data.corpus import load_corpus
 from study.data.pretrained import load_model, load_tokenizer
-from study.data.tasks import TASKS
+from study.data.tasks import find_task
 from study.descriptions import Evaluation, Run
 from study.evaluation.finetune import frozen_score, probed_classifier, splits_without_test
 from study.files import Layout, StudyError
@@ -131,11 +131,12 @@ def _task_scores(plan: Plan, run: Run, layout: Layout, exported: OnnxEncoder) ->
     description = description.model_copy(update={"precision": "fp32"})
     scores = {}
     for name, splits in splits_without_test(description, layout, tokenizer, run.seed).items():
-        model, collate = probed_classifier(description, folder, TASKS[name], splits, tokenizer, run.seed)
+        task = find_task(layout.tasks, name)
+        model, collate = probed_classifier(description, folder, task, splits, tokenizer, run.seed)
         pair = []
         encoders: tuple[Any, ...] = (model.encoder, exported)
         for encoder in encoders:
             model.encoder = encoder
-            pair.append(frozen_score(description, model, TASKS[name], splits["development"], collate))
+            pair.append(frozen_score(description, model, task, splits["development"], collate))
         scores[name] = (float(np.round(pair[0], 6)), float(np.round(pair[1], 6)))
     return scores

@@ -47,7 +47,7 @@ CAPTIONS = {
     " methods and the teacher.",
     "per_task": "Test score of every method in every task. Ticks are single fine-tuning runs (means over the task's"
     " languages), marks their mean; the dashed line is the teacher, the dotted ones are the untrained students.",
-    "per_language": "Test score by language of every task that has several, × 100. Fine-tuning saw English alone.",
+    "per_language": "Test score by language of every task that has several, × 100. Fine-tuning saw the first alone.",
     "performance_profiles": "Share of fine-tuned models (all students, tasks and seeds) that score above each share of"
     " the teacher's score of their task: a line further to the right is better, and one that falls steeply is even.",
     "claims": "Every contrast of the paper's claims: difference of macro test scores with its 95 % interval. A claim"

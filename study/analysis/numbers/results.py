@@ -17,7 +17,6 @@ from study.sections import BASE_BUDGET
 
 FLOOR = "none"
 BASELINE = "mlm"
-ENGLISH = "en"
 MODEL = ["setting", "method", "student"]
 RUN = [*MODEL, "distillation_seed"]
 #: Keys of a variant that a run records beside the options of its objective.
@@ -34,7 +33,7 @@ class Results:
         comparison: what is compared: the description that the files were loaded for.
         scores: one row per run, task, metric, fine-tuning seed and language of the test data: setting, method, student,
             distillation_seed, task, metric, main (the task's main metric?), finetuning_seed, language, development,
-            test, development_examples, test_examples. Development data are in English whatever the language.
+            test, development_examples, test_examples, learnt (the language of training and development data).
         runs: one row per run (teacher included): profile, setting, method, student, distillation_seed, its size, its
             masked-language-modelling loss, what its distillation took, ``options`` (a dict: the method's own
             parameters, as recorded), and the machine and versions it ran on.
@@ -182,7 +181,7 @@ def _score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
         if name in record.probes:
             continue
         task = record.tasks[name]
-        examples = {ENGLISH: task.test_examples} | task.language_examples
+        examples = {task.language: task.test_examples} | task.language_examples
         rows += [
             run
             | {
@@ -191,13 +190,14 @@ def _score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
                 "main": metric == task.metric,
                 "finetuning_seed": finetuning.seed,
                 "language": language,
+                "learnt": task.language,
                 "development": finetuning.development.get(metric),
                 "test": value,
                 "development_examples": task.development_examples,
                 "test_examples": examples[language],
             }
             for finetuning in task.runs
-            for language, values in ({ENGLISH: finetuning.test} | finetuning.languages).items()
+            for language, values in ({task.language: finetuning.test} | finetuning.languages).items()
             for metric, value in values.items()
         ]
     return rows

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from study.analysis.numbers.results import BASELINE, ENGLISH, FLOOR, MODEL, RUN, Results
+from study.analysis.numbers.results import BASELINE, FLOOR, MODEL, RUN, Results
 from study.analysis.numbers.statistics import difference, estimate, of_method, replicates, share_of_teacher
 from study.descriptions import TEACHER
 from study.files import write_file, write_json
@@ -102,8 +102,9 @@ def per_language(results: Results) -> pd.DataFrame:
     """Test scores by language of every task and probe that has several, one row per method, student and task.
 
     Columns: setting, method, student, task, metric, one per language (means over seeds; empty where a task lacks the
-    language), then mean (of all languages tested), mean_without_english and gap = English - mean_without_english.
-    Probes compare languages with English: they have no score in it, nor a gap. Empty where no task has several
+    language), then mean (of all languages tested), mean_without_english and gap = English - mean_without_english; of
+    a task that is learnt in another language, that one stands for English, and the column is mean_of_others.
+    Probes compare languages with the first: they have no score in it, nor a gap. Empty where no task has several
     languages.
     """
     keys = [*MODEL, "task", "metric"]
@@ -113,10 +114,13 @@ def per_language(results: Results) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=[*keys, "mean", "mean_without_english", "gap"])
     table = rows.groupby([*keys, "language"], sort=False)["test"].mean().unstack("language")
-    table = table[sorted(table.columns, key=lambda language: (language != ENGLISH, language))]
-    others = table.drop(columns=ENGLISH, errors="ignore").mean(axis=1)
-    english = table.get(ENGLISH, pd.Series(np.nan, index=table.index))
-    means = {"mean": table.mean(axis=1), "mean_without_english": others, "gap": english - others}
+    learnt = scores.groupby("task")["learnt"].first()
+    first = table.index.get_level_values("task").map(lambda task: learnt.get(task, "en"))
+    table = table[sorted(table.columns, key=lambda language: (language not in set(first), language))]
+    own = np.equal.outer(first.to_numpy(), table.columns.to_numpy())  # (rows, languages)
+    others, english = table.mask(own).mean(axis=1), table.where(own).mean(axis=1)
+    name = "mean_without_english" if set(learnt) <= {"en"} else "mean_of_others"
+    means = {"mean": table.mean(axis=1), name: others, "gap": english - others}
     order = list(dict.fromkeys(map(tuple, rows[keys].itertuples(index=False, name=None))))
     return table.assign(**means).loc[order].rename_axis(columns=None).reset_index()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -12,9 +13,11 @@ from datasets import Dataset, DatasetDict
 
 from study.data.storage import load, save
 from study.data.tasks import commands, context, questions, retrieval, sentiment, similarity, topics
+from study.data.tasks.own import load_own, task_from_json, task_to_json
 from study.data.tasks.task import SPLITS, Splits, Task, split_in, subsample, test_split
+from study.declarations import check_content
 from study.descriptions import TaskData
-from study.files import Layout, StudyError, content_hash, profile_of
+from study.files import Layout, StudyError, content_hash, find_root, profile_of
 from study.records import SCHEMA, TaskSplits
 from study.runtime import commit, environment
 
@@ -24,6 +27,7 @@ __all__ = [
     "Task",
     "build_tasks",
     "describe_tasks",
+    "find_task",
     "heldout_texts",
     "load_task",
     "split_in",
@@ -32,7 +36,10 @@ __all__ = [
     "test_split",
 ]
 
-#: Name in params.yaml -> task.
+#: File beside the splits of a task of one's own: all that is known of it.
+DECLARED = "task.json"
+
+#: Name in params.yaml -> task, of those that the study brings.
 TASKS: dict[str, Task] = {
     task.name: task
     for family in (sentiment, similarity, questions, topics, commands, retrieval, context)
@@ -54,8 +61,15 @@ def build_tasks(description: TaskData, output: Path) -> list[dict[str, Any]]:
     """
     rows = []
     for name in description.tasks:
-        task = _task(name)
-        splits = task.loader()
+        own, beside = (description.declared or {}).get(name), {}
+        if own:
+            root = find_root(Path(output).resolve())
+            check_content(f"task {name}", name, own, description.hashes, root)
+            task, splits = load_own(name, own, root)
+            beside = {DECLARED: json.dumps(task_to_json(task), ensure_ascii=False, indent=1)}
+        else:
+            task = find_task(Path(output), name)
+            splits = task.loader()
         for split in task.splits:
             if not splits.get(split):
                 raise StudyError(f"task {name}: split {split!r} has no examples; allowed: at least one")
@@ -64,6 +78,7 @@ def build_tasks(description: TaskData, output: Path) -> list[dict[str, Any]]:
                 {split: Dataset.from_list(examples, features=task.features) for split, examples in splits.items()}
             ),
             Path(output) / name,
+            beside,
         )
         rows += _rows(task, splits)
         sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in splits.items())
@@ -112,7 +127,7 @@ def load_task(folder: Path, name: str) -> DatasetDict:
     Raises:
         StudyError: an unknown task, or nothing written there.
     """
-    return load(Path(folder) / _task(name).name, "tasks")
+    return load(Path(folder) / find_task(folder, name).name, "tasks")
 
 
 def heldout_texts(folder: Path, names: Iterable[str]) -> list[str]:
@@ -131,7 +146,15 @@ def task_texts(folder: Path, names: Iterable[str], without: Collection[str] = ()
     return sorted(texts)
 
 
-def _task(name: str) -> Task:
-    if name not in TASKS:
-        raise StudyError(f"task {name!r} is unknown; allowed: {', '.join(TASKS)}")
-    return TASKS[name]
+def find_task(folder: Path, name: str) -> Task:
+    """A task by name: one that the study brings, or one of one's own that :func:`build_tasks` wrote to the folder.
+
+    Raises:
+        StudyError: an unknown task.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    written = Path(folder) / name / DECLARED
+    if not written.is_file():
+        raise StudyError(f"task {name!r} is unknown; allowed: {', '.join(TASKS)}, and tasks of params that were built")
+    return task_from_json(json.loads(written.read_bytes()))

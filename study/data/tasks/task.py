@@ -58,9 +58,13 @@ class Task:
     def splits(self) -> list[str]:
         """Names of the splits that it has to have."""
         if self.kind == "masked-word":
-            return [split_in(split, language) for language in self.languages for split in SPLITS]
-        others = [test_split(language) for language in self.languages[1:]]
+            return [self.split(split, language) for language in self.languages for split in SPLITS]
+        others = [self.split("test", language) for language in self.languages[1:]]
         return others if self.kind == "retrieval" else [*SPLITS, *others]
+
+    def split(self, split: str, language: str) -> str:
+        """Name of a split in a language: its own name for the first."""
+        return split if language == self.languages[0] else f"{split}-{language}"
 
     @property
     def features(self) -> Features:

@@ -1,0 +1,85 @@
+"""What a study was made of, as its params say: teachers, texts and tasks; and what its numbers do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from IPython.display import Markdown
+from pandas.io.formats.style import Styler
+
+from study.analysis.presentation import styled
+from study.declarations import Origin, OwnTask, OwnText, language_of
+from study.plan import Plan
+from study.revisions import REVISIONS
+from study.sections import TASK_LANGUAGES
+
+EMBEDDED = """\
+* The embedded teachers are contrastively tuned sentence encoders, not freshly pre-trained language models. Their \
+masked-language-modelling head, which output-distribution transfer needs, was fitted by this study.
+"""
+LIMITS = """\
+* The results are about these teachers and these budgets, not about {others}training runs many thousand times longer.
+* One distillation seed per method, where there is no more (the table at the top), leaves intervals that hold the \
+chance of fine-tuning, not that of initialisation and data order in distillation. Small differences between methods \
+may be chance.
+* The best of several methods looks better than it is, even when it is chosen on development data.
+* The macro score averages unlike metrics: it ranks models and has no meaning beyond that.
+"""
+
+
+def materials(plan: Plan) -> Styler:
+    """Teacher, texts and tasks of every setting, where they are from, their languages, and their licence if known."""
+    rows = [row for setting in plan.params.grid.settings for row in _rows(plan, setting)]
+    words = ["setting", "what", "name", "from", "languages", "licence"]
+    groups = [row["setting"] for row in rows]
+    return styled(rows, "materials", words=words, wide=["from", "languages", "licence"], groups=groups)
+
+
+def limits(plan: Plan) -> Markdown:
+    """What the numbers do not say, of the teachers that were used."""
+    used = [plan.params.settings[setting].teacher.name for setting in plan.params.grid.settings]
+    embedded = [name for name in used if _is_embedded(name)]
+    others = "RoBERTa or XLM-R, nor about " if len(embedded) == len(used) else ""
+    return Markdown((EMBEDDED if embedded else "") + LIMITS.format(others=others))
+
+
+def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
+    params, chosen = plan.params, plan.params.settings[setting]
+
+    def row(what: str, name: str, origin: Origin | str | None, languages: str) -> dict[str, Any]:
+        place, licence = "embedded", "docs/sources.md"
+        if isinstance(origin, Origin):
+            place, licence = _place(origin), origin.licence or "unknown"
+        elif origin:
+            place, licence = origin, "unknown"
+        return {
+            "setting": setting.capitalize(),
+            "what": what,
+            "name": name,
+            "from": place,
+            "languages": languages,
+            "licence": licence,
+        }
+
+    teacher = chosen.teacher.name
+    yield row("teacher", teacher.rstrip("/").rpartition("/")[2], None if _is_embedded(teacher) else teacher, "")
+    for text in chosen.texts:
+        own = text if isinstance(text, OwnText) else None
+        yield row("text", own.label if own else str(text), own, language_of(text))
+    for name in chosen.tasks:
+        task = params.tasks.get(name)
+        languages = task.languages if task else TASK_LANGUAGES.get(name, ("en",))
+        tested = params.task_budget(name).languages
+        yield row("task", name, task, ", ".join(language for language in languages if language in tested))
+
+
+def _place(origin: Origin) -> str:
+    if origin.dataset:
+        return " ".join(part for part in (origin.dataset, origin.config, origin.revision) if part)
+    patterns = origin.patterns() if isinstance(origin, OwnText | OwnTask) else []
+    return ", ".join(patterns)
+
+
+def _is_embedded(teacher: str) -> bool:
+    return f"teacher/{teacher}" in REVISIONS
