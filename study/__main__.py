@@ -77,7 +77,8 @@ def _report(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from study.shipping.export import export
 
-    print(f"export: {export(resolve(options.profile), options.name, options.format, options.to)}")
+    plan = resolve(options.profile)
+    print(f"export: {export(plan, options.name, options.format, options.to, options.keep_pieces_from)}")
 
 
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
@@ -110,8 +111,11 @@ def _parser() -> argparse.ArgumentParser:
         "name", metavar="RUN", help="<setting>_<method>_<student>_<seed>, then the budget if not the base"
     )
     shipped.add_argument("--profile", default=DEFAULT_PROFILE)
-    shipped.add_argument("--format", default="transformers", help="or sentence-transformers, onnx, onnx-int8")
+    shipped.add_argument(
+        "--format", default="transformers", help="sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino"
+    )
     shipped.add_argument("--to", type=Path, help="a new or empty folder (default: exports/RUN/FORMAT)")
+    shipped.add_argument("--keep-pieces-from", type=Path, metavar="TEXTS", help="trim the vocabulary to these texts")
     return parser
 
 

@@ -32,11 +32,24 @@ from transformers import AutoTokenizer
 tokenizer, session = AutoTokenizer.from_pretrained(folder), InferenceSession(f"{{folder}}/model.onnx")
 texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="np")
 states = session.run(None, {{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]""",
+    "openvino": """import openvino
+from transformers import AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained(folder), openvino.compile_model(f"{{folder}}/openvino_model.xml")
+texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="np")
+states = model({{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]""",
 }
 
 
 def write_card(
-    plan: Plan, run: Run, record: dict[str, Any], kind: str, head: bool, measured: Parity | None, folder: Path
+    plan: Plan,
+    run: Run,
+    record: dict[str, Any],
+    kind: str,
+    head: bool,
+    measured: Parity | None,
+    folder: Path,
+    more: str = "",
 ) -> None:
     """Write ``README.md``: what it is, its teacher, scores beside floor and teacher, latency, limits, how to make it.
 
@@ -44,7 +57,7 @@ def write_card(
 
     Args:
         record: the student's ``record.json``. head: whether the export has a trained language-modelling head.
-        measured: of an export that changes the arithmetic.
+        measured: of an export that changes the arithmetic. more: a section about this export.
     """
     setting, layout = plan.params.settings[run.setting], plan.layout(run.setting)
     languages = sorted({text.partition("-")[2] or "en" for text in setting.texts})
@@ -53,7 +66,7 @@ def write_card(
         "language": languages,
         "license": "other",
         "license_name": package.licence if package else "that of the teacher",
-        "library_name": "transformers" if "onnx" in kind else kind,
+        "library_name": kind if kind == "sentence-transformers" else "transformers",
         "pipeline_tag": "fill-mask" if head else "feature-extraction",
         "base_model": setting.teacher.name,
         "tags": ["distillation", run.method, kind],
@@ -67,6 +80,7 @@ def write_card(
         f"```python\n{_use(kind, head)}\n```\n",
         "## Scores\n\n" + _scores(run, layout),
         *([f"## Beside the original\n\n{_parity(measured)}"] if measured else []),
+        *([more] if more else []),
         "## Latency\n\n" + _latency(run, layout),
         "## Limits\n\n" + _limits(languages),
         "## How to make it again\n\n" + _provenance(plan, run, layout, record),
