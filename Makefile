@@ -18,7 +18,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check plan repro report export tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
+.PHONY: help environment check plan repro report export runtimes tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,9 @@ benchmark: environment check peers  ## speed of a training step beside its floor
 
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
 	python -m study run notebooks/65_cost_model.ipynb -p profile $(PROFILE) -p output ../reports/costs
+
+runtimes: environment check  ## what serves teacher and students how fast, and what it loses (SETTING=english; a quiet machine)
+	python -m study run notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes
 
 test: environment  ## all tests, the smoke profile end to end among them, side by side
 	@$(MAKE) --no-print-directory -j 2 test-units test-pipeline

@@ -32,6 +32,7 @@ from study.sections import (
     Latency,
     Masking,
     Representations,
+    Runtimes,
     Setting,
     Student,
     Teacher,
@@ -66,6 +67,7 @@ class Params(Section):
     memberships: dict[str, Membership] = {}
     finetuning: Finetuning
     latency: Latency
+    runtimes: Runtimes
     representations: Representations
     benchmark: Benchmark
 

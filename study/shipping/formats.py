@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,11 @@ class HiddenStates(nn.Module):
         return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
-def write_onnx(
-    module: nn.Module, config: Any, output: str, tokenizer: PreTrainedTokenizerBase, folder: Path, quantised: str = ""
-) -> None:
+def write_onnx(module: nn.Module, config: Any, output: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write ``model.onnx`` of a function of token ids and mask, any batch and length, with config and tokenizer.
 
     Args:
         output: name of what it returns.
-        quantised: ``int8``: weights in 8 bits, activations as they come (ONNX Runtime's dynamic quantisation).
 
     Raises:
         StudyError: the extra ``export`` is not installed, or the operator set cannot express the model.
@@ -77,12 +74,10 @@ def write_onnx(
     with extra():
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-        from onnxruntime.quantization import QuantType, quantize_dynamic
     folder.mkdir(parents=True, exist_ok=True)
     example = tokenizer(["One text.", "Another, a longer text."], padding=True, return_tensors="pt")
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=positions(config))}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with _quiet():
         try:
             program = torch.onnx.export(
                 module,
@@ -101,8 +96,6 @@ def write_onnx(
     program.save(str(folder / MODEL))
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if quantised:
-        _replaced(folder, lambda whole, out: quantize_dynamic(whole, out, weight_type=QuantType.QInt8))
 
 
 def positions(config: Any) -> int:
@@ -118,9 +111,10 @@ def _onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def _onnx_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
-    encoder: Any = model.base_model
-    encoder.set_attn_implementation("eager")
-    write_onnx(HiddenStates(encoder), encoder.config, "last_hidden_state", tokenizer, folder, "int8")
+    _onnx(model, tokenizer, folder, layout)
+    whole = (folder / MODEL).rename(folder / "whole.onnx")
+    quantise(whole, folder / MODEL)
+    whole.unlink()
 
 
 def _onnx_int8_static(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
@@ -139,33 +133,42 @@ def _onnx_int8_static(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         def get_next(self) -> Any:
             return next(self.batches, None)
 
-    def quantise(whole: Path, out: Path) -> None:
+    whole = (folder / MODEL).rename(folder / "whole.onnx")
+    operators = ["MatMul", "Gemm", "Gather"]
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    with _quiet():
         quant_pre_process(whole, whole, skip_symbolic_shape=True)
-        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-        operators = ["MatMul", "Gemm", "Gather"]
-        quantize_static(whole, out, Texts(), per_channel=True, op_types_to_quantize=operators, **types)
-
-    _replaced(folder, quantise)
+        quantize_static(whole, folder / MODEL, Texts(), per_channel=True, op_types_to_quantize=operators, **types)
+    whole.unlink()
 
 
 def _openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
-    with extra():
+    with extra("openvino"):
         import openvino
     _onnx(model, tokenizer, folder, layout)
     openvino.save_model(openvino.convert_model(folder / MODEL), folder / OPENVINO_MODEL, compress_to_fp16=False)
     (folder / MODEL).unlink()
 
 
-def _replaced(folder: Path, quantise: Callable[[Path, Path], None]) -> None:
-    """Put the quantised model in the place of the whole one, quietly."""
-    whole = folder / "whole.onnx"
-    (folder / MODEL).rename(whole)
-    logging.disable(logging.WARNING)
-    try:
-        quantise(whole, folder / MODEL)
-    finally:
-        logging.disable(logging.NOTSET)
-    whole.unlink()
+def quantise(whole: Path, out: Path) -> None:
+    """ONNX Runtime's dynamic quantisation of a model file: weights in 8 bits, activations as they come."""
+    with extra():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    with _quiet():
+        quantize_dynamic(whole, out, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' warnings and progress: what a user has to know, errors and parity say."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 #: Format -> what writes it, given model, tokenizer, a new folder and where the setting's files are.
