@@ -13,13 +13,15 @@ import pytest
 import tiny
 import torch
 from datasets import DatasetDict
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from study import StudyError
 from study.data import storage
+from study.data.tasks import TASKS
 from study.descriptions import Run
 from study.distillation.distil import distil
 from study.shipping import parity as parity_module
+from study.shipping.classifier import export_classifier
 from study.shipping.export import export, find
 from study.shipping.formats import MODEL, OPENVINO_MODEL, WRITERS
 
@@ -184,6 +186,50 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
-def test_a_tokenizer_is_named_as_transformers_4_knows_it(plan, tmp_path):
-    folder = export(plan, "english_hs-last_L2-H12_1", "transformers", tmp_path / "out")
-    assert json.loads((Path(folder) / "tokenizer_config.json").read_text())["tokenizer_class"] != "TokenizersBackend"
+@pytest.mark.parametrize("kind", ["transformers", "onnx-int8"])
+def test_a_classifier_loads_with_its_labels_and_says_what_was_trained(plan, tmp_path, capsys, kind):
+    if kind == "onnx-int8" and "xlm" in str(plan.folder):
+        pytest.skip("one family is enough")
+    folder = export_classifier(plan, "english_hs-last_L2-H12_1", "topic", kind, tmp_path / "out")
+    development = tiny.sentences(40, 2)
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    assert list(config.id2label.values()) == list(TASKS["topic"].labels)
+    if kind == "transformers":
+        classify = pipeline("text-classification", str(folder), trust_remote_code=True, device="cpu")
+        found = [config.label2id[row["label"]] for row in classify(list(development["text"]))]
+    else:
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(str(folder / MODEL))
+        found = []
+        for text in development["text"]:
+            ids = tokenizer([text], return_tensors="np")
+            inputs = {key: ids[key] for key in ("input_ids", "attention_mask")}
+            found.append(int(session.run(["logits"], inputs)[0].argmax()))
+    accuracy = np.mean(np.array(found) == np.array(development["label"]))
+    assert accuracy > 0.6  # more than either label's share: the labels are learnt, in their order
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["task"] == "topic" and facts["changed"] <= 0.05
+    assert "labels changed" in capsys.readouterr().out and "fine-tuned on topic" in (folder / "README.md").read_text()
+
+
+def test_what_is_no_classifier_is_told_in_one_line(plan, tmp_path):
+    name = "english_hs-last_L2-H12_1"
+    with pytest.raises(StudyError, match="task 'sts-b' classifies no single texts here; allowed: topic"):
+        export_classifier(plan, name, "sts-b", "onnx", tmp_path / "a")
+    with pytest.raises(StudyError, match="format 'openvino' is none of classifiers; allowed: transformers, onnx"):
+        export_classifier(plan, name, "topic", "openvino", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", ["transformers", "onnx"])
+def test_a_tokenizer_is_named_as_transformers_4_knows_it(plan, tmp_path, kind):
+    """A trimmed tokenizer has no class of its own, and what transformers 5 calls it then, 4 cannot load."""
+    if kind == "onnx" and "xlm" in str(plan.folder):
+        pytest.skip("one family is enough")
+    (tmp_path / "texts.txt").write_text("ax by cz")
+    folder = export(plan, "english_hs-last_L2-H12_1", kind, tmp_path / "out", tmp_path / "texts.txt")
+    config = json.loads((Path(folder) / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in config
+    assert {"cls_token", "sep_token", "pad_token", "unk_token", "mask_token"} <= config.keys()
+    assert (folder / "tokenizer.json").is_file()

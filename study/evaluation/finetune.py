@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -308,11 +308,13 @@ def finetune(
     seed: int,
     learning_rate: float,
     look_at_test: bool,
+    keep: Callable[[MeanPoolingClassifier], object] | None = None,
 ) -> FinetunedRun:
     """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
 
     Args:
         look_at_test: score the test splits with the model kept; False while candidates are still being compared.
+        keep: called with the model kept.
     """
     budget, bf16 = description.finetuning, use_bf16(description.precision)
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
@@ -378,4 +380,6 @@ def finetune(
                 metrics = trainer.predict(splits[test_split(language)]).metrics or {}
                 tests[language] = {name: metrics[f"test_{name}"] for name in task.metrics}
     test = tests.pop(task.languages[0], None)
+    if keep:
+        keep(model)
     return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests, frozen)

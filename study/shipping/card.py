@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def write_card(
         *([more] if more else []),
         "## Latency\n\n" + _latency(run, layout),
         "## Limits\n\n" + _limits(languages),
-        "## How to make it again\n\n" + _provenance(plan, run, layout, record),
+        "## How to make it again\n\n" + provenance_section(plan, run, layout),
     ]
     write_file(folder / "README.md", "\n".join(parts))
 
@@ -168,7 +169,9 @@ def _limits(languages: list[str]) -> str:
     )
 
 
-def _provenance(plan: Plan, run: Run, layout: Layout, record: dict[str, Any]) -> str:
+def provenance_section(plan: Plan, run: Run, layout: Layout) -> str:
+    """How to make a student again: command, commit, versions and the hashes of what it rests on."""
+    record = json.loads((layout.student(run.model) / "record.json").read_text())
     hashes = {"weights of the student": weights_hash(layout.student(run.model))}
     hashes |= {f"{key} of its training": value for key, value in record["hashes"].items()}
     lines = [

@@ -31,10 +31,16 @@ CALIBRATION = 32
 
 def _transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
     save_model(model, tokenizer, folder)
+    name_tokenizer(folder)
+
+
+def name_tokenizer(folder: Path) -> None:
+    """Name the tokenizer as transformers 4 knows it, too, and leave out where it was loaded from."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
-    if config.get("tokenizer_class") == "TokenizersBackend":  # a name that transformers 4 does not know
-        write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")})
 
 
 def _sentence_transformers(
@@ -96,6 +102,7 @@ def write_onnx(module: nn.Module, config: Any, output: str, tokenizer: PreTraine
     program.save(str(folder / MODEL))
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    name_tokenizer(folder)
 
 
 def positions(config: Any) -> int:

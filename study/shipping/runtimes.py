@@ -192,9 +192,12 @@ def _interleaved(calls: list[Callable[[int], None]], protocol: Runtimes, threads
     order, seconds = np.random.default_rng(0), [[] for _ in calls]  # type: ignore[var-annotated]
     for call in calls:  # kernels are chosen, code is compiled
         call(0)
-        call(1)
     started = time.perf_counter()
-    block = BLOCK
+    for call in calls:
+        call(1)
+    slow = BLOCK * (time.perf_counter() - started) > protocol.seconds / 2
+    block = 1 if slow else BLOCK  # what a slow pass reads again is little beside it
+    started = time.perf_counter()
     while True:
         counted = len(seconds[0])
         for place in order.permutation(len(calls)):
@@ -208,8 +211,6 @@ def _interleaved(calls: list[Callable[[int], None]], protocol: Runtimes, threads
         passed, counted = time.perf_counter() - started, len(seconds[0])
         if counted >= protocol.runs or (passed > protocol.seconds and counted >= 5):
             return seconds
-        if passed > protocol.seconds / 4 and counted == BLOCK - 1:  # slow passes: caches do not matter
-            block = 1
 
 
 def _timing(served: Served, name: str, batch_size: int, threads: int, seconds: np.ndarray) -> Timing:
