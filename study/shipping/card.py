@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from study.analysis.figures.style import label
+from study.analysis.runtimes import LABELS, TEXTS, RuntimesResult, timings
 from study.data.pretrained import PACKAGES
 from study.data.sources import SOURCES
 from study.descriptions import TEACHER, Run, model_name
@@ -148,6 +149,9 @@ def _parity(measured: Parity) -> str:
 
 
 def _latency(run: Run, layout: Layout) -> str:
+    path = layout.analysis("runtimes") / "runtimes.json"
+    if path.is_file():
+        return _by_runtime(run, read_record(path, RuntimesResult))
     path = layout.results / "latency.json"
     if not path.is_file():
         return f"Not measured yet: run `dvc repro --single-item latency@{run.setting}`.\n"
@@ -158,6 +162,22 @@ def _latency(run: Run, layout: Layout) -> str:
         "| batch | threads | milliseconds | times the teacher's speed |",
         "| --- | --- | --- | --- |",
         *(f"| {m.batch_size} | {m.threads} | {1000 * m.median_seconds:.1f} | {m.speed_up:.1f} |" for m in rows),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _by_runtime(run: Run, measured: RuntimesResult) -> str:
+    table = timings(measured)
+    rows = table[(table["model"] == run.student) & (table["batch_size"] == 1) & (table["threads"] == 1)]
+    lines = [
+        f"One text, one thread of {measured.environment.processor}; texts are those of the tasks, as served:\n",
+        "| read | runtime | milliseconds | slowest tenth above | times the speed of the teacher in PyTorch |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row.input if row.input == TEXTS else f'{row.input} tokens'} | {LABELS[row.runtime]} | {row.p50:.1f} |"
+            f" {row.p90:.1f} | {row.speed_up:.1f} |"
+            for row in rows.itertuples()
+        ),
     ]
     return "\n".join([*lines, ""])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from study.analysis.figures.style import GREY, LOOK, PALE, SPARE, STYLES, Style, handle, new_figure
 from study.analysis.runtimes import LABELS
@@ -42,8 +43,8 @@ def quality_latency(choices: pd.DataFrame) -> Figure:
             va="top", fontsize=7.5, color=GREY,
         )  # fmt: skip
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.set(xlabel="median milliseconds a text as served (log scale; batch of 1, one thread)")
     axes.set(ylabel="mean development score of the frozen probe (0–100)")
     axes.margins(x=0.12, y=0.18)
