@@ -313,8 +313,7 @@ def finetune(
     """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
 
     Args:
-        look_at_test: score the test splits with the model kept; False while candidates are still being compared.
-        keep: called with the model kept.
+        look_at_test: score the test splits with the model kept, not just a candidate. keep: called with that model.
     """
     budget, bf16 = description.finetuning, use_bf16(description.precision)
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
@@ -323,9 +322,6 @@ def finetune(
         for split, examples in splits.items()
         if look_at_test and split != "train"
     }
-
-    def scores(prediction: Any) -> dict[str, float]:
-        return task_metrics(task, prediction.predictions, prediction.label_ids)
 
     steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -363,7 +359,7 @@ def finetune(
             train_dataset=splits["train"],
             eval_dataset=splits["development"],
             data_collator=collate,
-            compute_metrics=scores,
+            compute_metrics=lambda found: task_metrics(task, found.predictions, found.label_ids),
         )
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
