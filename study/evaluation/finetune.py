@@ -359,7 +359,7 @@ def finetune(
             train_dataset=splits["train"],
             eval_dataset=splits["development"],
             data_collator=collate,
-            compute_metrics=lambda found: task_metrics(task, found.predictions, found.label_ids),
+            compute_metrics=lambda found: task_metrics(task, found.predictions, found.label_ids),  # type: ignore[arg-type]
         )
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
