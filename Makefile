@@ -18,7 +18,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check new plan repro report export tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
+.PHONY: help environment check new plan repro report export students runtimes tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,8 +59,12 @@ report: plan  ## figures and pages of PROFILE again, from its committed results 
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro --single-item report
 
-export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8
-	@TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers)
+export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8|onnx-int8-static|openvino TASK=sentiment TEXTS=texts/
+	@TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS)))
+
+students: plan  ## the students that the report of PROFILE recommends: pulled where a DVC remote is set, else trained
+	$(IN) runs=$$(python -m study students $(PROFILE) | sed 's/^/distill@/') && [ -n "$$runs" ] && \
+	  if dvc remote list | grep -q .; then dvc pull $$runs; else dvc repro plan notebooks && dvc repro $$runs; fi
 
 tune: plan  ## choose learning rates on development data (writes reports/tuning)
 	$(IN) dvc repro plan notebooks
@@ -82,6 +86,9 @@ benchmark: environment check peers  ## speed of a training step beside its floor
 
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
 	python -m study run notebooks/65_cost_model.ipynb -p profile $(PROFILE) -p output ../reports/costs
+
+runtimes: environment check  ## what serves teacher and students how fast, and what it loses (SETTING=english; a quiet machine)
+	python -m study run notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes
 
 test: environment  ## all tests, the smoke profile end to end among them, side by side
 	@$(MAKE) --no-print-directory -j 2 test-units test-pipeline

@@ -7,6 +7,7 @@ python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study tunings [PROFILE]         print the descriptions of what `make tune` tries
 python -m study tuned [PROFILE]           print the learning rates that reports/tuning speaks for
 python -m study report [PROFILE]          turn the executed analyses into the HTML report
+python -m study students [PROFILE]        print the students that the report recommends
 python -m study export RUN [--format F]   write a trained student as programs load it, with its card
 """
 
@@ -97,11 +98,28 @@ def _report(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from study.shipping.export import export
 
-    print(f"export: {export(resolve(options.profile), options.name, options.format, options.to)}")
+    plan = resolve(options.profile)
+    if options.task:
+        if options.keep_pieces_from:
+            raise StudyError("--keep-pieces-from: classifiers keep their vocabulary; allowed: without --task")
+        from study.shipping.classifier import export_classifier
+
+        print(f"export: {export_classifier(plan, options.name, options.task, options.format, options.to)}")
+        return
+    print(f"export: {export(plan, options.name, options.format, options.to, options.keep_pieces_from)}")
+
+
+def _students(options: argparse.Namespace) -> None:
+    from study.shipping.recommended import recommended
+
+    for run, seconds, sure in recommended(resolve(options.profile)):
+        note = "recommended" if sure else "the best of its size, not recommended"
+        print(f"{run.name}: {note}; its training took {seconds / 60:.1f} minutes", file=sys.stderr)
+        print(run.name)
 
 
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
-COMMANDS |= {"export": _export, "new": _new}
+COMMANDS |= {"export": _export, "new": _new, "students": _students}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "tunings": "print what `make tune` tries: setting, name of the result file and its folder a line",
         "tuned": "print the learning rates chosen by `make tune`",
         "report": "write the HTML report",
+        "students": "print the runs of the students that the report recommends",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
@@ -137,8 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         "name", metavar="RUN", help="<setting>_<method>_<student>_<seed>, then the budget if not the base"
     )
     shipped.add_argument("--profile", default=DEFAULT_PROFILE)
-    shipped.add_argument("--format", default="transformers", help="or sentence-transformers, onnx, onnx-int8")
+    shipped.add_argument(
+        "--format", default="transformers", help="sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino"
+    )
     shipped.add_argument("--to", type=Path, help="a new or empty folder (default: exports/RUN/FORMAT)")
+    shipped.add_argument("--keep-pieces-from", type=Path, metavar="TEXTS", help="trim the vocabulary to these texts")
+    shipped.add_argument("--task", help="fine-tune on this task and write the classifier, with its labels")
     return parser
 
 

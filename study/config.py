@@ -40,6 +40,7 @@ from study.sections import (
     Latency,
     Masking,
     Representations,
+    Runtimes,
     Setting,
     Student,
     TaskBudget,
@@ -76,6 +77,7 @@ class Params(Section):
     memberships: dict[str, Membership] = {}
     finetuning: Finetuning
     latency: Latency
+    runtimes: Runtimes
     representations: Representations
     benchmark: Benchmark
 

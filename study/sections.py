@@ -269,6 +269,26 @@ class Latency(Section):
     threads: list[Positive] = Field(min_length=1)
 
 
+class Runtimes(Section):
+    """``seconds``: after which an input is done, however few runs were counted."""
+
+    runtimes: list[Literal["eager", "compiled", "bf16", "onnx", "onnx-int8"]]
+    lengths: list[Annotated[int, Field(ge=2)]] = Field(min_length=1)
+    batch_sizes: list[Positive] = Field(min_length=1)
+    threads: list[Positive] = Field(min_length=1)
+    texts: Positive
+    runs: Annotated[int, Field(ge=5)]
+    seconds: Positive
+
+    @model_validator(mode="after")
+    def _there_is_a_reference(self):
+        if "eager" not in self.runtimes:
+            raise ValueError(
+                f"runtimes = {self.runtimes} lacks 'eager'; allowed: eager, which others are compared with"
+            )
+        return self
+
+
 class Representations(Section):
     sequences: Positive
     relation_sequences: Positive

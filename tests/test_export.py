@@ -13,15 +13,19 @@ import pytest
 import tiny
 import torch
 from datasets import DatasetDict
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from study import StudyError
 from study.data import storage
+from study.data.tasks import TASKS
 from study.descriptions import Run
 from study.distillation.distil import distil
 from study.shipping import parity as parity_module
-from study.shipping.export import FORMATS, MODEL, export, find
+from study.shipping.classifier import export_classifier
+from study.shipping.export import export, find
+from study.shipping.formats import MODEL, OPENVINO_MODEL, WRITERS
 
+FOR_TORCH = ("transformers", "sentence-transformers")
 TEXTS = ["ax by cz", "dq e fx gy hz iq j kx", "b"]
 
 
@@ -58,9 +62,13 @@ def pooled(states, mask):
     return (np.asarray(states) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", list(WRITERS))
 def test_every_format_loads_by_its_library_and_gives_the_embeddings_of_the_student(plan, tmp_path, kind):
     name = "english_hs-last_L2-H12_1"
+    if kind in ("openvino", "onnx-int8-static") and "xlm" in str(plan.folder):
+        pytest.skip("one family is enough")
+    if kind == "openvino":
+        pytest.importorskip("openvino")
     folder = export(plan, name, kind, tmp_path / "out")
     tokenizer, model = reference(plan, name)
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
@@ -80,22 +88,34 @@ def test_every_format_loads_by_its_library_and_gives_the_embeddings_of_the_stude
         found = loaded.encode(TEXTS)
         assert loaded.max_seq_length == tiny.LENGTH
     else:
-        from onnxruntime import InferenceSession
+        if kind == "openvino":
+            import openvino
 
-        session = InferenceSession(str(folder / MODEL))
-        found = pooled(session.run(None, {k: v.numpy() for k, v in inputs.items()})[0], inputs["attention_mask"])
+            compiled = openvino.compile_model(folder / OPENVINO_MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+            def encode(texts):
+                return compiled(texts)[0]
+        else:
+            from onnxruntime import InferenceSession
+
+            session = InferenceSession(str(folder / MODEL))
+
+            def encode(texts):
+                return session.run(None, texts)[0]
+
+        found = pooled(encode({k: v.numpy() for k, v in inputs.items()}), inputs["attention_mask"])
         one = tokenizer(["ax"], return_tensors="np")  # another batch and length
-        session.run(None, {key: one[key] for key in ("input_ids", "attention_mask")})
+        encode({key: one[key] for key in ("input_ids", "attention_mask")})
     cosine = (found * expected).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-    assert cosine.min() > (0.95 if kind == "onnx-int8" else 0.99999)
+    assert cosine.min() > (0.95 if "int8" in kind else 0.99999)
     for path in folder.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644)
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, file = line.split("  ")
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
     facts = json.loads((folder / "export.json").read_text())
-    assert facts["run"] == name and (facts["parity"] is not None) == ("onnx" in kind)
-    if "onnx" in kind:
+    assert facts["run"] == name and (facts["parity"] is not None) == (kind not in FOR_TORCH)
+    if kind not in FOR_TORCH:
         assert set(facts["parity"]["tasks"]) == {"topic"} and 0 <= 1 - facts["parity"]["cosine"] < 0.05
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlanguage:\n- en\n") and "Not measured yet" in card and "HS: last" in card
@@ -114,6 +134,33 @@ def test_a_head_is_exported_where_it_was_trained_and_nowhere_else(plan, tmp_path
     without = export(plan, "english_hs-last_L2-H12_1", "transformers", tmp_path / "hs")
     assert "MaskedLM" not in str(json.loads((without / "config.json").read_text())["architectures"])
     assert "an encoder without a head" in (without / "README.md").read_text()
+
+
+def test_a_trimmed_vocabulary_gives_the_same_embeddings_of_texts_it_was_made_for(plan, tmp_path, capsys):
+    name, texts = "english_hs-last_L2-H12_1", tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("ax by\n\ncz\n")
+    folder = export(plan, name, "transformers", tmp_path / "out", texts)
+    tokenizer, model = reference(plan, name)
+    trimmed, small = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    assert small.config.vocab_size == len(trimmed) < len(tokenizer)
+    with torch.no_grad():
+        before, after = (
+            m.eval()(input_ids=t("cz ax by", return_tensors="pt")["input_ids"]).last_hidden_state
+            for t, m in ((tokenizer, model), (trimmed, small))
+        )
+    torch.testing.assert_close(before, after)
+    said, facts = capsys.readouterr().out, json.loads((folder / "export.json").read_text())
+    assert facts["vocabulary"]["pieces"] == [len(tokenizer), len(trimmed)]
+    assert f"{len(tokenizer)} -> {len(trimmed)} pieces" in said and "mean of 1 tasks" in said
+    original, export_score = facts["parity"]["tasks"]["topic"]
+    assert original != export_score  # texts of the task have pieces that are gone
+    assert "## Vocabulary" in (folder / "README.md").read_text()
+    (texts / "a.txt").write_text("\n")
+    for place, problem in ((texts, "has no text"), (tmp_path / "none.txt", "cannot be read: No such file")):
+        with pytest.raises(StudyError, match=problem):
+            export(plan, name, "transformers", tmp_path / "b", place)
+    assert not (tmp_path / "b").exists()
 
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeypatch):
@@ -139,6 +186,50 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
-def test_a_tokenizer_is_named_as_transformers_4_knows_it(plan, tmp_path):
-    folder = export(plan, "english_hs-last_L2-H12_1", "transformers", tmp_path / "out")
-    assert json.loads((Path(folder) / "tokenizer_config.json").read_text())["tokenizer_class"] != "TokenizersBackend"
+@pytest.mark.parametrize("kind", ["transformers", "onnx-int8"])
+def test_a_classifier_loads_with_its_labels_and_says_what_was_trained(plan, tmp_path, capsys, kind):
+    if kind == "onnx-int8" and "xlm" in str(plan.folder):
+        pytest.skip("one family is enough")
+    folder = export_classifier(plan, "english_hs-last_L2-H12_1", "topic", kind, tmp_path / "out")
+    development = tiny.sentences(40, 2)
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    assert list(config.id2label.values()) == list(TASKS["topic"].labels)
+    if kind == "transformers":
+        classify = pipeline("text-classification", str(folder), trust_remote_code=True, device="cpu")
+        found = [config.label2id[row["label"]] for row in classify(list(development["text"]))]
+    else:
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(str(folder / MODEL))
+        found = []
+        for text in development["text"]:
+            ids = tokenizer([text], return_tensors="np")
+            inputs = {key: ids[key] for key in ("input_ids", "attention_mask")}
+            found.append(int(session.run(["logits"], inputs)[0].argmax()))
+    accuracy = np.mean(np.array(found) == np.array(development["label"]))
+    assert accuracy > 0.6  # more than either label's share: the labels are learnt, in their order
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["task"] == "topic" and facts["changed"] <= 0.05
+    assert "labels changed" in capsys.readouterr().out and "fine-tuned on topic" in (folder / "README.md").read_text()
+
+
+def test_what_is_no_classifier_is_told_in_one_line(plan, tmp_path):
+    name = "english_hs-last_L2-H12_1"
+    with pytest.raises(StudyError, match="task 'sts-b' classifies no single texts here; allowed: topic"):
+        export_classifier(plan, name, "sts-b", "onnx", tmp_path / "a")
+    with pytest.raises(StudyError, match="format 'openvino' is none of classifiers; allowed: transformers, onnx"):
+        export_classifier(plan, name, "topic", "openvino", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", ["transformers", "onnx"])
+def test_a_tokenizer_is_named_as_transformers_4_knows_it(plan, tmp_path, kind):
+    """A trimmed tokenizer has no class of its own, and what transformers 5 calls it then, 4 cannot load."""
+    if kind == "onnx" and "xlm" in str(plan.folder):
+        pytest.skip("one family is enough")
+    (tmp_path / "texts.txt").write_text("ax by cz")
+    folder = export(plan, "english_hs-last_L2-H12_1", kind, tmp_path / "out", tmp_path / "texts.txt")
+    config = json.loads((Path(folder) / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in config
+    assert {"cls_token", "sep_token", "pad_token", "unk_token", "mask_token"} <= config.keys()
+    assert (folder / "tokenizer.json").is_file()

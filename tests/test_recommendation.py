@@ -7,6 +7,8 @@ import pytest
 from constructed_results import SPLITS, latency_result, make_study, run_result, write
 
 from study.analysis.numbers.published import PUBLISHED
+from study.plan import resolve
+from study.shipping.recommended import recommended as students_to_train
 
 #: Test scores; development scores are given apart where they differ.
 SCORES = {
@@ -68,6 +70,18 @@ def test_one_seed_recommends_nothing(tmp_path):
     table = recommended(tmp_path, seeds=(1,))
     assert table["recommended"].tolist() == [True, False, False, False]
     assert all("one distillation seed" in because for because in table["because"][1:])
+
+
+def test_students_to_train_are_those_recommended_or_else_the_best_of_each_shape(tmp_path):
+    for name in ("several", "one"):
+        (tmp_path / name).mkdir()
+    development = {("od", "L3-H384"): 0.79, ("od", "L6-H192"): 0.70, ("od", "L3-H192"): 0.67}
+    recommended(tmp_path / "several", development)
+    runs = [(run.name, sure) for run, _, sure in students_to_train(resolve(root=tmp_path / "several"))]
+    assert runs == [("english_od_L6-H192_1", True), ("english_od_L3-H192_1", True)]
+    recommended(tmp_path / "one", development, seeds=(1,))
+    runs = [(run.name, sure) for run, _, sure in students_to_train(resolve(root=tmp_path / "one"))]
+    assert runs == [(f"english_od_{student}_1", False) for student in ("L3-H384", "L6-H192", "L3-H192")]
 
 
 def test_published_shares_of_the_teacher():

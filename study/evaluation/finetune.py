@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -309,11 +309,12 @@ def finetune(
     seed: int,
     learning_rate: float,
     look_at_test: bool,
+    keep: Callable[[MeanPoolingClassifier], object] | None = None,
 ) -> FinetunedRun:
     """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
 
     Args:
-        look_at_test: score the test splits with the model kept; False while candidates are still being compared.
+        look_at_test: score the test splits with the model kept, not just a candidate. keep: called with that model.
     """
     budget, bf16 = description.finetuning, use_bf16(description.precision)
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
@@ -322,9 +323,6 @@ def finetune(
         for split, examples in splits.items()
         if look_at_test and split != "train"
     }
-
-    def scores(prediction: Any) -> dict[str, float]:
-        return task_metrics(task, prediction.predictions, prediction.label_ids)
 
     steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -362,7 +360,7 @@ def finetune(
             train_dataset=splits["train"],
             eval_dataset=splits["development"],
             data_collator=collate,
-            compute_metrics=scores,
+            compute_metrics=lambda found: task_metrics(task, found.predictions, found.label_ids),  # type: ignore[arg-type]
         )
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
@@ -379,4 +377,6 @@ def finetune(
                 metrics = trainer.predict(splits[split]).metrics or {}
                 tests[language] = {name: metrics[f"test_{name}"] for name in task.metrics}
     test = tests.pop(task.languages[0], None)
+    if keep:
+        keep(model)
     return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests, frozen)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from study.analysis.figures.style import label
+from study.analysis.runtimes import LABELS, TEXTS, RuntimesResult, timings
 from study.data.pretrained import PACKAGES
 from study.data.sources import SOURCES
 from study.declarations import language_of
@@ -33,11 +35,24 @@ from transformers import AutoTokenizer
 tokenizer, session = AutoTokenizer.from_pretrained(folder), InferenceSession(f"{{folder}}/model.onnx")
 texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="np")
 states = session.run(None, {{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]""",
+    "openvino": """import openvino
+from transformers import AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained(folder), openvino.compile_model(f"{{folder}}/openvino_model.xml")
+texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="np")
+states = model({{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]""",
 }
 
 
 def write_card(
-    plan: Plan, run: Run, record: dict[str, Any], kind: str, head: bool, measured: Parity | None, folder: Path
+    plan: Plan,
+    run: Run,
+    record: dict[str, Any],
+    kind: str,
+    head: bool,
+    measured: Parity | None,
+    folder: Path,
+    more: str = "",
 ) -> None:
     """Write ``README.md``: what it is, its teacher, scores beside floor and teacher, latency, limits, how to make it.
 
@@ -45,7 +60,7 @@ def write_card(
 
     Args:
         record: the student's ``record.json``. head: whether the export has a trained language-modelling head.
-        measured: of an export that changes the arithmetic.
+        measured: of an export that changes the arithmetic. more: a section about this export.
     """
     setting, layout = plan.params.settings[run.setting], plan.layout(run.setting)
     languages = sorted({language_of(text) for text in setting.texts})
@@ -54,7 +69,7 @@ def write_card(
         "language": languages,
         "license": "other",
         "license_name": package.licence if package else "that of the teacher",
-        "library_name": "transformers" if "onnx" in kind else kind,
+        "library_name": kind if kind == "sentence-transformers" else "transformers",
         "pipeline_tag": "fill-mask" if head else "feature-extraction",
         "base_model": setting.teacher.name,
         "tags": ["distillation", run.method, kind],
@@ -68,9 +83,10 @@ def write_card(
         f"```python\n{_use(kind, head)}\n```\n",
         "## Scores\n\n" + _scores(run, layout),
         *([f"## Beside the original\n\n{_parity(measured)}"] if measured else []),
+        *([more] if more else []),
         "## Latency\n\n" + _latency(run, layout),
         "## Limits\n\n" + _limits(languages),
-        "## How to make it again\n\n" + _provenance(plan, run, layout, record),
+        "## How to make it again\n\n" + provenance_section(plan, run, layout),
     ]
     write_file(folder / "README.md", "\n".join(parts))
 
@@ -134,6 +150,9 @@ def _parity(measured: Parity) -> str:
 
 
 def _latency(run: Run, layout: Layout) -> str:
+    path = layout.analysis("runtimes") / "runtimes.json"
+    if path.is_file():
+        return _by_runtime(run, read_record(path, RuntimesResult))
     path = layout.results / "latency.json"
     if not path.is_file():
         return f"Not measured yet: run `dvc repro --single-item latency@{run.setting}`.\n"
@@ -148,6 +167,22 @@ def _latency(run: Run, layout: Layout) -> str:
     return "\n".join([*lines, ""])
 
 
+def _by_runtime(run: Run, measured: RuntimesResult) -> str:
+    table = timings(measured)
+    rows = table[(table["model"] == run.student) & (table["batch_size"] == 1) & (table["threads"] == 1)]
+    lines = [
+        f"One text, one thread of {measured.environment.processor}; texts are those of the tasks, as served:\n",
+        "| read | runtime | milliseconds | slowest tenth above | times the speed of the teacher in PyTorch |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row.input if row.input == TEXTS else f'{row.input} tokens'} | {LABELS[row.runtime]} | {row.p50:.1f} |"
+            f" {row.p90:.1f} | {row.speed_up:.1f} |"
+            for row in rows.itertuples()
+        ),
+    ]
+    return "\n".join([*lines, ""])
+
+
 def _limits(languages: list[str]) -> str:
     return (
         f"It read text in {', '.join(languages)} alone, and little of it. Scores are of one distilled model after"
@@ -155,7 +190,9 @@ def _limits(languages: list[str]) -> str:
     )
 
 
-def _provenance(plan: Plan, run: Run, layout: Layout, record: dict[str, Any]) -> str:
+def provenance_section(plan: Plan, run: Run, layout: Layout) -> str:
+    """How to make a student again: command, commit, versions and the hashes of what it rests on."""
+    record = json.loads((layout.student(run.model) / "record.json").read_text())
     hashes = {"weights of the student": weights_hash(layout.student(run.model))}
     hashes |= {f"{key} of its training": value for key, value in record["hashes"].items()}
     lines = [

@@ -2,83 +2,79 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
 import json
-import logging
 import os
 import shutil
 import tempfile
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
 
 from study.data.corpus import load_corpus
-from study.data.pretrained import load_model, load_tokenizer, save_model
+from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import Run
 from study.distillation.objectives import OBJECTIVES
-from study.files import Layout, StudyError, file_hash, write_file, write_json
+from study.files import StudyError, file_hash, write_file, write_json
 from study.plan import Plan
 from study.shipping.card import write_card
-from study.shipping.parity import Parity, extra, onnx_encoder, parity
-
-Format = Literal["transformers", "sentence-transformers", "onnx", "onnx-int8"]
-FORMATS: tuple[Format, ...] = ("transformers", "sentence-transformers", "onnx", "onnx-int8")
-#: Operators of this set: the newest that ONNX Runtime's quantisation and browsers' runtimes read alike.
-OPSET = 18
-MODEL = "model.onnx"
+from study.shipping.formats import MODEL, OPENVINO_MODEL, OPSET, WRITERS
+from study.shipping.parity import TEXTS, Parity, deviation, evaluation_of, onnx_encoder, openvino_encoder, probe_scores
+from study.shipping.trimming import Trimmed, trim
 
 
-def export(plan: Plan, name: str, kind: Format, to: Path | None = None) -> Path:
-    """Write a trained student to a folder, in one of FORMATS, with ``README.md``, ``export.json`` and ``SHA256SUMS``.
+def export(plan: Plan, name: str, kind: str, to: Path | None = None, texts: Path | None = None) -> Path:
+    """Write a trained student to a folder, in one format, with ``README.md``, ``export.json`` and ``SHA256SUMS``.
 
     ``transformers``: for ``AutoModelForMaskedLM`` where its head was trained, else for ``AutoModel``.
     ``sentence-transformers``: for ``SentenceTransformer``, mean pooling, lengths up to those of the corpus.
     ``onnx``: ``model.onnx`` from token ids and attention mask (int64) to last hidden states, any batch and length.
     ``onnx-int8``: the same, weights in 8 bits, activations as they come (ONNX Runtime's dynamic quantisation).
+    ``onnx-int8-static``: the same, ranges of activations fixed on held-out text of the corpus.
+    ``openvino``: ``openvino_model.xml`` with the same inputs and outputs, in float32.
 
     Args:
         name: of a run of the plan: ``<setting>_<method>_<student>_<seed>``, then the budget if not the base.
         to: an empty or new folder; by default ``exports/<name>/<format>`` in the profile's folder.
+        texts: a text file, or a folder of them: of the vocabulary, the pieces that occur in there are kept
+            (:func:`study.data.vocabulary.pieces_to_keep`).
 
     Returns:
         The folder.
 
     Raises:
         StudyError: no such format or run, one that is not trained, a folder that is not empty, an extra that is not
-            installed, an export that is further from the original than the stated bound.
+            installed, no texts, an export that is further from the original than the stated bound.
     """
-    if kind not in FORMATS:
-        raise StudyError(f"format {kind!r} is unknown; allowed: {', '.join(FORMATS)}")
+    if kind not in WRITERS:
+        raise StudyError(f"format {kind!r} is unknown; allowed: {', '.join(WRITERS)}")
     run = find(plan, name)
     layout = plan.layout(run.setting)
-    source, target = layout.student(run.model), to or plan.folder / "exports" / name / kind
-    if not (source / "record.json").is_file():
-        command = f"dvc repro --single-item distill@{name}"
-        raise StudyError(f"{name} is not trained yet: run `{command}` in {plan.folder} after `make plan`")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StudyError(f"{target}: is there already; allowed: a new or an empty folder (--to)")
+    source = trained(plan, run)
     record = json.loads((source / "record.json").read_text())
     tokenizer = load_tokenizer(source)
     head = has_trained_head(run)
     model = load_model(source, run.attention_implementation, head).eval()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as draft:
-        folder = Path(draft) / "export"
-        _WRITERS[kind](model, tokenizer, folder, layout)
-        measured = _measured(plan, run, layout, kind, model.config, folder)
+    target = to or plan.folder / "exports" / name / kind
+    with draft_of(target) as folder:
+        trimmed = trim(model, tokenizer, texts) if texts else None
+        tokenizer = trimmed.tokenizer if trimmed else tokenizer
+        WRITERS[kind](model, tokenizer, folder, layout)
+        measured = _measured(plan, run, kind, model, trimmed, folder)
         facts = {"run": name, "format": kind, "opset": OPSET if "onnx" in kind else None, "hashes": record["hashes"]}
         facts |= {"parity": measured.model_dump() if measured else None}
+        facts |= {"vocabulary": trimmed.facts if trimmed else None}
         write_json(folder / "export.json", facts)
-        write_card(plan, run, record, kind, head and kind == "transformers", measured, folder)
-        _finish(folder)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(folder, target)
+        more = f"## Vocabulary\n\n{trimmed.sentence}.\n" if trimmed else ""
+        write_card(plan, run, record, kind, head and kind == "transformers", measured, folder, more)
+        if trimmed:
+            print(f"vocabulary: {trimmed.sentence}")
+        if measured:
+            print(f"parity: {measured.sentence}")
     return target
 
 
@@ -95,113 +91,70 @@ def find(plan: Plan, name: str) -> Run:
     return runs[name]
 
 
+def trained(plan: Plan, run: Run) -> Path:
+    """The folder of a run's student.
+
+    Raises:
+        StudyError: it is not trained yet.
+    """
+    source = plan.layout(run.setting).student(run.model)
+    if not (source / "record.json").is_file():
+        command = f"dvc repro --single-item distill@{run.name}"
+        raise StudyError(f"{run.name} is not trained yet: run `{command}` in {plan.folder} after `make plan`")
+    return source
+
+
 def has_trained_head(run: Run) -> bool:
     """Whether training reached the student's language-modelling head."""
     architecture = OBJECTIVES.get(run.objective.objective)
     return architecture is not None and architecture.trains_head(run.objective)
 
 
-def _measured(plan: Plan, run: Run, layout: Layout, kind: Format, config: Any, folder: Path) -> Parity | None:
-    if "onnx" not in kind:
+@contextmanager
+def draft_of(target: Path) -> Iterator[Path]:
+    """A new folder to write an export to; with checksums and readable by anybody, it becomes ``target`` at the end.
+
+    Raises:
+        StudyError: ``target`` is there and not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StudyError(f"{target}: is there already; allowed: a new or an empty folder (--to)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as parent:
+        folder = Path(parent) / "export"
+        yield folder
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}" for path in files]
+        write_file(folder / "SHA256SUMS", "\n".join(lines) + "\n")
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        folder.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(folder, target)
+
+
+def loaded(folder: Path, kind: str, config: Any) -> nn.Module:
+    """An exported encoder in its own runtime, to be called as the original is."""
+    return (
+        openvino_encoder(folder / OPENVINO_MODEL, config)
+        if kind == "openvino"
+        else onnx_encoder(folder / MODEL, config)
+    )
+
+
+def _measured(plan: Plan, run: Run, kind: str, model: Any, trimmed: Trimmed | None, folder: Path) -> Parity | None:
+    """How far the export is from the original: states, on texts whose ids are renumbered if need be, and tasks."""
+    other_arithmetic = "onnx" in kind or kind == "openvino"
+    if not (other_arithmetic or trimmed):
         return None
-    found = parity(plan, run, layout, onnx_encoder(folder / MODEL, config))
+    layout, original = plan.layout(run.setting), model.base_model.eval()
+    exported = loaded(folder, kind, model.config) if other_arithmetic else original
+    ids = torch.tensor(load_corpus(layout.corpus)["validation"][:TEXTS]["input_ids"])
+    ids = trimmed.renumbered(ids) if trimmed else ids
+    tokenizer = trimmed.tokenizer if trimmed else None
+    scores = probe_scores(evaluation_of(plan, run.setting, run.model), layout, run.seed, [(exported, tokenizer)])
+    found = Parity(texts=len(ids), **deviation(original, exported, ids), tasks=scores)
     reason = found.beyond(kind)
     if reason:
-        raise StudyError(f"{run.name}: export as {kind} is too far from the original: {reason}")
+        raise StudyError(f"{run.name}: export as {kind} is too far from the original: {reason}; {found.sentence}")
     return found
-
-
-def _transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
-    save_model(model, tokenizer, folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    if config.get("tokenizer_class") == "TokenizersBackend":  # a name that transformers 4 does not know
-        write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _sentence_transformers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout
-) -> None:
-    with extra():
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Pooling, Transformer
-    with tempfile.TemporaryDirectory() as plain:
-        encoder: Any = model.base_model
-        _transformers(encoder, tokenizer, Path(plain), layout)
-        transformer = Transformer(plain, max_seq_length=len(load_corpus(layout.corpus)["validation"][0]["input_ids"]))
-        pooling = Pooling(model.config.hidden_size, pooling_mode="mean")
-        SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)
-
-
-class _HiddenStates(nn.Module):
-    def __init__(self, encoder: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-
-
-def _onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
-    with extra():
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    encoder: Any = model.base_model
-    encoder.set_attn_implementation("eager")
-    folder.mkdir(parents=True)
-    example = tokenizer(["One text.", "Another, a longer text."], padding=True, return_tensors="pt")
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=_positions(encoder))}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _HiddenStates(encoder),
-            (example["input_ids"], example["attention_mask"]),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["last_hidden_state"],
-            dynamic_shapes={"input_ids": sizes, "attention_mask": sizes},
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(str(folder / MODEL))
-    encoder.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _positions(encoder: Any) -> int:
-    config = encoder.config
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
-    return config.max_position_embeddings - offset
-
-
-def _onnx_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
-    with extra():
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    _onnx(model, tokenizer, folder, layout)
-    whole = folder / "fp32.onnx"
-    (folder / MODEL).rename(whole)
-    logging.disable(logging.WARNING)
-    try:
-        quantize_dynamic(whole, folder / MODEL, weight_type=QuantType.QInt8)
-    finally:
-        logging.disable(logging.NOTSET)
-    whole.unlink()
-
-
-def _finish(folder: Path) -> None:
-    """Checksums of every file, and files that anybody may read."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}" for path in files]
-    write_file(folder / "SHA256SUMS", "\n".join(lines) + "\n")
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    folder.chmod(0o755)
-
-
-_WRITERS = {
-    "transformers": _transformers,
-    "sentence-transformers": _sentence_transformers,
-    "onnx": _onnx,
-    "onnx-int8": _onnx_int8,
-}

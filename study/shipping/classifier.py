@@ -1,0 +1,178 @@
+"""Exporting a student fine-tuned on one task as a classifier, with its labels."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from study.data.pretrained import load_tokenizer, save_model
+from study.data.tasks import Task, find_task
+from study.descriptions import Evaluation, Run
+from study.evaluation.finetune import Collator, MeanPoolingClassifier, finetune, splits_without_test
+from study.evaluation.metrics import task_metrics
+from study.files import Layout, StudyError, write_file, write_json
+from study.plan import Plan
+from study.records import RunResult, read_record
+from study.shipping import mean_pooling
+from study.shipping.card import provenance_section
+from study.shipping.export import draft_of, find, trained
+from study.shipping.formats import MODEL, name_tokenizer, quantise, write_onnx
+from study.shipping.parity import evaluation_of, extra
+
+FORMATS = ("transformers", "onnx", "onnx-int8")
+#: The largest share of development texts whose label an export may change. Source: this study's choice.
+CHANGED = 0.05
+_USE = {
+    "transformers": """from transformers import pipeline
+
+classify = pipeline("text-classification", folder, trust_remote_code=True)  # runs mean_pooling.py of this folder
+classify("A text.")""",
+    "onnx": """from onnxruntime import InferenceSession
+from transformers import AutoConfig, AutoTokenizer
+
+tokenizer, session = AutoTokenizer.from_pretrained(folder), InferenceSession(f"{folder}/model.onnx")
+texts = tokenizer(["A text."], return_tensors="np")
+(logits,) = session.run(None, {key: texts[key] for key in ("input_ids", "attention_mask")})
+AutoConfig.from_pretrained(folder).id2label[int(logits[0].argmax())]""",
+}
+
+
+def export_classifier(plan: Plan, name: str, task: str, kind: str, to: Path | None = None) -> Path:
+    """Fine-tune a trained student on a task as the study does, first seed, and write it as a classifier.
+
+    ``transformers``: for ``AutoModelForSequenceClassification`` with ``trust_remote_code``, since no class of
+    transformers pools by the mean. ``onnx``, ``onnx-int8``: ``model.onnx`` from token ids and mask to ``logits``.
+
+    Args:
+        task: one of single texts and classes that the run is evaluated on.
+        to: an empty or new folder; by default ``exports/<name>/<task>-<format>`` in the profile's folder.
+
+    Raises:
+        StudyError: no such format, run or task, a student that is not trained, a folder that is not empty, an export
+            that changes more development labels than CHANGED.
+    """
+    if kind not in FORMATS:
+        raise StudyError(f"format {kind!r} is none of classifiers; allowed: {', '.join(FORMATS)}")
+    run = find(plan, name)
+    description, layout = evaluation_of(plan, run.setting, run.model), plan.layout(run.setting)
+    known = {name: find_task(layout.tasks, name) for name in description.tasks}
+    able = [name for name, own in known.items() if own.labels and not (own.probe or own.pair)]
+    if task not in able:
+        raise StudyError(f"task {task!r} classifies no single texts here; allowed: {', '.join(able) or 'none'}")
+    learnt, source = known[task], trained(plan, run)
+    target = to or plan.folder / "exports" / name / f"{task}-{kind}"
+    with draft_of(target) as folder:
+        tokenizer = load_tokenizer(source)
+        splits = splits_without_test(description, layout, tokenizer, description.finetuning.seeds[0])[task]
+        kept: list[MeanPoolingClassifier] = []
+        seed, rate = description.finetuning.seeds[0], _learning_rate(description, layout, task)
+        finetune(description, source, learnt, splits, tokenizer, seed, rate, look_at_test=False, keep=kept.append)
+        model = _with_labels(kept[0].eval(), learnt.labels or ())
+        _write(model, tokenizer, kind, folder)
+        collate = Collator(tokenizer, description.finetuning.pad_to_multiple_of)
+        labels = np.array(splits["development"]["labels"])
+        pair = [_logits(model, splits["development"], collate)]
+        pair.append(_logits(_loaded(folder, kind, model), splits["development"], collate))
+        scores = [task_metrics(learnt, logits, labels)[learnt.metric] for logits in pair]
+        changed = float(np.mean(pair[0].argmax(axis=1) != pair[1].argmax(axis=1)))
+        said = (
+            f"{task}: development {learnt.metric} {100 * scores[0]:.1f} -> {100 * scores[1]:.1f},"
+            f" {100 * changed:.1f} % of {len(labels)} labels changed"
+        )
+        if changed > CHANGED:
+            raise StudyError(f"{name}: {said}; allowed: at most {100 * CHANGED:g} %")
+        facts = {"run": name, "format": kind, "task": task, "labels": list(learnt.labels or ())}
+        write_json(folder / "export.json", facts | {"scores": scores, "changed": changed})
+        write_file(folder / "README.md", _card(plan, run, learnt, kind, said, layout))
+        print(f"parity: {said}")
+    return target
+
+
+def _learning_rate(description: Evaluation, layout: Layout, task: str) -> float:
+    """The rate that evaluation chose on development data; the only candidate where it was not evaluated yet."""
+    path, rates = layout.result(description.model), description.finetuning.learning_rates
+    if path.is_file():
+        return read_record(path, RunResult).tasks[task].learning_rate
+    if len(rates) > 1:
+        raise StudyError(f"{path}: missing, so no learning rate is chosen; run `dvc repro evaluate@{description.name}`")
+    return rates[0]
+
+
+def _with_labels(model: MeanPoolingClassifier, labels: tuple[str, ...]) -> Any:
+    config = model.encoder.config
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    classifier = mean_pooling.MeanPoolingForSequenceClassification(config)
+    parts = {"encoder": model.encoder, "output": model.output}
+    for part, trained_part in parts.items():
+        getattr(classifier, part).load_state_dict(trained_part.state_dict())
+    config.architectures = [type(classifier).__name__]
+    return classifier.eval()
+
+
+class _Logits(nn.Module):
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def _write(model: Any, tokenizer: Any, kind: str, folder: Path) -> None:
+    file = Path(str(mean_pooling.__file__))
+    if kind == "transformers":
+        model.config.auto_map = {"AutoModelForSequenceClassification": f"{file.stem}.{type(model).__name__}"}
+        save_model(model, tokenizer, folder)
+        name_tokenizer(folder)
+        shutil.copyfile(file, folder / file.name)
+        return
+    model.encoder.set_attn_implementation("eager")
+    write_onnx(_Logits(model), model.config, "logits", tokenizer, folder)
+    if kind == "onnx-int8":
+        whole = (folder / MODEL).rename(folder / "whole.onnx")
+        quantise(whole, folder / MODEL)
+        whole.unlink()
+
+
+def _loaded(folder: Path, kind: str, model: Any) -> Any:
+    if kind == "transformers":
+        return type(model).from_pretrained(folder, config=AutoConfig.from_pretrained(folder)).eval()
+    with extra():
+        from onnxruntime import InferenceSession
+    return InferenceSession(str(folder / MODEL), providers=["CPUExecutionProvider"])
+
+
+@torch.inference_mode()
+def _logits(model: Any, rows: Any, collate: Collator) -> np.ndarray:
+    """(N, labels), in the order of the rows."""
+    found = []
+    for row in rows:
+        batch = collate([{"input_ids": row["input_ids"]}])
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        if isinstance(model, nn.Module):
+            found.append(model(**inputs).logits.numpy())
+        else:
+            found.append(model.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
+    return np.concatenate(found)
+
+
+def _card(plan: Plan, run: Run, task: Task, kind: str, said: str, layout: Layout) -> str:
+    teacher, labels = plan.params.settings[run.setting].teacher.name, task.labels or ()
+    head = "---\nlicense: other\nlibrary_name: transformers\npipeline_tag: text-classification\n"
+    parts = [
+        f"{head}base_model: {teacher}\n---\n",
+        f"# {run.name}, fine-tuned on {task.name}\n",
+        f"A classifier of texts ({task.citation}) into {', '.join(labels)}: a student distilled from `{teacher}`"
+        " under one linear layer over the mean of its last states.\n",
+        f"```python\n{_USE['transformers' if kind == 'transformers' else 'onnx']}\n```\n",
+        f"## Scores\n\n{said[0].upper()}{said[1:]}. Test scores over several seeds are in the study's report.\n",
+        "## How to make it again\n\n" + provenance_section(plan, run, layout),
+    ]
+    return "\n".join(parts)
