@@ -18,7 +18,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check plan repro report export tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
+.PHONY: help environment check plan repro report export tune peers benchmark costs test test-fast test-faults test-units test-pipeline lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ test: environment  ## all tests, the smoke profile end to end among them, side b
 
 test-fast: environment  ## losses, mappings, activations, plan, statistics: under a minute
 	OMP_NUM_THREADS=$(CORES) python -m pytest -m fast
+
+test-faults: environment  ## mistakes and accidents, and a thousand bad inputs: under two minutes
+	OMP_NUM_THREADS=$(CORES) python -m pytest -s -m faults
 
 test-units: environment
 	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'not pipeline' --durations=25
