@@ -86,7 +86,7 @@ test: environment  ## all tests, the smoke profile end to end among them, side b
 test-fast: environment  ## losses, mappings, activations, plan, statistics: under a minute
 	OMP_NUM_THREADS=$(CORES) python -m pytest -m fast
 
-test-faults: environment  ## mistakes and accidents, and a thousand bad inputs: under two minutes
+test-faults: environment  ## mistakes and accidents with real files and processes, and bad inputs
 	OMP_NUM_THREADS=$(CORES) python -m pytest -s -m faults
 
 test-units: environment
