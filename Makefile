@@ -18,7 +18,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check new plan repro report export students runtimes tune peers benchmark costs test test-fast test-units test-pipeline lint lab clean
+.PHONY: help environment check new plan repro report export students runtimes tune peers benchmark costs test test-fast test-units test-faults test-pipeline lint lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,9 @@ test: environment  ## all tests, the smoke profile end to end among them, side b
 
 test-fast: environment  ## losses, mappings, activations, plan, statistics: under a minute
 	OMP_NUM_THREADS=$(CORES) python -m pytest -m fast
+
+test-faults: environment  ## mistakes and accidents with real files and processes, and bad inputs
+	OMP_NUM_THREADS=$(CORES) python -m pytest -s -m faults
 
 test-units: environment
 	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'not pipeline' --durations=25

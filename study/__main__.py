@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from study.execution import end_with_starter, run_notebook
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
@@ -32,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         COMMANDS[options.command](options)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"error: {error.filename or options.command}: {error.strerror or error}", file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -67,7 +72,14 @@ def _plan(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     executed = options.executed or find_root() / "scratch" / "notebooks" / options.notebook.name
     end_with_starter()
-    run_notebook(options.notebook, executed, {key: YAML(typ="safe").load(value) for key, value in options.parameters})
+    run_notebook(options.notebook, executed, {key: _value(key, text) for key, text in options.parameters})
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return YAML(typ="safe").load(text)
+    except (YAMLError, ValueError):
+        raise StudyError(f"parameter {key} = {text!r} is no YAML value; allowed: a number, text or [list]") from None
 
 
 def _tunings(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import sys
@@ -27,28 +28,33 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
         root: the study's folder; by default found from the working folder.
 
     Raises:
-        StudyError: no such notebook, a parameter its ``parameters`` cell does not have, or a failure inside it (for a
-            StudyError in there its own line, else the exception and where the executed copy with the traceback is).
+        StudyError: no such notebook, one that cannot be read, a parameter its ``parameters`` cell does not have or has
+            with another type, or a failure inside it (for a StudyError in there its own line, else the exception and
+            where the executed copy with the traceback is; for a dead process the signal that ended it).
     """
-    import nbformat
     import papermill
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
-    from papermill.translators import PythonTranslator
 
-    if not notebook.is_file():
-        raise StudyError(f"{notebook}: no such notebook")
-    cells = nbformat.read(notebook, as_version=4).cells
-    declared = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    known = [parameter.name for cell in declared for parameter in PythonTranslator.inspect(cell)]
-    for name in parameters:
-        if name not in known:
-            raise StudyError(f"{notebook.name}: parameter {name!r} is unknown; allowed: {', '.join(known)}")
+    _check_parameters(notebook, parameters)
     root = (root or find_root()).resolve()
     code = Path(__file__).resolve().parents[1]
     if (root / "study").is_dir() and code != root:
         raise StudyError(f"the environment in use runs the code of {code}; allowed: that of {root} (make environment)")
     make_folder(executed.parent)
     _set_environment()
+    codes: list[int] = []
+
+    class Kernel(AsyncKernelManager):
+        """Keeps the exit code, which is gone once nbclient has cleaned up."""
+
+        async def _async_is_alive(self) -> bool:
+            code = await self.provisioner.poll() if self.has_kernel else None
+            codes.extend([] if code is None else [code])
+            return self.has_kernel and code is None
+
+        is_alive = _async_is_alive
+
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -61,13 +67,48 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             extra_arguments=["--IPKernelApp.log_level=50"],
+            kernel_manager_class=Kernel,
             shutdown_kernel="immediate",  # all is written by then; being asked, a kernel takes seconds to end
         )
     except papermill.PapermillExecutionError as error:
-        reason = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue} (see {executed})"
-        raise StudyError(reason) from None
+        told = " ".join(str(error.evalue).split())
+        raise StudyError(told if error.ename == "StudyError" else f"{error.ename}: {told} (see {executed})") from None
     except DeadKernelError:
-        raise StudyError(f"{notebook.name}: the notebook's process was killed (often: not enough memory)") from None
+        raise StudyError(f"{notebook.name}: the notebook's process {_ending(codes)}") from None
+
+
+def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Names and types of ``parameters`` are those of the notebook's ``parameters`` cell."""
+    import nbformat
+    from papermill.translators import PythonTranslator
+
+    if not notebook.is_file():
+        raise StudyError(f"{notebook}: no such notebook")
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        raise StudyError(f"{notebook}: not a notebook: {str(error).splitlines()[0][:100]}") from None
+    declared = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    known = {own.name: own.default for cell in declared for own in PythonTranslator.inspect(cell)}
+    for name, value in parameters.items():
+        if name not in known:
+            raise StudyError(f"{notebook.name}: parameter {name!r} is unknown; allowed: {', '.join(known)}")
+        try:
+            default = ast.literal_eval(known[name])
+        except (ValueError, SyntaxError):
+            continue  # computed: any value may be right
+        fits = type(value) is type(default) or (type(default) is float and type(value) is int)
+        if default is not None and not fits:
+            allowed = f"{type(default).__name__}, such as {default!r}"
+            raise StudyError(f"{notebook.name}: parameter {name} = {value!r}; allowed: {allowed}")
+
+
+def _ending(codes: list[int]) -> str:
+    code = codes[0] if codes else 0
+    if code >= 0:
+        return f"ended with exit code {code}"
+    why = " (often: not enough memory)" if -code == signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{why}"
 
 
 def _set_environment() -> None:
@@ -79,6 +120,8 @@ def _set_environment() -> None:
     for name in list(os.environ):
         if name.startswith("ACCELERATE_") or name in LAUNCHERS:
             del os.environ[name]
+    if os.environ.get("STUDY_SOURCES"):  # a kernel works in another folder than the command
+        os.environ["STUDY_SOURCES"] = str(Path(os.environ["STUDY_SOURCES"]).expanduser().resolve())
     os.environ.update(
         TRANSFORMERS_VERBOSITY="error",
         HF_HUB_DISABLE_PROGRESS_BARS="1",

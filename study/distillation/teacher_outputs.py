@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -50,16 +51,25 @@ class TeacherOutputs:
         self.needed, self.kept = _parts(needed), _parts(self.layers)
 
     def open(self) -> bool:
-        """Map the files, making those that are missing; False if they would take half of the free disk or more."""
+        """Map the files, making those that are missing, with all of their space reserved.
+
+        False if they would take half of the free disk or more, or the disk cannot hold them; none made is then left.
+        """
         missing = [part for part in self.kept if not self._file(part).is_file()]
         self.folder.mkdir(parents=True, exist_ok=True)
         if len(missing) * math.prod(self.shape) * self.dtype.itemsize >= shutil.disk_usage(self.folder).free / 2:
             return False
         bits = np.dtype(f"u{self.dtype.itemsize}")  # numpy has no bfloat16: bits are kept as they are
-        self._rows = {part: _map(self._file(part), self.shape, bits) for part in self.kept}
-        self._checksums = {
-            part: _map(self._file(part).with_suffix(".crc32"), self.shape[:1], np.dtype("u4")) for part in self.kept
-        }
+        try:
+            self._rows = {part: _map(self._file(part), self.shape, bits) for part in self.kept}
+            self._checksums = {
+                part: _map(self._file(part).with_suffix(".crc32"), self.shape[:1], np.dtype("u4")) for part in self.kept
+            }
+        except OSError:
+            for part in missing:
+                self._file(part).unlink(missing_ok=True)
+                self._file(part).with_suffix(".crc32").unlink(missing_ok=True)
+            return False
         return True
 
     def load(self, items: Tensor) -> Activations | None:
@@ -96,6 +106,9 @@ def _parts(layers: Layers) -> list[Part]:
 
 
 def _map(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    size = math.prod(shape) * dtype.itemsize
     with file.open("ab") as stream:  # a new file gets its size, one that another process has made stays as it is
-        stream.truncate(math.prod(shape) * dtype.itemsize)
+        stream.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # a hole in a mapped file that finds the disk full ends in SIGBUS
+            os.posix_fallocate(stream.fileno(), 0, size)
     return np.memmap(file, dtype=dtype, mode="r+", shape=shape)

@@ -20,7 +20,7 @@ from study.execution import run_notebook
 from study.files import profile_folder
 from study.runtime import commit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def notebook(folder: Path, source: str) -> Path:
