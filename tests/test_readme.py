@@ -40,6 +40,19 @@ def test_rows_are_what_readme_calls_them() -> None:
         assert ("best on test data" in line) <= (method == best), line
 
 
+def test_readme_states_the_regret_of_english_development_data() -> None:
+    (stated,) = re.findall(r"keeps ([\d.]+) % of the teacher's score less than the best method", README)
+    picks = {(r["student"], r["rule"]): r for r in rows("multilingual", "selection")}
+    assert picks["L3-H384", "development"]["method"] == "od" and picks["L3-H384", "development"]["regret"] == stated
+    assert float(picks["L3-H384", "retrieval"]["regret"]) < 1 and float(picks["L4-H192", "retrieval"]["regret"]) < 1
+
+
+def test_readme_is_short_and_its_first_command_is_near_the_top() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 110 and len(README.split()) <= 1000
+    assert next(place for place, line in enumerate(lines, start=1) if line.startswith("make ")) < 30
+
+
 def test_readme_states_every_verdict() -> None:
     english = {r["claim"]: r["verdict"] for r in rows("english", "verdicts")}
     multilingual = {r["claim"]: r["verdict"] for r in rows("multilingual", "verdicts")}

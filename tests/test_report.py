@@ -32,7 +32,7 @@ from study.analysis.figures.style import save
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
-from study.analysis.report import write_report
+from study.analysis.report import CHOOSER, write_report
 from study.descriptions import Comparison
 from study.execution import run_notebook
 from study.params import read_yaml
@@ -40,7 +40,7 @@ from study.plan import ANALYSES, write_plan
 
 REPOSITORY = Path(__file__).parents[1]
 FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
-TABLES = {"verdicts", "contrasts", "differences", "aggregates", "per_task", "costs", "distillation"}
+TABLES = {"verdicts", "contrasts", "differences", "aggregates", "per_task", "costs", "distillation", "selection"}
 
 
 class Page(HTMLParser):
@@ -91,7 +91,7 @@ def pages(study):
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
         patch.chdir(study.plan.root)
         index = write_report(study.plan)
-    return {path.name: Page(path) for path in index.parent.glob("*.html")}
+    return {path.name: Page(path) for path in index.parent.glob("*.html") if path.name != CHOOSER}
 
 
 def words_of(page: Page) -> str:

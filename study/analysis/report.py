@@ -12,6 +12,7 @@ import nbformat
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
+from study.analysis.chooser import write_chooser
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI
 from study.analysis.numbers.analysis import analyse
@@ -23,6 +24,7 @@ from study.files import Layout, StudyError, write_file
 from study.plan import ANALYSES, Plan
 
 INDEX = "80_report"
+CHOOSER = "explore.html"
 TEMPLATE = Path(__file__).with_name("page.html")
 #: Result files of a setting beside those of its models.
 OTHER_RESULTS = ("latency", "tasks", "corpus", "representations")
@@ -45,7 +47,9 @@ class Page:
 
 
 def write_report(plan: Plan) -> Path:
-    """Write ``reports/html`` of the plan's profile: index.html and a page per analysis and setting; return the index.
+    """Write ``reports/html`` of the plan's profile: index.html, explore.html, a page per analysis and setting.
+
+    Returns the index.
 
     The index is notebooks/80_report.ipynb, executed here; the other pages are the executed analyses in
     ``runs/analyses``. Pages hold no picture of their own: they show the files of figures beside them. Nothing in them
@@ -68,14 +72,17 @@ def write_report(plan: Plan) -> Path:
             pages.append(Page(f"{name}_{setting}.html", title, executed, notebook, [layout.analysis(name)], files))
 
     html = plan.folder / "reports" / "html"
+    titles = {page.name: page.title for page in pages}
+    analyses = [analyse(comparison, layouts[comparison.setting]) for comparison in plan.of(Comparison)]
+    write_chooser(plan, analyses, html / CHOOSER, titles)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     for page in pages:
-        title, content = notebook_page(page.executed, page.folders, html)
+        heading, content = notebook_page(page.executed, page.folders, html)
         text = template.render(
-            title=title,
+            title=f"{heading}: {page.title} of profile {plan.profile}",
             content=Markup(content),
-            pages={other.name: other.title for other in pages},
+            pages=titles | {CHOOSER: "choose a student"},
             here=page.name,
             notebook=_link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html),
             files={heading: [_link(file, html) for file in files] for heading, files in page.files.items()},

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from study.analysis.numbers import ablations, claims, recommendation, statistics, tables
+from study.analysis.numbers import ablations, claims, recommendation, selection, statistics, tables
 from study.analysis.numbers.results import Results, load_results, macro
 from study.descriptions import Comparison
 from study.files import Layout
@@ -75,6 +75,11 @@ class Analysis:
     def recommendation(self) -> pd.DataFrame:
         """:func:`recommendation.recommendation`."""
         return recommendation.recommendation(self.results, self.headline, self.scores)
+
+    @cached_property
+    def selection(self) -> pd.DataFrame:
+        """:func:`selection.selection`."""
+        return selection.selection(self.results, self.summary)
 
     @cached_property
     def per_task(self) -> pd.DataFrame:

@@ -252,11 +252,13 @@ def comparison_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
     scores = analysis.per_task.copy()
     for column in ("retained", "retained_low", "retained_high"):
         scores[column.replace("retained", "retained_percent")] = (100 * scores.pop(column)).round(1)
+    picked = {"retained": 1, "floor": 1, "regret": 1, "rank_correlation": 2}
     digits = {"mlm_loss": 4, "mlm_accuracy": 4, "last_interval_percent": 2}
     written = {
         "per_task": scores.round(4),
         "costs": analysis.costs.round(3),
         "distillation": analysis.distillation.round(digits),
+        "selection": analysis.selection.round(picked),
     }
     if not analysis.per_language.empty:
         written["per_language"] = analysis.per_language.round(4)

@@ -1,0 +1,138 @@
+"""The page to choose on: what a browser shows of it, offline, is what the tables say."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from constructed_results import METRICS, SPLITS, latency_result, make_study, run_result, write
+
+from study import resolve
+from study.analysis.chooser import write_chooser
+from study.analysis.numbers.statistics import difference, estimate, of_method, replicates
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+STUDENTS = ("L3-H384", "L3-H192")
+TEST = {"none": (0.50, 0.40), "mlm": (0.46, 0.52), "od": (0.60, 0.55)}
+DEVELOPMENT = {"none": (0.50, 0.40), "mlm": (0.70, 0.50), "od": (0.60, 0.60)}
+
+
+def page(root: Path, seeds: tuple[int, ...]):
+    """A study with scores that differ by task, fine-tuning and distillation seed, and its page."""
+    made = make_study(root, list(TEST), STUDENTS, seeds)
+    made.layout.results.mkdir(parents=True)
+    write(made.layout.results / "teacher.json", run_result("teacher", "teacher", 0, 0.8))
+    write(made.layout.results / "latency.json", latency_result(STUDENTS))
+    write(made.layout.results / "tasks.json", SPLITS)
+    for place, method in enumerate(TEST):
+        for student, test, development in zip(STUDENTS, TEST[method], DEVELOPMENT[method], strict=True):
+            for seed in seeds:
+                result = run_result(method, student, seed, test + 0.004 * ((place + 2 * seed) % 3), development)
+                for number, task in enumerate(result["tasks"].values()):
+                    for run in task["runs"]:
+                        run["test"][task["metric"]] += 0.002 * ((number + place + run["seed"]) % 3)
+                if method == "od":
+                    result["tasks"]["sts-b"]["runs"][0]["test"]["spearman"] -= 0.2
+                write(made.layout.results / f"{method}_{student}_{seed}.json", result)
+    analysis = made.analyse()
+    return analysis, write_chooser(made.plan, [analysis], root / "explore.html", {"index.html": "report"})
+
+
+DRIVER = """
+<script>
+const seen = STEPS.map(step => {
+  for (const [selector, value] of step) {
+    const control = document.querySelector(selector);
+    if (value === "click") control.click();
+    else { control.value = value; control.dispatchEvent(new Event("change")); }
+  }
+  const rows = [...document.querySelectorAll(".row")].map(row => ({ ...row.dataset, text: row.textContent }));
+  return { rows, detail: byId("detail").innerHTML, hash: location.hash };
+});
+const said = document.createElement("pre");
+said.id = "seen";
+said.textContent = btoa(JSON.stringify(seen).replace(/[^\\x00-\\x7f]/g, "?"));
+document.body.append(said);
+</script>
+"""
+
+
+def driven(path: Path, *steps: dict[str, str]) -> list[dict]:
+    """What a browser shows after each step: selector of a control -> its new value, or "click"."""
+    if BROWSER is None:
+        pytest.skip("no chromium here: the page's script cannot be run")
+    copy = path.with_name("driven.html")
+    copy.write_text(path.read_text() + DRIVER.replace("STEPS", json.dumps([list(step.items()) for step in steps])))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path.parent / 'browser'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    return json.loads(base64.b64decode(re.search(r'<pre id="seen">([^<]*)</pre>', done.stdout)[1]))
+
+
+def chosen(key: str) -> str:
+    return f'[data-key="{key}"]'
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_shares_intervals_floors_and_regrets_are_those_of_the_tables(tmp_path, seeds):
+    analysis, path = page(tmp_path, seeds)
+    table = analysis.summary.set_index(["method", "student"])
+    rules = ("development", "oracle")
+    start, every, *picks = (
+        seen["rows"] for seen in driven(path, {}, *({chosen("rule"): rule} for rule in ("all", *rules)))
+    )
+    assert {row["model"] for row in start} == {"mlm_L3-H384", "od_L3-H192"}
+    shares = [float(row["kept"]) for row in every]
+    assert len(shares) == 4 and shares == sorted(shares, reverse=True)
+    for row in every:
+        method, student = row["model"].split("_")
+        expected = table.loc[(method, student)]
+        for key, column in (("kept", "retained"), ("low", "retained_low"), ("high", "retained_high")):
+            assert float(row[key]) == pytest.approx(100 * expected[column], abs=0.0501), (row["model"], key)
+        assert float(row["floor"]) == pytest.approx(100 * table.loc[("none", student), "retained"], abs=0.0501)
+        doubted = "not shown to be beaten" in row["text"]
+        pair = (of_method(analysis.scores, name, student) for name in (method, "none"))
+        assert doubted == (not estimate(replicates(difference(*pair))).interval()[0] > 0)
+    assert {True, False} == {"not shown to be beaten" in row["text"] for row in every}
+    for rule, rows in zip(rules, picks, strict=True):
+        picked = analysis.selection[analysis.selection["rule"] == rule]
+        regrets = {f"{r.method}_{r.student}": r.regret for r in picked.itertuples()}
+        assert {row["model"]: float(row["regret"]) for row in rows} == pytest.approx(regrets, abs=0.0501)
+
+
+def test_choices_change_the_ranking_and_a_click_leads_to_command_and_path(tmp_path):
+    _, path = page(tmp_path, (1,))
+    fast, alone, clicked, unprobed, nothing = driven(
+        path,
+        {chosen("rule"): "all", chosen("budget"): "5"},  # of 10 and 5 ms
+        {chosen(f"weight.{task}"): "0" for task in METRICS if task != "sts-b"},
+        {'[data-model="mlm_L3-H192"]': "click"},
+        {chosen("rule"): "retrieval"},
+        {chosen("rule"): "all", chosen("weight.sts-b"): "0"},
+    )
+    assert [row["model"] for row in fast["rows"]] == ["od_L3-H192", "mlm_L3-H192"]
+    assert [row["model"] for row in alone["rows"]] == ["mlm_L3-H192", "od_L3-H192"]  # OD is bad at sts-b
+    assert "dvc repro distill@english_mlm_L3-H192_1</code>" in clicked["detail"]
+    assert ">runs/english/students/mlm_L3-H192_1<" in clicked["detail"] and "<polyline" in clicked["detail"]
+    assert 'data-task="sts-b" data-language="en"' in clicked["detail"]
+    assert "model=mlm_L3-H192" in clicked["hash"]
+    assert unprobed["rows"] == [] and nothing["rows"] == []
+
+
+def test_the_page_is_small_loads_nothing_and_is_the_same_from_the_same_results(tmp_path):
+    analysis, path = page(tmp_path, (1,))
+    made = resolve(root=tmp_path)
+    first = path.read_bytes()
+    path.unlink()
+    write_chooser(made, [analysis], path, {"index.html": "report"})
+    assert path.read_bytes() == first and len(first) < 250_000
+    text = first.decode()
+    assert not re.search(r"https?://|\burl\(|@import|fetch\(|XMLHttpRequest|<link|<script[^>]*src", text)
+    (picture,) = re.findall(r'<noscript>.*?<img src="([^"]*)"', text, re.S)
+    assert picture == "reports/comparison/english/quality_latency.png"
