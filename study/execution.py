@@ -49,7 +49,7 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
         """Keeps the exit code, which is gone once nbclient has cleaned up."""
 
         async def _async_is_alive(self) -> bool:
-            code = await self.provisioner.poll() if self.has_kernel else None
+            code = await self.provisioner.poll() if self.has_kernel and self.provisioner else None
             codes.extend([] if code is None else [code])
             return self.has_kernel and code is None
 

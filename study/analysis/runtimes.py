@@ -86,8 +86,10 @@ def choices(result: RuntimesResult, batch_size: int = 1, threads: int = 1) -> pd
 
     Columns: model, method, runtime, precision, score (mean development score of the probe over tasks, 0-100), loss
     (points below the teacher in float32), milliseconds (median), p90, speed_up, megabytes (file), memory_megabytes
-    (process), recommended: trained, and no faster row scores as high. Differences of scores below their sampling error
-    are not told apart by that rule. Source: this study's choice.
+    (process), recommended: trained, above the untrained student of its shape and precision, and no faster row of
+    that kind scores as high. Differences of scores below their sampling error are not told apart by that rule.
+
+    Source: this study's choice.
     """
     timed = timings(result).query("input == @TEXTS and batch_size == @batch_size and threads == @threads")
     sizes = pd.DataFrame([entry.model_dump() for entry in result.footprints]).set_index(["model", "runtime"])
@@ -106,6 +108,8 @@ def choices(result: RuntimesResult, batch_size: int = 1, threads: int = 1) -> pd
     table = pd.DataFrame(rows).sort_values("milliseconds", ascending=False, ignore_index=True)
     whole = table.query("model == 'teacher' and precision == 'fp32'")["score"].iloc[0]
     table.insert(5, "loss", whole - table["score"])
-    able = table["score"].where(table["method"] != FLOOR, float("-inf"))
+    floors = table[table["method"] == FLOOR].groupby(["model", "precision"])["score"].first()
+    floor = table.join(floors.rename("floor"), on=["model", "precision"])["floor"].fillna(float("-inf"))
+    able = table["score"].where((table["method"] != FLOOR) & (table["score"] > floor), float("-inf"))
     best_of_faster = able[::-1].cummax().shift(fill_value=float("-inf"))[::-1]
     return table.assign(recommended=able > best_of_faster)
