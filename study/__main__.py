@@ -21,9 +21,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from study.descriptions import own_data
 from study.execution import end_with_starter, run_notebook
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
-from study.plan import own_data, resolve, write_plan
+from study.plan import resolve, write_plan
 from study.teachers import EMBEDDED_SIZES
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from study.declarations import Hashes, OwnTask, OwnText
+from study.declarations import Declared, Hashes, OwnTask, OwnText, hashes_of
 from study.files import Layout, StudyError
 from study.methods import FastPath, Initialisation, Membership, Method, Section, Sparse
 from study.params import one_line
@@ -317,3 +317,17 @@ def _beside(path: str | Path, kind: type[D]) -> list[D]:
     own, _ = open_description(path, kind)
     files = sorted(Path(path).resolve().parent.glob(f"{own.setting}_*.json"))
     return [other for other, _ in (open_description(file, kind) for file in files) if other.setting == own.setting]
+
+
+def own_data(description: Description) -> dict[str, Declared]:
+    """Texts and tasks of one's own that a description names, by name."""
+    if isinstance(description, TaskData):
+        return dict(description.declared or {})
+    texts = description.texts if isinstance(description, CorpusData) else []
+    return {text.label: text for text in texts if isinstance(text, OwnText)}
+
+
+def with_hashes(description: Description, root: Path) -> Description:
+    """The description with what is in the files of texts and tasks of one's own now."""
+    declared = own_data(description)
+    return description.model_copy(update={"hashes": hashes_of(declared, root)}) if declared else description

@@ -15,7 +15,7 @@ from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
 from study.methods import METHOD, Trained, Untrained, Variant
 from study.teachers import complete
 
-#: Tasks that settings may name as if params declared them.
+#: Tasks and methods that params may name as if they declared them.
 PRESETS = Path(__file__).with_name("presets.yaml")
 
 
@@ -84,7 +84,10 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
     if profile != DEFAULT_PROFILE:
         path = profile_folder(profile, root) / "params.yaml"
         values = merge(values, read_yaml(path))
-    values["tasks"] = read_yaml(PRESETS) | (values.get("tasks") or {})
+    presets = read_yaml(PRESETS)
+    values["tasks"] = presets["tasks"] | (values.get("tasks") or {})
+    if isinstance(values.get("methods"), dict):
+        values["methods"] = values["methods"] | merge(presets["methods"], values["methods"])
     methods, variants = values.get("methods"), values.get("variants") or {}
     try:
         values = values | _with_teachers(values, root)

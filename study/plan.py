@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 
 from study.config import Params
-from study.declarations import Declared, OwnText, hashes_of
+from study.declarations import OwnText
 from study.descriptions import (
     TEACHER,
     Admission,
@@ -36,6 +36,7 @@ from study.descriptions import (
     TaskData,
     TeacherAdaptation,
     Tuning,
+    with_hashes,
 )
 from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder, tuning_folder, write_file
 from study.methods import Method, Trained, Untrained
@@ -372,7 +373,7 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
             f" `python -m study plan {plan.profile}`"
         )
     _check_lock(plan)
-    described = [_with_hashes(d, plan.root) for d in plan.descriptions]
+    described = [with_hashes(d, plan.root) for d in plan.descriptions]
     files = {plan.folder / "plan" / d.stage / f"{d.name}.json": d for d in described}
     for file, description in files.items():
         _update(file, description.model_dump_json(indent=1) + "\n")
@@ -384,20 +385,6 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
         link.unlink(missing_ok=True)
         link.symlink_to(Path(*[".."] * len(plan.folder.relative_to(plan.root).parts), "dvc.yaml"))
     return len(files)
-
-
-def own_data(description: Description) -> dict[str, Declared]:
-    """Texts and tasks of one's own that a description names, by name."""
-    if isinstance(description, TaskData):
-        return dict(description.declared or {})
-    texts = description.texts if isinstance(description, CorpusData) else []
-    return {text.label: text for text in texts if isinstance(text, OwnText)}
-
-
-def _with_hashes(description: Description, root: Path) -> Description:
-    """The description with what is in the files of texts and tasks of one's own now."""
-    declared = own_data(description)
-    return description.model_copy(update={"hashes": hashes_of(declared, root)}) if declared else description
 
 
 def _list(plan: Plan) -> str:

@@ -310,7 +310,7 @@ def readme(folder: Path) -> None:
 
 def test_glue_and_xnli_are_read_as_the_hub_has_them(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    presets = {name: OwnTask.model_validate(own) for name, own in read_yaml(PRESETS).items()}
+    presets = {name: OwnTask.model_validate(own) for name, own in read_yaml(PRESETS)["tasks"].items()}
     assert set(presets) == {*(f"glue-{name}" for name in GLUE), "xnli"}
     for config, (columns, names, _) in GLUE.items():
         splits = ["train", "validation", "test"]
@@ -431,7 +431,7 @@ def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):
         new_study("my-study", "all-minilm-l6-v2", ["sotu"], ["topic"], "en", None)
     for teacher, text, task, message in (
         ("all-minilm-l6-v2", "no/*.txt", "topic", "matches no file"),
-        ("nowhere", "sotu", "topic", "no config.json there"),
+        ("./nowhere", "sotu", "topic", "no such folder"),
         ("all-minilm-l6-v2", "sotu", "irony", "--task irony: unknown"),
         ("all-minilm-l6-v2", "{files: ", "topic", "is not valid YAML"),
     ):
