@@ -51,7 +51,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     names = [
         f"{name}_{s}.html" for name in ("comparison", "ablations", "representations") for s in plan.params.settings
     ]
-    assert set(pages) == {"index.html", *names}
+    assert set(pages) == {"index.html", "explore.html", *names}
     for page in pages.values():
         assert str(tmp_path) not in page  # no path of this machine
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', pages["index.html"]):

@@ -12,6 +12,7 @@ import nbformat
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
+from study.analysis.chooser import explorer
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI
 from study.analysis.numbers.analysis import analyse
@@ -23,7 +24,7 @@ from study.files import Layout, StudyError, write_file
 from study.plan import ANALYSES, Plan
 
 INDEX = "80_report"
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE, EXPLORER = (Path(__file__).with_name(name) for name in ("page.html", "explore.html"))
 #: Result files of a setting beside those of its models.
 OTHER_RESULTS = ("latency", "tasks", "corpus", "representations")
 PICTURE = '<figure>\n<a href="{0}"><img src="{0}" width="{1}" alt="{2}"></a>\n<figcaption>{2}</figcaption>\n</figure>'
@@ -45,11 +46,14 @@ class Page:
 
 
 def write_report(plan: Plan) -> Path:
-    """Write ``reports/html`` of the plan's profile: index.html and a page per analysis and setting; return the index.
+    """Write ``reports/html`` of the plan's profile: the index, explore.html, a page per analysis and setting.
 
     The index is notebooks/80_report.ipynb, executed here; the other pages are the executed analyses in
     ``runs/analyses``. Pages hold no picture of their own: they show the files of figures beside them. Nothing in them
     comes from the clock or from the network, so the same results, figures and notebooks give the same bytes.
+
+    Returns:
+        The index.
 
     Raises:
         StudyError: a result, figure, table or executed notebook is missing, or the folder cannot be written.
@@ -61,6 +65,7 @@ def write_report(plan: Plan) -> Path:
 
     folders = [layout.analysis(name) for layout in layouts.values() for name in ANALYSES]
     pages = [Page("index.html", "report", index, INDEX, folders, _linked(plan))]
+    titles = {"index.html": "report", "explore.html": "choose a student"}
     for setting, layout in layouts.items():
         for name, notebook in ANALYSES.items():
             files = {"Its numbers": sorted(layout.analysis(name).glob("*.csv"))}
@@ -70,12 +75,16 @@ def write_report(plan: Plan) -> Path:
     html = plan.folder / "reports" / "html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    titles |= {page.name: page.title for page in pages}
+    content = explorer(EXPLORER.read_text(encoding="utf-8"), plan)
+    text = template.render(title="Choose a student", content=content, pages=titles, here="explore.html")
+    write_file(html / "explore.html", text + "\n")
     for page in pages:
-        title, content = notebook_page(page.executed, page.folders, html)
+        title, notebook = notebook_page(page.executed, page.folders, html)
         text = template.render(
             title=title,
-            content=Markup(content),
-            pages={other.name: other.title for other in pages},
+            content=Markup(notebook),
+            pages=titles,
             here=page.name,
             notebook=_link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html),
             files={heading: [_link(file, html) for file in files] for heading, files in page.files.items()},

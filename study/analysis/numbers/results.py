@@ -134,8 +134,8 @@ def _results(comparison: Comparison, files: _Files, ablations: Results | None = 
     for method, student, seed in [(TEACHER, TEACHER, 0), *comparison.cells()]:
         record = files.models[method, student, seed]
         run = {"setting": comparison.setting, "method": method, "student": student, "distillation_seed": seed}
-        scores += _score_rows(run, record, comparison.tasks)
-        probes += _probe_rows(run, record, comparison.tasks)
+        scores += score_rows(run, record, comparison.tasks)
+        probes += probe_rows(run, record, comparison.tasks)
         runs.append({"profile": comparison.profile} | run | _run_columns(comparison, record))
         curves += [run | point.model_dump() for point in (record.distillation.curve if record.distillation else [])]
     latency = files.latency
@@ -176,7 +176,8 @@ def _run_columns(comparison: Comparison, record: RunResult) -> dict[str, Any]:
     )
 
 
-def _score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> list[dict[str, Any]]:
+def score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> list[dict[str, Any]]:
+    """Rows of :attr:`Results.scores` that a result file gives; ``run`` has what identifies them."""
     rows = []
     for name in tasks:
         if name in record.probes:
@@ -203,7 +204,8 @@ def _score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
     return rows
 
 
-def _probe_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> list[dict[str, Any]]:
+def probe_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> list[dict[str, Any]]:
+    """Rows of :attr:`Results.probes` that a result file gives, as :func:`score_rows`."""
     return [
         run
         | {"task": task, "metric": probe.metric, "language": language, "test": values[probe.metric]}
