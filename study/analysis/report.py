@@ -77,12 +77,14 @@ def write_report(plan: Plan) -> Path:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     titles |= {page.name: page.title for page in pages}
     content = explorer(EXPLORER.read_text(encoding="utf-8"), plan)
-    text = template.render(title="Choose a student", content=content, pages=titles, here="explore.html")
+    text = template.render(
+        title=f"Choose a student ({plan.profile})", content=content, pages=titles, here="explore.html"
+    )
     write_file(html / "explore.html", text + "\n")
     for page in pages:
         title, notebook = notebook_page(page.executed, page.folders, html)
         text = template.render(
-            title=title,
+            title=f"{title} ({page.title}, {plan.profile})",
             content=Markup(notebook),
             pages=titles,
             here=page.name,
