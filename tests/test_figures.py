@@ -7,13 +7,16 @@ import json
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from constructed_results import HEAD, add_languages, make_study, results_of_scores, several_languages, write_grid
 from matplotlib.colors import to_rgb
+from matplotlib.text import Annotation
 
 from study import StudyError
 from study.analysis.figures import ablations, style
 from study.analysis.figures import comparison as figures
+from study.analysis.figures import methods as of_methods
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import HS
 from study.analysis.numbers.results import load_tuning
@@ -51,6 +54,8 @@ def test_every_method_and_student_is_named(results, name):
 def test_every_student_is_named_beside_its_points(results):
     (axes,) = figures.quality_latency(results).axes
     assert {text.get_text() for text in axes.texts} == {"L3-H384\n10 ms", "L3-H192\n5 ms", "teacher\n20 ms"}
+    places = {line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "None"}
+    assert places == {10, 5, 20}  # every method of a student is where its student is
 
 
 def test_the_heatmap_shows_percent_of_the_teacher(results):
@@ -191,3 +196,17 @@ def test_an_unwritable_folder_is_one_line(results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="cannot be written"):
         style.save(figures.quality_heatmap(results), tmp_path / "file", "quality_heatmap")
+
+
+def test_an_arrow_leads_from_every_mapped_teacher_layer_to_its_student_layer():
+    figure = of_methods.mappings({"last": {2: (3,)}, "two": {1: (1, 2), 2: (3,)}}, 3, 2)
+    last, two = figure.axes
+    notes = [[note for note in axes.texts if isinstance(note, Annotation)] for axes in (last, two)]
+    arrows = [[(note.xyann[1], note.xy[1]) for note in own] for own in notes]
+    assert arrows == [[(3, 3)], [(1, 1), (2, 1), (3, 3)]]  # three teacher layers at 1, 2, 3; two of the student at 1, 3
+
+
+def test_parts_without_a_gradient_are_left_white():
+    norms = pd.DataFrame({"MLM": [0.5, 2.0], "MHA": [0.25, 0.0]}, index=["1: value", "head"])
+    axes = of_methods.gradients(norms).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.5", "0.25", "2"]

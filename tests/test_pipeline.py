@@ -25,7 +25,7 @@ STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 #: A stage as it stands, or what is repeated of one.
 BODIES = {name: stage.get("do", stage) for name, stage in STAGES.items()}
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-INTERACTIVE = {"70_explore"}  # writes nothing; executed on the smoke results by tests/test_smoke.py
+INTERACTIVE = {"05_methods", "70_explore"}  # they write nothing; executed by tests/test_smoke.py
 BY_THE_REPORT = {"80_report"}
 #: Stages whose cost is minutes or more: they depend on descriptions and never on code.
 EXPENSIVE = ("tasks", "corpus", "teacher", "distill", "evaluate", "represent", "latency")

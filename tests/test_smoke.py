@@ -15,6 +15,18 @@ from pipeline import command, files_below, stages_run
 from study import resolve
 from study.descriptions import Comparison, Evaluation
 
+IPYTHON = ["ipython", "--colors=NoColor"]
+
+
+@pytest.mark.pipeline
+def test_the_notebook_of_methods_needs_nothing_but_the_pinned_wheels(tmp_path):
+    """It asserts that every loss it writes out is the library's; a clone without results has all that it needs."""
+    pipeline.clone(tmp_path)
+    outcome = command(tmp_path / "notebooks", *IPYTHON, "05_methods.ipynb", seconds=600, PYTHONPATH=str(tmp_path))
+    assert outcome.returncode == 0 and "Error" not in outcome.stdout, outcome.stdout[-2000:] + outcome.stderr[-2000:]
+    assert outcome.stdout.count("<Figure size") == 6
+    assert command(tmp_path, "git", "status", "--porcelain").stdout == ""
+
 
 @pytest.mark.pipeline
 def test_the_smoke_profile_end_to_end(tmp_path):
@@ -51,7 +63,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     names = [
         f"{name}_{s}.html" for name in ("comparison", "ablations", "representations") for s in plan.params.settings
     ]
-    assert set(pages) == {"index.html", *names}
+    assert set(pages) == {"index.html", "explore.html", *names}
     for page in pages.values():
         assert str(tmp_path) not in page  # no path of this machine
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', pages["index.html"]):
@@ -59,8 +71,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
 
     # The interactive notebook has something to show of these results. IPython runs it: papermill's client now and then
     # waits for ever for a widget's answer (jupyter/nbclient#312).
-    ipython = ["ipython", "--colors=NoColor", "70_explore.ipynb"]
-    outcome = command(tmp_path / "notebooks", *ipython, seconds=600, PYTHONPATH=str(tmp_path))
+    outcome = command(tmp_path / "notebooks", *IPYTHON, "70_explore.ipynb", seconds=600, PYTHONPATH=str(tmp_path))
     assert outcome.returncode == 0 and "Error" not in outcome.stdout, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     shown = ("<Figure size", "teacher layer", "[MASK] rank")
     assert all(text in outcome.stdout for text in shown) and outcome.stdout.count("interactive(") == 3

@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -42,9 +41,8 @@ CAPTIONS = {
     "quality_heatmap": "Share of the teacher's macro test score that each method's student retains, in percent, with"
     " its 95 % interval below. A frame marks each student's best method on development data.",
     "quality_latency": "Macro test score against the median latency of one sequence. Methods of one student have the"
-    " same latency: they are set side by side, the one chosen on development data at the true place. Bars are 95 %"
-    " intervals, dots single distillation seeds where there are several. The line is the Pareto front of the chosen"
-    " methods and the teacher.",
+    " same latency. The one chosen on development data is large, with a black edge and its 95 % interval. The line is"
+    " the Pareto front of the chosen methods and the teacher.",
     "per_task": "Test score of every method in every task. Ticks are single fine-tuning runs (means over the task's"
     " languages), marks their mean; the dashed line is the teacher, the dotted ones are the untrained students.",
     "per_language": "Test score by language of every task that has several, × 100. Fine-tuning saw the first alone.",
@@ -109,9 +107,6 @@ def quality_latency(analysis: Analysis) -> Figure:
     measured = analysis.results.latency.sort_values(["batch_size", "threads"], kind="stable")
     measured = measured.groupby("student").first()
     latency = 1000 * measured["median_seconds"]
-    ordered = latency[[*students, TEACHER]].sort_values()
-    span = ordered.iloc[-1] - ordered.iloc[0]
-    width = np.clip(0.75 * ordered.diff().min(), 0.12 * span, 0.2 * span)
 
     figure = new_figure(4.6)
     axes = figure.subplots()
@@ -119,22 +114,25 @@ def quality_latency(analysis: Analysis) -> Figure:
     front = chosen.sort_values(["latency", "test"], ascending=[True, False])
     front = front[front["test"] > front["test"].cummax().shift(fill_value=-np.inf)]
     axes.plot(front["latency"], 100 * front["test"], color=PALE, linewidth=1.5, zorder=1)
-    for student in students:
-        best = chosen.loc[chosen["student"] == student, "method"]
-        others = [method for method in look if method not in set(best)]
-        order = [*others[: len(others) // 2], *best, *others[len(others) // 2 :]]
-        center = order.index(best.item()) if len(best) else (len(order) - 1) / 2
-        for place, method in enumerate(order):
-            _score(axes, analysis, method, student, latency[student] + width * (place - center) / len(order))
-    _score(axes, analysis, TEACHER, TEACHER, latency[TEACHER])
-    tops = table.assign(top=table[["test", "test_high"]].max(axis=1)).groupby("student")["top"].max()
-    for model, x in latency[[*students, TEACHER]].items():
+    tops: dict[str, float] = {}
+    for row in table.itertuples():
+        style, best = look.get(row.method) or Style("teacher", "black", "o"), row.selected or row.method == TEACHER
+        looks: dict[str, Any] = (
+            {"markersize": 8, "markeredgecolor": "black"} if best else {"markersize": 6, "markeredgecolor": "white"}
+        )
+        x, y, low, high = latency[row.student], 100 * row.test, 100 * row.test_low, 100 * row.test_high
+        if best:
+            axes.vlines(x, low, high, color=style.color, linewidth=1, zorder=2)
+        axes.plot(x, y, style.marker, color=style.color, markeredgewidth=0.6, zorder=4 if best else 3, **looks)
+        tops[row.student] = max(tops.get(row.student, y), np.nanmax([y, high]) if best else y)
+    ordered = latency[[*students, TEACHER]].sort_values()
+    for place, (model, x) in enumerate(ordered.items()):
         axes.annotate(
             f"{model}\n{x:.3g} ms",
-            (x, 100 * tops[model]),
-            (4, 5),
+            (x, tops[model]),
+            (0, 5),
             textcoords="offset points",
-            ha="right",
+            ha="left" if 0 < place < len(ordered) - 1 else "right",
             va="bottom",
             fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
@@ -150,19 +148,6 @@ def quality_latency(analysis: Analysis) -> Figure:
     handles += [handle("teacher", "black", "o"), handle("Pareto front", PALE, linestyle="-")]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     return figure
-
-
-def _score(axes: Axes, analysis: Analysis, method: str, student: str, x: float) -> None:
-    """One model of :func:`quality_latency`: mean, interval, and distillation seeds where there are several."""
-    style = Style("teacher", "black", "o") if method == TEACHER else styles(analysis.comparison)[method]
-    runs, table = analysis.macro, analysis.summary
-    single = runs[(runs["method"] == method) & (runs["student"] == student)]["test"]
-    mean = table[(table["method"] == method) & (table["student"] == student)].iloc[0]
-    axes.vlines(x, 100 * mean["test_low"], 100 * mean["test_high"], color=style.color, linewidth=1, zorder=2)
-    if len(single) > 1:
-        axes.plot([x] * len(single), 100 * single, linestyle="", marker=".", markersize=3, color=style.color, zorder=2)
-    axes.plot(x, 100 * mean["test"], linestyle="", marker=style.marker, markersize=7, color=style.color,
-              markeredgecolor="white", markeredgewidth=0.6, zorder=3)  # fmt: skip
 
 
 @matplotlib.rc_context(LOOK)
