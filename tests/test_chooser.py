@@ -16,6 +16,7 @@ from study import StudyError
 from study.analysis import chooser
 from study.analysis.chooser import choices, explorer
 from study.analysis.report import EXPLORER, TEMPLATE
+from study.descriptions import BudgetCells
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 #: After the page's own script: each step is set and the ranking read; then what was loaded is listed.
@@ -122,6 +123,25 @@ def test_the_data_hold_every_language_probe_and_budget(tmp_path):
     assert topic == pytest.approx([0.82, 0.82], abs=0.03) and sum(topic) / 2 == pytest.approx(0.82)
     assert {model["names"][0] for model in data["models"] if model["method"] == "mlm"} >= {"mlm_L3-H384_1"}
     assert sum(model["chosen"] for model in data["models"]) == len(data["students"])
+
+
+def test_other_budgets_have_students_of_their_own(tmp_path):
+    made = make_study(tmp_path, ["none", "mlm"], ("L3-H384",))
+    folder = write_grid(made)
+    content = json.loads((folder / "mlm_L3-H384_1.json").read_text()) | {"budget": "large"}
+    for run in content["tasks"]["topic"]["runs"]:
+        run["test"] = {name: 0.125 for name in run["test"]}
+    write(folder / "mlm_L3-H384_1_large.json", content)
+    cells = BudgetCells(tokens=3_000_000, methods=["mlm"], seeds=[1])
+    made = made._replace(comparison=made.comparison.model_copy(update={"budgets": {"large": cells}}))
+    data = choices(made.analyse(), made.layout)
+    assert data["budgets"] == {"base": made.comparison.tokens, "large": 3_000_000}
+    (large,) = (model for model in data["models"] if model["budget"] == "large")
+    assert large["names"] == ["mlm_L3-H384_1_large"] and set(large["scores"]["topic"]["en"][0]) == {0.125}
+    assert not large["chosen"]
+    write(folder / "mlm_L3-H384_1_large.json", content | {"budget": "base"})
+    with pytest.raises(StudyError, match="budget = 'base'; at this place allowed: 'large'"):
+        choices(made.analyse(), made.layout)
 
 
 def test_names_close_no_tag_and_the_same_results_give_the_same_bytes(tmp_path, monkeypatch):
