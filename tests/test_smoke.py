@@ -15,16 +15,16 @@ from pipeline import command, files_below, stages_run
 from study import resolve
 from study.descriptions import Comparison, Evaluation
 
-IPYTHON = ["ipython", "--colors=NoColor"]
-
 
 @pytest.mark.pipeline
 def test_the_notebook_of_methods_needs_nothing_but_the_pinned_wheels(tmp_path):
     """It asserts that every loss it writes out is the library's; a clone without results has all that it needs."""
     pipeline.clone(tmp_path)
-    outcome = command(tmp_path / "notebooks", *IPYTHON, "05_methods.ipynb", seconds=600, PYTHONPATH=str(tmp_path))
-    assert outcome.returncode == 0 and "Error" not in outcome.stdout, outcome.stdout[-2000:] + outcome.stderr[-2000:]
-    assert outcome.stdout.count("<Figure size") == 6
+    executed = tmp_path / "scratch" / "executed.ipynb"
+    arguments = ["run", "notebooks/05_methods.ipynb", "--executed", str(executed)]
+    outcome = command(tmp_path, sys.executable, "-m", "study", *arguments, seconds=600)
+    assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
+    assert executed.read_text().count('"image/png"') == 6
     assert command(tmp_path, "git", "status", "--porcelain").stdout == ""
 
 
@@ -71,7 +71,8 @@ def test_the_smoke_profile_end_to_end(tmp_path):
 
     # The interactive notebook has something to show of these results. IPython runs it: papermill's client now and then
     # waits for ever for a widget's answer (jupyter/nbclient#312).
-    outcome = command(tmp_path / "notebooks", *IPYTHON, "70_explore.ipynb", seconds=600, PYTHONPATH=str(tmp_path))
+    ipython = ["ipython", "--colors=NoColor", "70_explore.ipynb"]
+    outcome = command(tmp_path / "notebooks", *ipython, seconds=600, PYTHONPATH=str(tmp_path))
     assert outcome.returncode == 0 and "Error" not in outcome.stdout, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     shown = ("<Figure size", "teacher layer", "[MASK] rank")
     assert all(text in outcome.stdout for text in shown) and outcome.stdout.count("interactive(") == 3

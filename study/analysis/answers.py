@@ -19,21 +19,19 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler:
     rows = []
     for analysis in analyses:
         for row in analysis.recommendation.to_dict("records"):
-            alike = ", ".join(label(method) for method in row["alike"])
-            alike = f" (not told apart from {alike})" if alike else ""
-            because = f"{'' if row['recommended'] else 'no: '}{row['because']}"
+            others = f" or {len(row['alike'])} not told apart from it" if row["alike"] else ""
             kept = f"{number(row['retained'], 1)} %{interval(row['retained_low'], row['retained_high'], 1)}"
             rows.append(
                 {
                     "setting": analysis.setting.capitalize(),
-                    "if a sequence may take": f"{number(row['budget_ms'], 1)} ms",
-                    "of the teacher's time": f"1 / {number(row['speed_up'], 1)}",
                     "take": row["student"] if row["recommended"] else f"({row['student']})",
-                    "recommended": because or "yes",
-                    "distilled by": f"{label(row['method'])}{alike}",
+                    "distilled by": f"{label(row['method'])}{others}",
                     "teacher's score kept": kept,
                     "by the floor": f"{number(row['floor'], 1)} %" if pd.notna(row["floor"]) else NOTHING,
+                    "if a sequence may take": f"{number(row['budget_ms'], 1)} ms",
+                    "of the teacher's time": f"1 / {number(row['speed_up'], 1)}",
                     "points lost": number(row["loss"], 1),
+                    "recommended": f"{'' if row['recommended'] else 'no: '}{row['because']}" or "yes",
                 }
             )
     groups = [row["setting"] for row in rows]

@@ -117,9 +117,7 @@ def quality_latency(analysis: Analysis) -> Figure:
     tops: dict[str, float] = {}
     for row in table.itertuples():
         style, best = look.get(row.method) or Style("teacher", "black", "o"), row.selected or row.method == TEACHER
-        looks: dict[str, Any] = (
-            {"markersize": 8, "markeredgecolor": "black"} if best else {"markersize": 6, "markeredgecolor": "white"}
-        )
+        looks: dict[str, Any] = {"markersize": 8 if best else 6, "markeredgecolor": "black" if best else "white"}
         x, y, low, high = latency[row.student], 100 * row.test, 100 * row.test_low, 100 * row.test_high
         if best:
             axes.vlines(x, low, high, color=style.color, linewidth=1, zorder=2)
