@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from study.data.pretrained import load_tokenizer, save_model
+from study.data.pretrained import load_tokenizer
 from study.data.tasks import Task, find_task
 from study.descriptions import Evaluation, Run
 from study.evaluation.finetune import Collator, MeanPoolingClassifier, finetune, splits_without_test
@@ -19,20 +18,20 @@ from study.evaluation.metrics import task_metrics
 from study.files import Layout, StudyError, write_file, write_json
 from study.plan import Plan
 from study.records import RunResult, read_record
-from study.shipping import mean_pooling
 from study.shipping.card import provenance_section
 from study.shipping.export import draft_of, find, trained
-from study.shipping.formats import MODEL, name_tokenizer, quantise, write_onnx
+from study.shipping.formats import MODEL, WRITERS, quantise, write_onnx
 from study.shipping.parity import evaluation_of, extra
 
-FORMATS = ("transformers", "onnx", "onnx-int8")
+FORMATS = ("sentence-transformers", "onnx", "onnx-int8")
 #: The largest share of development texts whose label an export may change. Source: this study's choice.
 CHANGED = 0.05
 _USE = {
-    "transformers": """from transformers import pipeline
+    "sentence-transformers": """from sentence_transformers import SentenceTransformer
 
-classify = pipeline("text-classification", folder, trust_remote_code=True)  # runs mean_pooling.py of this folder
-classify("A text.")""",
+classify = SentenceTransformer(folder)
+logits = classify.encode(["A text."])
+classify[0].auto_model.config.id2label[int(logits[0].argmax())]""",
     "onnx": """from onnxruntime import InferenceSession
 from transformers import AutoConfig, AutoTokenizer
 
@@ -46,8 +45,8 @@ AutoConfig.from_pretrained(folder).id2label[int(logits[0].argmax())]""",
 def export_classifier(plan: Plan, name: str, task: str, kind: str, to: Path | None = None) -> Path:
     """Fine-tune a trained student on a task as the study does, first seed, and write it as a classifier.
 
-    ``transformers``: for ``AutoModelForSequenceClassification`` with ``trust_remote_code``, since no class of
-    transformers pools by the mean. ``onnx``, ``onnx-int8``: ``model.onnx`` from token ids and mask to ``logits``.
+    ``sentence-transformers``: encoder, pooling by the mean, which no class of transformers has, and a linear layer;
+    ``encode`` gives logits. ``onnx``, ``onnx-int8``: ``model.onnx`` from token ids and mask to ``logits``.
 
     Args:
         task: one of single texts and classes that the run is evaluated on.
@@ -73,12 +72,12 @@ def export_classifier(plan: Plan, name: str, task: str, kind: str, to: Path | No
         kept: list[MeanPoolingClassifier] = []
         seed, rate = description.finetuning.seeds[0], _learning_rate(description, layout, task)
         finetune(description, source, learnt, splits, tokenizer, seed, rate, look_at_test=False, keep=kept.append)
-        model = _with_labels(kept[0].eval(), learnt.labels or ())
-        _write(model, tokenizer, kind, folder)
+        model = _Classifier(kept[0], learnt.labels or ()).eval()
+        _write(model, tokenizer, kind, folder, layout)
         collate = Collator(tokenizer, description.finetuning.pad_to_multiple_of)
         labels = np.array(splits["development"]["labels"])
         pair = [_logits(model, splits["development"], collate)]
-        pair.append(_logits(_loaded(folder, kind, model), splits["development"], collate))
+        pair.append(_logits(_loaded(folder, kind), splits["development"], collate))
         scores = [task_metrics(learnt, logits, labels)[learnt.metric] for logits in pair]
         changed = float(np.mean(pair[0].argmax(axis=1) != pair[1].argmax(axis=1)))
         said = (
@@ -104,48 +103,49 @@ def _learning_rate(description: Evaluation, layout: Layout, task: str) -> float:
     return rates[0]
 
 
-def _with_labels(model: MeanPoolingClassifier, labels: tuple[str, ...]) -> Any:
-    config = model.encoder.config
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {name: index for index, name in enumerate(labels)}
-    classifier = mean_pooling.MeanPoolingForSequenceClassification(config)
-    parts = {"encoder": model.encoder, "output": model.output}
-    for part, trained_part in parts.items():
-        getattr(classifier, part).load_state_dict(trained_part.state_dict())
-    config.architectures = [type(classifier).__name__]
-    return classifier.eval()
+class _Classifier(nn.Module):
+    """An encoder, the mean of its last states over real tokens and a linear layer: (B, T) ids to logits (B, labels)."""
 
-
-class _Logits(nn.Module):
-    def __init__(self, classifier: nn.Module):
+    def __init__(self, model: MeanPoolingClassifier, labels: tuple[str, ...]):
         super().__init__()
-        self.classifier = classifier
+        self.encoder: Any = model.encoder
+        self.output: Any = model.output
+        self.encoder.config.id2label = dict(enumerate(labels))
+        self.encoder.config.label2id = {name: index for index, name in enumerate(labels)}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask[..., None].to(states.dtype)
+        return self.output((states * weights).sum(dim=1) / weights.sum(dim=1))
 
 
-def _write(model: Any, tokenizer: Any, kind: str, folder: Path) -> None:
-    file = Path(str(mean_pooling.__file__))
-    if kind == "transformers":
-        model.config.auto_map = {"AutoModelForSequenceClassification": f"{file.stem}.{type(model).__name__}"}
-        save_model(model, tokenizer, folder)
-        name_tokenizer(folder)
-        shutil.copyfile(file, folder / file.name)
+def _write(model: _Classifier, tokenizer: Any, kind: str, folder: Path, layout: Layout) -> None:
+    if kind == "sentence-transformers":
+        with extra():
+            from sentence_transformers import SentenceTransformer
+            from sentence_transformers.sentence_transformer.modules import Dense
+        with tempfile.TemporaryDirectory() as plain:
+            WRITERS[kind](model.encoder, tokenizer, Path(plain), layout)
+            encoder = SentenceTransformer(plain, device="cpu")
+            width, labels = model.output.in_features, model.output.out_features
+            encoder.append(Dense(width, labels, activation_function=nn.Identity()))
+            encoder[-1].linear.load_state_dict(model.output.state_dict())  # type: ignore[union-attr, operator]
+            encoder.save(str(folder), create_model_card=False)
         return
     model.encoder.set_attn_implementation("eager")
-    write_onnx(_Logits(model), model.config, "logits", tokenizer, folder)
+    write_onnx(model, model.encoder.config, "logits", tokenizer, folder)
     if kind == "onnx-int8":
         whole = (folder / MODEL).rename(folder / "whole.onnx")
         quantise(whole, folder / MODEL)
         whole.unlink()
 
 
-def _loaded(folder: Path, kind: str, model: Any) -> Any:
-    if kind == "transformers":
-        return type(model).from_pretrained(folder, config=AutoConfig.from_pretrained(folder)).eval()
+def _loaded(folder: Path, kind: str) -> Any:
     with extra():
         from onnxruntime import InferenceSession
+        from sentence_transformers import SentenceTransformer
+    if kind == "sentence-transformers":
+        return SentenceTransformer(str(folder), device="cpu").eval()
     return InferenceSession(str(folder / MODEL), providers=["CPUExecutionProvider"])
 
 
@@ -156,8 +156,10 @@ def _logits(model: Any, rows: Any, collate: Collator) -> np.ndarray:
     for row in rows:
         batch = collate([{"input_ids": row["input_ids"]}])
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        if isinstance(model, nn.Module):
-            found.append(model(**inputs).logits.numpy())
+        if isinstance(model, _Classifier):
+            found.append(model(**inputs).numpy())
+        elif isinstance(model, nn.Module):
+            found.append(model(inputs)["sentence_embedding"].numpy())
         else:
             found.append(model.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
     return np.concatenate(found)
@@ -165,13 +167,14 @@ def _logits(model: Any, rows: Any, collate: Collator) -> np.ndarray:
 
 def _card(plan: Plan, run: Run, task: Task, kind: str, said: str, layout: Layout) -> str:
     teacher, labels = plan.params.settings[run.setting].teacher.name, task.labels or ()
-    head = "---\nlicense: other\nlibrary_name: transformers\npipeline_tag: text-classification\n"
+    library = "sentence-transformers" if kind == "sentence-transformers" else "onnx"
+    head = f"---\nlicense: other\nlibrary_name: {library}\npipeline_tag: text-classification\n"
     parts = [
         f"{head}base_model: {teacher}\n---\n",
         f"# {run.name}, fine-tuned on {task.name}\n",
         f"A classifier of texts ({task.citation}) into {', '.join(labels)}: a student distilled from `{teacher}`"
         " under one linear layer over the mean of its last states.\n",
-        f"```python\n{_USE['transformers' if kind == 'transformers' else 'onnx']}\n```\n",
+        f"```python\n{_USE.get(kind, _USE['onnx'])}\n```\n",
         f"## Scores\n\n{said[0].upper()}{said[1:]}. Test scores over several seeds are in the study's report.\n",
         "## How to make it again\n\n" + provenance_section(plan, run, layout),
     ]
