@@ -288,12 +288,16 @@ class Params(Section):
                     )
 
     def _batch_has_pairs(self, name: str) -> None:
+        """Similarities within a batch need two sequences, and are others where a batch is accumulated from parts."""
+        if self.distillation.accumulation_steps > 1:
+            raise ValueError(
+                f"distillation.accumulation_steps = {self.distillation.accumulation_steps}: methods.{name} compares the"
+                " sequences of a batch, which has to be read at once; allowed: 1"
+            )
         budgets = {"distillation": self.distillation.batch_size}
         budgets |= {f"budgets.{key}": own.batch_size for key, own in self.budgets.items() if own.batch_size}
         for key, sequences in budgets.items():
-            if sequences // self.distillation.accumulation_steps < 2:
+            if sequences < 2:
                 raise ValueError(
-                    f"{key}.batch_size = {sequences} with accumulation_steps ="
-                    f" {self.distillation.accumulation_steps} leaves methods.{name} one sequence, which has no"
-                    " similarities; allowed: at least 2 a batch"
+                    f"{key}.batch_size = {sequences}: methods.{name} needs similarities; allowed: at least 2"
                 )

@@ -96,5 +96,5 @@ def test_what_the_study_imports_is_declared():
         "ruamel": "ruamel-yaml",
         "PIL": "pillow",
     }
-    used = {packages.get(name, name).lower() for name in imported - ours - set(sys.stdlib_module_names)}
+    used = {normal(packages.get(name, name)) for name in imported - ours - set(sys.stdlib_module_names)}
     assert used - declared == set(), "imported but not declared in pyproject.toml"

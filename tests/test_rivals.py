@@ -127,14 +127,17 @@ def test_the_map_starts_at_the_least_squares_fit_of_single_tokens(tmp_path):
     assert fitted(**batch)["loss"] < drawn(**batch)["loss"]
 
 
-def test_similarities_need_two_sequences_a_batch(tmp_path):
-    alone = {"batch_size": 8, "accumulation_steps": 8}
-    with pytest.raises(ValueError, match="leaves methods.se-relational one sequence.*at least 2 a batch"):
-        tiny.parameters(
-            tmp_path,
-            grid={"methods": ["se-relational"]},
-            distillation=tiny.parameters(tmp_path).distillation.model_dump() | alone,
-        )
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 8, "accumulation_steps": 8}, "accumulation_steps = 8: methods.se-relational .* allowed: 1"),
+        ({"batch_size": 1, "accumulation_steps": 1}, "batch_size = 1: methods.se-relational .* allowed: at least 2"),
+    ],
+)
+def test_similarities_need_two_sequences_read_at_once(tmp_path, changes, message):
+    distillation = tiny.parameters(tmp_path).distillation.model_dump() | changes
+    with pytest.raises(ValueError, match=message):
+        tiny.parameters(tmp_path, grid={"methods": ["se-relational"]}, distillation=distillation)
 
 
 # Attention as it is

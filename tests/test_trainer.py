@@ -17,7 +17,7 @@ def words(tmp_path):
     return tiny.tokenizer(tmp_path / "words")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "se-relational"])  # refused by params
 def test_gradients_under_accumulation_are_those_without(tmp_path, words, method):
     params = tiny.parameters(tmp_path)
     ends, records = [], []
