@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -355,6 +356,33 @@ def test_numbers_of_different_versions_are_not_mixed(study, name, package, versi
 def test_another_patch_of_python_and_another_build_are_the_same_version(study):
     change(study[2] / "od_L3-H192_1.json", environment=ENVIRONMENT | {"python": "3.11.9", "torch": "2.13.0+cpu"})
     assert len(load(study).runs) == 1 + 2 * len(METHODS)
+
+
+def test_one_table_has_one_teacher_corpus_precision_and_revision(study):
+    """The odd one is named, whichever file it is."""
+    for path in (study[2] / "teacher.json", *study[2].glob("*_*.json")):
+        content = json.loads(path.read_text())
+        content["hashes"] = {"teacher": "a", "corpus": "b", "tasks": "c", "weights": path.stem}
+        if content["distillation"]:
+            content["distillation"] |= {"precision": "fp32", "revisions": {"training": 1}}
+        path.write_text(json.dumps(content))
+    load(study)
+    file = study[2] / "od_L3-H192_1.json"
+    whole = json.loads(file.read_text())
+    trained = whole["distillation"]
+    for key, odd in (
+        ("hashes.corpus", whole | {"hashes": whole["hashes"] | {"corpus": "x"}}),
+        ("distillation.precision", whole | {"distillation": trained | {"precision": "bf16"}}),
+        (
+            "distillation.revisions.training",
+            whole | {"distillation": whole["distillation"] | {"revisions": {"training": 2}}},
+        ),
+    ):
+        file.write_text(json.dumps(odd))
+        with pytest.raises(StudyError, match=rf"od_L3-H192_1.*{re.escape(key)} = .*; allowed: .* delete the file"):
+            load(study)
+    file.write_text(json.dumps(whole))
+    load(study)
 
 
 @pytest.mark.parametrize("schema", [1, 3, None])

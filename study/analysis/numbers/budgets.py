@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers import claims
-from study.analysis.numbers.results import FLOOR, check_versions
+from study.analysis.numbers.results import FLOOR, check_mixture, check_versions
 from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
 from study.descriptions import TEACHER, Comparison, model_name
 from study.files import Layout, StudyError, write_file
@@ -68,10 +68,12 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
     scores: list[dict[str, Any]] = []
     training: list[dict[str, Any]] = []
     environments: dict[str, Environment | None] = {}
+    records: dict[str, RunResult] = {}
     for path, (method, student, seed, budget) in zip(paths, cells, strict=True):
         where = {"profile": comparison.profile, "setting": comparison.setting, "budget": budget}
         record = read_record(path, RunResult, **where, method=method, student=student, seed=seed)
         environments[f"{short_name(path)}: environment"] = record.environment
+        records[short_name(path)] = record
         trained = record.distillation if method != TEACHER else None
         tokens = trained.tokens if trained else 0
         run = {"budget": budget, "tokens": tokens, "method": method, "student": student, "seed": seed}
@@ -80,6 +82,7 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
             share = trained.curve[-1].loss / trained.curve[0].loss
             training.append(run | {"learning_rate": trained.learning_rate, "loss_share": share})
     check_versions(environments)
+    check_mixture(records)
     return Budgets(comparison, pd.DataFrame(scores), pd.DataFrame(training))
 
 

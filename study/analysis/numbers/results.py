@@ -125,6 +125,7 @@ def _read(comparison: Comparison, layout: Layout) -> _Files:
         training = record.distillation
         environments[f"{short_name(path)}: distillation.environment"] = training.environment if training else None
     check_versions(environments)
+    check_mixture({short_name(path): record for path, record in zip(paths, models.values(), strict=True)})
     return _Files(models, latency, splits)
 
 
@@ -268,14 +269,35 @@ def _check_latency(name: str, latency: LatencyResult, comparison: Comparison) ->
 
 def check_versions(environments: dict[str, Environment | None]) -> None:
     """Refuse what was made with other versions than most: numbers would not differ by the method alone."""
-    versions = {place: _versions(environment) for place, environment in environments.items() if environment}
-    for package in PACKAGES:
-        counts = Counter(stated[package] for stated in versions.values())
-        (usual, _), *others = counts.most_common()
+    _check_alike({place: _versions(environment) for place, environment in environments.items() if environment})
+
+
+def check_mixture(records: dict[str, RunResult]) -> None:
+    """Refuse models of other data, another precision or other revisions of behaviour than most, by their file's name.
+
+    Raises:
+        StudyError: the first that differs; one line.
+    """
+    places: dict[str, dict[str, Any]] = {}
+    for place, record in records.items():
+        data = {
+            f"hashes.{part}": record.hashes[part] for part in ("corpus", "tasks", "teacher") if part in record.hashes
+        }
+        training = record.distillation
+        trained = {"distillation.precision": training.precision} if training else {}
+        families = {f"distillation.revisions.{k}": v for k, v in training.revisions.items()} if training else {}
+        places[place] = data | trained | families
+    _check_alike(places)
+
+
+def _check_alike(places: dict[str, dict[str, Any]]) -> None:
+    for fact in dict.fromkeys(fact for facts in places.values() for fact in facts):
+        stated = {place: facts[fact] for place, facts in places.items() if fact in facts}
+        (usual, count), *others = Counter(stated.values()).most_common()
         if others:
-            place, stated = next(item for item in versions.items() if item[1][package] != usual)
+            place = next(place for place, value in stated.items() if value != usual)
             raise StudyError(
-                f"{place}.{package} = {stated[package]}; allowed: {usual}, as in {counts[usual]} of {len(versions)}"
+                f"{place}.{fact} = {stated[place]}; allowed: {usual}, as in {count} of {len(stated)}"
                 " places of the comparison; delete the file and run `dvc repro`"
             )
 
