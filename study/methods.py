@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -241,17 +241,14 @@ Method = Annotated[
 #: One of the classes above, chosen by ``objective``.
 METHOD: TypeAdapter[Method] = TypeAdapter(Method)
 
+
+def objective_of(kind: type[BaseModel]) -> str:
+    """The value of ``objective`` that names a class of methods."""
+    return str(get_args(kind.model_fields["objective"].annotation)[0])
+
+
 #: Objectives that a sum may have as parts.
-PARTS = (
-    "masked_language_modelling",
-    "output_distribution",
-    "hidden_state",
-    "sentence_embedding",
-    "attention_relation",
-    "direct_attention",
-    "attention_score",
-    "attention_distribution",
-)
+PARTS = tuple(objective_of(kind) for kind in Trained.__subclasses__() if kind is not Sum)
 
 
 def parts_of(method: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -12,7 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from study.config import Params
 from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
-from study.methods import METHOD, Trained, Untrained, Variant
+from study.methods import METHOD, Trained, Untrained, Variant, objective_of
 from study.teachers import complete
 
 #: Tasks and methods that params may name as if they declared them.
@@ -159,7 +159,7 @@ def one_line(error: ValidationError) -> str:
     """The first mistake of a validation: key, value and what is allowed."""
     first, *others = error.errors(include_url=False)
     kinds: list[type[BaseModel]] = [Untrained, *Trained.__subclasses__()]
-    tags = [get_args(kind.model_fields["objective"].annotation)[0] for kind in kinds]
+    tags = [objective_of(kind) for kind in kinds]
     location = list(first["loc"])
     if len(location) > 2 and location[0] == "methods" and location[2] in tags:
         del location[2]  # pydantic names the objective too
