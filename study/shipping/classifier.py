@@ -135,9 +135,7 @@ def _write(model: _Classifier, tokenizer: Any, kind: str, folder: Path, layout: 
     model.encoder.set_attn_implementation("eager")
     write_onnx(model, model.encoder.config, "logits", tokenizer, folder)
     if kind == "onnx-int8":
-        whole = (folder / MODEL).rename(folder / "whole.onnx")
-        quantise(whole, folder / MODEL)
-        whole.unlink()
+        quantise(folder)
 
 
 def _loaded(folder: Path, kind: str) -> Any:

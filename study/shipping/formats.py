@@ -114,9 +114,7 @@ def _onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 def _onnx_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
     _onnx(model, tokenizer, folder, layout)
-    whole = (folder / MODEL).rename(folder / "whole.onnx")
-    quantise(whole, folder / MODEL)
-    whole.unlink()
+    quantise(folder)
 
 
 def _onnx_int8_static(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
@@ -152,12 +150,14 @@ def _openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
     (folder / MODEL).unlink()
 
 
-def quantise(whole: Path, out: Path) -> None:
-    """ONNX Runtime's dynamic quantisation of a model file: weights in 8 bits, activations as they come."""
+def quantise(folder: Path) -> None:
+    """ONNX Runtime's dynamic quantisation of the model in a folder: weights in 8 bits, activations as they come."""
     with extra():
         from onnxruntime.quantization import QuantType, quantize_dynamic
+    whole = (folder / MODEL).rename(folder / "whole.onnx")
     with _quiet():
-        quantize_dynamic(whole, out, weight_type=QuantType.QInt8)
+        quantize_dynamic(whole, folder / MODEL, weight_type=QuantType.QInt8)
+    whole.unlink()
 
 
 @contextmanager

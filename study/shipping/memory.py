@@ -27,7 +27,7 @@ def serve(runtime: str, folder: str, texts: list[str]) -> None:
         from transformers import AutoModel
 
         dtype = torch.bfloat16 if runtime == "bf16" else torch.float32
-        model = AutoModel.from_pretrained(folder, dtype=dtype, add_pooling_layer=False).eval()
+        model = AutoModel.from_pretrained(folder, dtype=dtype).eval()
         call = torch.compile(model, dynamic=True) if runtime == "compiled" else model
         with torch.inference_mode():
             for text in texts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,22 +73,27 @@ class Parity(BaseModel):
         )
 
 
-class OnnxEncoder(nn.Module):
-    """An exported encoder in ONNX Runtime, to be called as the original is."""
+class ExportedEncoder(nn.Module):
+    """An exported encoder in its own runtime, to be called as the original is.
 
-    def __init__(self, session: Any, config: Any):
+    Args:
+        run: ``input_ids`` and ``attention_mask``, each (B, T) -> last hidden states (B, T, H).
+    """
+
+    def __init__(self, run: Callable[[dict[str, np.ndarray]], np.ndarray], config: Any):
         super().__init__()
-        self.session, self.config = session, config
+        self.run, self.config = run, config
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> BaseModelOutput:
-        _one_text(token_type_ids)
-        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-        return BaseModelOutput(last_hidden_state=torch.from_numpy(self.session.run(None, inputs)[0]))
+        if token_type_ids is not None and token_type_ids.any():
+            raise ValueError("an exported encoder reads one text at a time; allowed: finetuning.pairs = separate")
+        states = self.run({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(states))
 
 
-def onnx_encoder(path: Path, config: PretrainedConfig, threads: int = 1) -> OnnxEncoder:
+def onnx_encoder(path: Path, config: PretrainedConfig, threads: int = 1) -> ExportedEncoder:
     """The model in ``path`` in ONNX Runtime, with the configuration of the original.
 
     Its threads do not wait in a loop for work, so that what runs beside it keeps the processor.
@@ -102,25 +107,11 @@ def onnx_encoder(path: Path, config: PretrainedConfig, threads: int = 1) -> Onnx
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return OnnxEncoder(InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), config)
+    session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ExportedEncoder(lambda inputs: session.run(None, inputs)[0], config)
 
 
-class OpenvinoEncoder(nn.Module):
-    """As :class:`OnnxEncoder`, in OpenVINO."""
-
-    def __init__(self, model: Any, config: Any):
-        super().__init__()
-        self.model, self.config = model, config
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> BaseModelOutput:
-        _one_text(token_type_ids)
-        found = self.model({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
-        return BaseModelOutput(last_hidden_state=torch.from_numpy(found[0].copy()))
-
-
-def openvino_encoder(path: Path, config: PretrainedConfig) -> OpenvinoEncoder:
+def openvino_encoder(path: Path, config: PretrainedConfig) -> ExportedEncoder:
     """The model in ``path`` in OpenVINO, with the configuration of the original.
 
     Raises:
@@ -130,12 +121,8 @@ def openvino_encoder(path: Path, config: PretrainedConfig) -> OpenvinoEncoder:
         import openvino
     # By default OpenVINO computes in bfloat16 where the processor has it.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    return OpenvinoEncoder(openvino.Core().compile_model(path, "CPU", exact), config)
-
-
-def _one_text(token_type_ids: Tensor | None) -> None:
-    if token_type_ids is not None and token_type_ids.any():
-        raise ValueError("an exported encoder reads one text at a time; allowed: finetuning.pairs = separate")
+    model = openvino.Core().compile_model(path, "CPU", exact)
+    return ExportedEncoder(lambda inputs: model(inputs)[0].copy(), config)
 
 
 def deviation(original: nn.Module, exported: nn.Module, sequences: Tensor) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _exported(description: LatencyMeasurement, layout: Layout, folder: Path) -> 
         for kind in ("transformers", "onnx"):
             WRITERS[kind](model, tokenizer, folder / name / kind, layout)
         shutil.copytree(folder / name / "onnx", folder / name / "onnx-int8")
-        quantise(folder / name / "onnx" / MODEL, folder / name / "onnx-int8" / MODEL)
+        quantise(folder / name / "onnx-int8")
         models[name] = model
     return models
 
