@@ -16,6 +16,10 @@ class StudyError(Exception):
     """A mistake a user can mend; shown as one line, without a traceback."""
 
 
+class UnreachableError(StudyError):
+    """Something of the hub of which nothing is on this machine, while the hub cannot be reached."""
+
+
 def find_root(start: Path | None = None) -> Path:
     """The study's folder: the nearest one upward from ``start`` (default: here) with params.yaml beside notebooks/.
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from study.families import FAMILIES, SIZES
-from study.files import StudyError, content_hash, find_root
+from study.files import StudyError, UnreachableError, content_hash, find_root
 
 #: Teachers inside the pinned packages of study.data.sources, and the sizes of each.
 EMBEDDED_SIZES = {"all-minilm-l6-v2": (6, 384, 12, 1536), "multilingual-e5-small": (12, 384, 12, 1536)}
@@ -18,10 +18,6 @@ EMBEDDED_SIZES = {"all-minilm-l6-v2": (6, 384, 12, 1536), "multilingual-e5-small
 ALLOWED = f"allowed: {', '.join(EMBEDDED_SIZES)}, a folder (relative to the project) or a hub name"
 #: Architectures with a language-modelling head, beside those named ...ForMaskedLM.
 WITH_HEAD = ("BertForPreTraining", "ErnieForPreTraining")
-
-
-class UnreachableError(StudyError):
-    """A hub name of which nothing is on this machine, while the hub cannot be reached."""
 
 
 def find_folder(name: str, root: Path | None = None) -> Path | None:

@@ -11,8 +11,8 @@ from pandas.io.formats.style import Styler
 from study.analysis.presentation import styled
 from study.declarations import Origin, OwnTask, OwnText, language_of
 from study.plan import Plan
-from study.revisions import REVISIONS
 from study.sections import TASK_LANGUAGES
+from study.teachers import EMBEDDED_SIZES
 
 EMBEDDED = """\
 * The embedded teachers are contrastively tuned sentence encoders, not freshly pre-trained language models. Their \
@@ -20,7 +20,7 @@ masked-language-modelling head, which output-distribution transfer needs, was fi
 """
 LIMITS = """\
 * The results are about these teachers and these budgets, not about {others}training runs many thousand times longer.
-* One distillation seed per method, where there is no more (the table at the top), leaves intervals that hold the \
+* One distillation seed per method, where there is no more (see what was run), leaves intervals that hold the \
 chance of fine-tuning, not that of initialisation and data order in distillation. Small differences between methods \
 may be chance.
 * The best of several methods looks better than it is, even when it is chosen on development data.
@@ -39,7 +39,7 @@ def materials(plan: Plan) -> Styler:
 def limits(plan: Plan) -> Markdown:
     """What the numbers do not say, of the teachers that were used."""
     used = [plan.params.settings[setting].teacher.name for setting in plan.params.grid.settings]
-    embedded = [name for name in used if _is_embedded(name)]
+    embedded = [name for name in used if name in EMBEDDED_SIZES]
     others = "RoBERTa or XLM-R, nor about " if len(embedded) == len(used) else ""
     return Markdown((EMBEDDED if embedded else "") + LIMITS.format(others=others))
 
@@ -63,7 +63,7 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
         }
 
     teacher = chosen.teacher.name
-    yield row("teacher", teacher.rstrip("/").rpartition("/")[2], None if _is_embedded(teacher) else teacher, "")
+    yield row("teacher", teacher.rstrip("/").rpartition("/")[2], None if teacher in EMBEDDED_SIZES else teacher, "")
     for text in chosen.texts:
         own = text if isinstance(text, OwnText) else None
         yield row("text", own.label if own else str(text), own, language_of(text))
@@ -79,7 +79,3 @@ def _place(origin: Origin) -> str:
         return " ".join(part for part in (origin.dataset, origin.config, origin.revision) if part)
     patterns = origin.patterns() if isinstance(origin, OwnText | OwnTask) else []
     return ", ".join(patterns)
-
-
-def _is_embedded(teacher: str) -> bool:
-    return f"teacher/{teacher}" in REVISIONS

@@ -6,11 +6,11 @@ from itertools import islice
 
 from datasets import config
 
-from study.data.rows import UnreachableError, documents, file_rows
+from study.data.rows import documents, file_rows
 from study.data.tasks.own import features_of, load_own, rows_of, split_parts
 from study.data.texts.own import read_own
 from study.declarations import Declared, OwnTask, OwnText, folder_of, format_of, matching
-from study.files import StudyError
+from study.files import StudyError, UnreachableError
 from study.plan import Plan
 
 #: Tasks whose files are larger together are looked into at the head of each split alone.

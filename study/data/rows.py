@@ -14,7 +14,7 @@ from datasets import Features, config, load_dataset, load_dataset_builder
 from pyarrow import ArrowException
 
 from study.declarations import Origin, folder_of, format_of
-from study.files import StudyError
+from study.files import StudyError, UnreachableError
 
 #: A file of plain text is one document up to this many characters; longer ones are cut at a line's end.
 LONGEST = 1_000_000
@@ -128,10 +128,6 @@ def _table(file: Path, stream: TextIO, kind: str) -> Iterator[Row]:
                 f"{file}: line {reader.line_num} has {len(cells)} cells; allowed: {len(header)}, as the header has"
             )
         yield dict(zip(header, cells, strict=True))
-
-
-class UnreachableError(StudyError):
-    """A data set of the hub, and no connection to it."""
 
 
 class _Reading:

@@ -14,9 +14,9 @@ from study.config import Params
 from study.data.pretrained import check_tokenizer
 from study.data.vocabulary import check_trimmable
 from study.families import family_of, positions
-from study.files import StudyError
+from study.files import StudyError, UnreachableError
 from study.sections import Teacher
-from study.teachers import EMBEDDED_SIZES, UnreachableError, agree, encoder_subfolder, find_folder, read_teacher
+from study.teachers import EMBEDDED_SIZES, agree, encoder_subfolder, find_folder, read_teacher
 
 
 def check_teachers(params: Params, root: Path) -> list[str]:

@@ -20,7 +20,7 @@ class Rule:
 
 
 RULES = {
-    "development": Rule("English development scores", usable=True),
+    "development": Rule("development scores", usable=True),
     "retrieval": Rule("retrieval of translations (test sentences)", usable=False),
     "oracle": Rule("test scores (oracle)", usable=False),
 }
