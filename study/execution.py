@@ -111,21 +111,42 @@ def _ending(codes: list[int]) -> str:
     return f"was ended by {signal.Signals(-code).name}{why}"
 
 
-def _set_environment() -> None:
-    """What a notebook's process inherits: params decide, whatever a launcher, an IDE or another project left there.
+def launched() -> bool:
+    """Whether torchrun, or accelerate launch, started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
-    Its Python and packages are those of this process, its figures are drawn into the notebook, and variables by which
-    launchers of distributed training steer accelerate and PyTorch are taken out.
+
+def forget_launchers(alone: bool = True) -> None:
+    """Take out the variables by which launchers of distributed training steer accelerate and PyTorch.
+
+    Args:
+        alone: also those that make this process one of several.
     """
     for name in list(os.environ):
-        if name.startswith("ACCELERATE_") or name in LAUNCHERS:
+        several = name in LAUNCHERS or name.startswith("TORCHELASTIC_")
+        if name.startswith("ACCELERATE_") or (alone and several):
             del os.environ[name]
-    if os.environ.get("STUDY_SOURCES"):  # a kernel works in another folder than the command
-        os.environ["STUDY_SOURCES"] = str(Path(os.environ["STUDY_SOURCES"]).expanduser().resolve())
+
+
+def be_quiet() -> None:
+    """Keep libraries of models and data from showing warnings and progress of their own."""
     os.environ.update(
         TRANSFORMERS_VERBOSITY="error",
         HF_HUB_DISABLE_PROGRESS_BARS="1",
         HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    )
+
+
+def _set_environment() -> None:
+    """What a notebook's process inherits: params decide, whatever a launcher, an IDE or another project left there.
+
+    Its Python and packages are those of this process, and its figures are drawn into the notebook.
+    """
+    forget_launchers()
+    if os.environ.get("STUDY_SOURCES"):  # a kernel works in another folder than the command
+        os.environ["STUDY_SOURCES"] = str(Path(os.environ["STUDY_SOURCES"]).expanduser().resolve())
+    be_quiet()
+    os.environ.update(
         MPLBACKEND="module://matplotlib_inline.backend_inline",
         JUPYTER_PATH=str(Path(sys.prefix) / "share" / "jupyter"),
         JUPYTER_PREFER_ENV_PATH="1",
@@ -136,9 +157,10 @@ def _set_environment() -> None:
 def end_with_starter(seconds: float = 1.0) -> None:
     """End this process, and with it its notebook, soon after the process named by ``STUDY_STARTER`` has ended.
 
-    A killed `make` or driver so leaves no cell running behind it. Without the variable nothing is watched.
+    A killed `make` or driver so leaves no cell running behind it. Without the variable nothing is watched. One of
+    several processes ends with their launcher instead.
     """
-    starter = os.environ.get(STARTER, "")
+    starter = str(os.getppid()) if launched() else os.environ.get(STARTER, "")
     if starter.isdigit():
         threading.Thread(target=_watch, args=(int(starter), seconds), daemon=True).start()
 

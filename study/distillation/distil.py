@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from study.data.corpus import corpus_hash, load_corpus
 from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import Run
+from study.distillation import processes
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES, Objective
 from study.distillation.operations import equal_steps
@@ -52,7 +53,7 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     """Distil one student and save it to ``output`` (loadable by ``from_pretrained``) with its ``record.json``.
 
     A run that was killed continues from its last checkpoint when called again with the same description, corpus and
-    teacher.
+    teacher, by however many processes (:mod:`study.distillation.processes`).
 
     Args:
         others: the runs of the plan. Where the teacher has to be computed, what they read of it is kept for them too;
@@ -63,10 +64,11 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
         :class:`study.records.Training`; None for the untrained student) and ``environment``.
 
     Raises:
-        StudyError: a missing or damaged input, a corpus shorter than one batch.
+        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it.
         DivergedError: a loss that is not finite.
     """
-    make_folder(output.parent)  # before any work
+    processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
+    make_folder(output.parent)
     tokenizer = load_tokenizer(layout.teacher)
     teacher = load_model(layout.teacher, run.attention_implementation)
     if not all(parameter.isfinite().all() for parameter in teacher.parameters()):
@@ -238,7 +240,7 @@ def _arguments(run: Run, budget: Distillation, folder: Path) -> TrainingArgument
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=budget.steps,
-        per_device_train_batch_size=budget.batch_size // budget.accumulation_steps,
+        per_device_train_batch_size=processes.share(budget.batch_size, budget.accumulation_steps),
         gradient_accumulation_steps=budget.accumulation_steps,
         learning_rate=run.objective.learning_rate,
         warmup_steps=round(budget.warmup_fraction * budget.steps),

@@ -72,6 +72,9 @@ class Sum(Objective):
         """Weight and objective of every part."""
         return self._parts[0]
 
+    def singles(self) -> list[Objective]:
+        return [part for _, part in self.parts]
+
     @staticmethod
     def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:
         parts = [part.method for part in method.parts if part.weight]
