@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from study.descriptions import own_data
-from study.execution import be_quiet, end_with_starter, run_notebook
+from study.execution import be_quiet, end_with_starter, run_notebook, unchanged
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
 from study.plan import resolve, write_plan
 from study.teachers import EMBEDDED_SIZES
@@ -114,7 +114,8 @@ def _distil(options: argparse.Namespace) -> None:
         processes.join()
         run, layout = open_description(options.description, Run)
         output = options.output or layout.student(run.model)
-        distil(run, layout, output, runs_beside(options.description))
+        with unchanged(options.description):
+            distil(run, layout, output, runs_beside(options.description))
         print(f"distil: {output}")
         processes.leave()
 

@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
 
     Raises:
         StudyError: no such notebook, one that cannot be read, a parameter its ``parameters`` cell does not have or has
-            with another type, or a failure inside it (for a StudyError in there its own line, else the exception and
-            where the executed copy with the traceback is; for a dead process the signal that ended it).
+            with another type, a description that changes meanwhile, or a failure inside it (for a StudyError in there
+            its own line, else the exception and where the executed copy with the traceback is; for a dead process the
+            signal that ended it).
     """
     import papermill
     from jupyter_client.manager import AsyncKernelManager
@@ -56,25 +59,42 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
         is_alive = _async_is_alive
 
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(executed),
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=str(root / "notebooks"),
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            extra_arguments=["--IPKernelApp.log_level=50"],
-            kernel_manager_class=Kernel,
-            shutdown_kernel="immediate",  # all is written by then; being asked, a kernel takes seconds to end
-        )
+        with unchanged(root / "notebooks" / str(parameters.get("description", ""))):
+            papermill.execute_notebook(
+                str(notebook),
+                str(executed),
+                parameters=parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=str(root / "notebooks"),
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                extra_arguments=["--IPKernelApp.log_level=50"],
+                kernel_manager_class=Kernel,
+                shutdown_kernel="immediate",  # all is written by then; being asked, a kernel takes seconds to end
+            )
     except papermill.PapermillExecutionError as error:
         told = " ".join(str(error.evalue).split())
         raise StudyError(told if error.ename == "StudyError" else f"{error.ename}: {told} (see {executed})") from None
     except DeadKernelError:
         raise StudyError(f"{notebook.name}: the notebook's process {_ending(codes)}") from None
+
+
+@contextmanager
+def unchanged(description: Path) -> Iterator[None]:
+    """Refuse what was made while the description of it was changed: DVC would take it for what the new one asks for.
+
+    Raises:
+        StudyError: the file is another than before.
+    """
+    before = description.read_bytes() if description.is_file() else None
+    yield
+    if before is not None and (not description.is_file() or description.read_bytes() != before):
+        raise StudyError(
+            f"{description.resolve()}: changed while it was run, so that the outcome is that of the description before;"
+            " run it again"
+        )
 
 
 def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:

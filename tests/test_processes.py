@@ -13,6 +13,7 @@ from tiny_processes import BUDGET, CASES, METHOD, interrupted, launch, trained
 from tiny_training import distilled, encoder_weights
 
 from study import StudyError
+from study.__main__ import main
 from study.distillation import processes
 from study.records import Training
 
@@ -114,3 +115,11 @@ def test_what_a_launcher_left_makes_no_process_wait_for_others(folder, monkeypat
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     assert "processes" not in distilled(folder, "left", "mlm")["training"]
+
+
+def test_a_description_that_changes_meanwhile_is_refused(folder, monkeypatch, capsys):
+    """DVC takes the hash of what a stage depends on when the stage has ended."""
+    (description,) = (folder / "plan" / "distill").iterdir()
+    monkeypatch.setattr(tiny_processes.trainer.Progress, "on_train_end", lambda *_, **__: description.write_text("{}"))
+    assert main(["distil", str(description), "--output", str(folder / "changed")]) == 1
+    assert f"{description}: changed while it was run" in capsys.readouterr().err
