@@ -32,20 +32,12 @@ from study.distillation.trainer import (
     train,
 )
 from study.files import Layout, StudyError, content_hash, make_folder
-from study.methods import FastPath, OutputDistribution, Untrained, parts_of
+from study.methods import PARTS, FastPath, OutputDistribution, Untrained, parts_of
 from study.records import Training
 from study.revisions import revisions
 from study.runtime import keep_freed_memory, use_bf16
 from study.sections import Distillation
 
-#: Families whose revisions say how a teacher is read; all others read it through the same functions.
-READERS = (
-    "masked_language_modelling",
-    "output_distribution",
-    "hidden_state",
-    "attention_relation",
-    "direct_attention",
-)
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
 
 
@@ -231,7 +223,7 @@ def _outputs_identity(run: Run, budget: Distillation) -> dict[str, Any]:
     return {
         **run.model_dump(mode="json", include={"masking", "precision", "attention_implementation"}),
         "distillation": shared,
-        "revisions": revisions("masking", *READERS),
+        "revisions": revisions("masking", *PARTS),
     }
 
 

@@ -77,7 +77,7 @@ def first_goes_first() -> Iterator[None]:
 
 
 @contextmanager
-def one_voice(seconds: float = 5.0) -> Iterator[None]:
+def one_voice(seconds: float = 20.0) -> Iterator[None]:
     """Let rank 0 alone print, and tell of a mistake that all find: others wait until the launcher ends them."""
     other = launched() and os.environ["RANK"] != "0"
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if other else sys.stdout):

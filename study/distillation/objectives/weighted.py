@@ -20,14 +20,17 @@ from study.distillation.taps import Activations, Layers
 
 #: Objectives that a sum may have as parts.
 SINGLE: dict[str, type[Objective]] = {
-    "masked_language_modelling": MaskedLanguageModelling,
-    "output_distribution": OutputDistribution,
-    "hidden_state": HiddenState,
-    "attention_relation": AttentionRelation,
-    "direct_attention": DirectAttention,
-    "sentence_embedding": SentenceEmbedding,
-    "attention_score": AttentionScore,
-    "attention_distribution": AttentionDistribution,
+    methods.objective_of(getattr(methods, own.__name__)): own  # the options of an objective have its name
+    for own in (
+        MaskedLanguageModelling,
+        OutputDistribution,
+        HiddenState,
+        AttentionRelation,
+        DirectAttention,
+        SentenceEmbedding,
+        AttentionScore,
+        AttentionDistribution,
+    )
 }
 
 
