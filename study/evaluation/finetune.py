@@ -29,7 +29,6 @@ from study.data.pretrained import load_model
 from study.data.tasks import Task, find_task, load_task, subsample
 from study.descriptions import Admission, Evaluation, LayerComparison, Tuning
 from study.evaluation.metrics import task_metrics
-from study.execution import forget_launchers
 from study.families import family_of
 from study.files import Layout, StudyError
 from study.runtime import keep_freed_memory, use_bf16
@@ -325,7 +324,6 @@ def finetune(
         if look_at_test and split != "train"
     }
 
-    forget_launchers()  # which transformers would obey
     steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
