@@ -48,7 +48,7 @@ Weight = Annotated[float, Field(ge=0)]
 Initialisation = Literal["random", "teacher-embeddings", "teacher-layers"]
 Inputs = Literal["masked", "plain"]
 Mapping = Literal["last", "top", "uniform", "uniform-consecutive", "uniform+last", "reverse", "all-to-one", "random"]
-FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher"]
+FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher", "cuda-graphs"]
 TaskName = Literal[
     "sentiment",
     "sts-b",

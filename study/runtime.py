@@ -17,13 +17,23 @@ import torch
 from study.files import StudyError
 
 
-def use_bf16(precision: str) -> bool:
-    """Whether to run under bf16 autocast: ``auto`` means where the processor has bf16 instructions of its own."""
+def compute_device() -> torch.device:
+    """Where models are trained and read: the GPU in use (the first that is visible, unless set), else the processor."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def use_bf16(precision: str, device: torch.device | None = None) -> bool:
+    """Whether to run under bf16 autocast: ``auto`` means where the device has bf16 instructions of its own."""
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
+    if (device or compute_device()).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """Matrix products in bfloat16 on ``device``, or as the weights are."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
 def keep_freed_memory() -> bool:
@@ -43,13 +53,18 @@ def keep_freed_memory() -> bool:
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, processor, threads and date: the fields of :class:`study.records.Environment`."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, processor, threads and date: the fields of :class:`study.records.Environment`.
+
+    Args:
+        device: what was computed on, whose name is given; by default where models are trained.
+    """
+    device = device or compute_device()
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "datasets")},
-        "processor": _processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if use_bf16("auto") else ""),
+        "processor": _processor(device),
+        "instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if use_bf16("auto", device) else ""),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
@@ -84,9 +99,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return outcome.stdout.strip() if outcome.returncode == 0 else None
 
 
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text().splitlines():

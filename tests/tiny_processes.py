@@ -80,6 +80,7 @@ def launch(number: int, *command: str, folder: Path) -> subprocess.CompletedProc
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run([*launcher, *command], cwd=folder, env=environment, capture_output=True, text=True)
 
 

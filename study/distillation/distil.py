@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, default_data_collator
 
 from study.data.corpus import corpus_hash, load_corpus
@@ -35,7 +35,7 @@ from study.files import Layout, StudyError, content_hash, make_folder
 from study.methods import PARTS, FastPath, OutputDistribution, Untrained, parts_of
 from study.records import Training
 from study.revisions import revisions
-from study.runtime import keep_freed_memory, use_bf16
+from study.runtime import compute_device, keep_freed_memory, use_bf16
 from study.sections import Distillation
 
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
@@ -74,9 +74,12 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     stream = MaskedSequences(
         corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES, sampled=_samples_positions(run)
     )
-    start = default_data_collator([stream[i] for i in range(START_SEQUENCES)])
+    device = compute_device()
+    nn.Module.to(teacher, device)
+    start = {k: x.to(device) for k, x in default_data_collator([stream[i] for i in range(START_SEQUENCES)]).items()}
     budget = training_budget(run, teacher, start)  # before anything is drawn at random
     student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed)
+    nn.Module.to(student, device)
     record: dict[str, Any] = {
         "run": {"setting": run.setting, "method": run.method, "student": run.student, "seed": run.seed},
         "hashes": {"corpus": corpus_hash(layout.corpus), "teacher": content_hash(layout.teacher)},
@@ -98,7 +101,8 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
         layers_of_others(run, budget, others, teacher.config.num_hidden_layers),
     )
     with Checkpoints(layout.checkpoints, {"run": run.model_dump(mode="json"), "inputs": record["hashes"]}) as folder:
-        trained = train(objective, stream, validation, _arguments(run, budget, folder), progress_title(run, others))
+        title, graphs = progress_title(run, others), "cuda-graphs" in run.fast_paths
+        trained = train(objective, stream, validation, _arguments(run, budget, folder), title, graphs=graphs)
         record["training"] = Training(
             objective=run.objective.objective,
             learning_rate=run.objective.learning_rate,
@@ -129,7 +133,7 @@ def prepare_objective(
     architecture = OBJECTIVES[run.objective.objective]
     objective = architecture(student, teacher, run.objective, budget.inputs, "fused-losses" in run.fast_paths)
     objective.rounds_outputs = budget.mask_sets is not None
-    objective.start(start)
+    objective.to(start["input_ids"].device).start(start)
     freeze_untrained(objective, {key: value[:1] for key, value in start.items()})
     return objective
 
@@ -187,7 +191,8 @@ def start_fast_paths(
         return
     if "rounded-teacher" in fast_paths and bf16:
         objective.round_teacher()
-    if "shared-teacher" in fast_paths:
+    computed = compute_device().type != "cpu"  # a GPU computes them sooner than a disk gives them
+    if "shared-teacher" in fast_paths and not computed:
         dtype = torch.bfloat16 if bf16 or objective.rounds_outputs else torch.float32
         size, needed = (*shape, objective.teacher.config.hidden_size), objective.teacher_layers()
         stores = (TeacherOutputs(teacher_outputs, size, dtype, needed, also) for also in (others, None))

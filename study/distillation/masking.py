@@ -41,13 +41,16 @@ class MaskedSequences(data.Dataset):
         mask_sets: int | None = None,
         sampled: bool = False,
     ):
-        self.sequences = sequences.with_format("numpy")
+        self.sequences = sequences
+        self._rows = _rows(sequences)
+        self._firsts = np.cumsum([0, *map(len, self._rows)])
         self.masking, self.seed, self.first = masking, seed, first
         self.length = len(sequences) if length is None else length
         self.mask_sets, self.sampled = mask_sets, sampled
         self.shuffled = length is not None
         self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
-        self.special = np.array(tokenizer.all_special_ids)
+        self._special = np.zeros(self.vocabulary, dtype=bool)
+        self._special[tokenizer.all_special_ids] = True
         self._order = (-1, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
@@ -64,11 +67,12 @@ class MaskedSequences(data.Dataset):
             if self._order[0] != epoch:
                 self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.sequences)))
             index = int(self._order[1][index])
-        tokens = self.sequences[index]["input_ids"].astype(np.int64)
+        chunk = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        tokens = self._rows[chunk][index - self._firsts[chunk]].astype(np.int64)
         number = item if self.mask_sets is None else epoch % self.mask_sets * len(self.sequences) + index
         generator = np.random.default_rng([self.seed if self.mask_sets is None else 0, 1, number])
         count = max(1, round(self.masking.fraction * len(tokens)))
-        words = np.flatnonzero(~np.isin(tokens, self.special))
+        words = np.flatnonzero(~self._special[tokens])
         if len(words) < count:
             raise StudyError(
                 f"masking.fraction = {self.masking.fraction} masks {count} of {len(tokens)} tokens;"
@@ -97,3 +101,9 @@ class MaskedSequences(data.Dataset):
             "labels": tokens[positions],
             "item": self.first + number,
         } | sampled
+
+
+def _rows(sequences: Dataset) -> list[np.ndarray]:
+    """The token ids as arrays (rows, T), one for each piece they are stored in; views of the file wherever possible."""
+    pieces = sequences.with_format("arrow")[:].column("input_ids").chunks
+    return [piece.flatten().to_numpy(zero_copy_only=False).reshape(len(piece), -1) for piece in pieces if len(piece)]

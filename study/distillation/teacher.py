@@ -86,6 +86,7 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
             arguments,
             f"{description.setting} teacher",
             [EarlyStoppingCallback(budget.patience, budget.min_improvement)],
+            "cuda-graphs" in description.fast_paths,
         )
         ended = "step limit" if trained["steps"] == budget.steps else "held-out loss no longer improves"
         record["training"] = Training(

@@ -26,11 +26,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from study.data.pretrained import save_model
 from study.distillation import processes
+from study.distillation.graphs import record_step
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import Objective
 from study.execution import forget_launchers
 from study.files import StudyError, write_json
-from study.runtime import environment
+from study.runtime import compute_device, environment
 
 #: Optimiser steps between two training losses.
 LOGGED_EVERY = 10
@@ -138,8 +139,12 @@ def train(
     arguments: TrainingArguments,
     title: str,
     callbacks: list[TrainerCallback] | None = None,
+    graphs: bool = False,
 ) -> dict[str, Any]:
     """Train ``objective`` from the last complete checkpoint in ``arguments.output_dir``, or from the start.
+
+    Args:
+        graphs: whether a GPU that trains alone is to replay its steps (:func:`study.distillation.graphs.record_step`).
 
     Returns:
         Fields of :class:`study.records.Training`: the curve of held-out losses, the training losses, steps, tokens,
@@ -164,6 +169,9 @@ def train(
     )
     if objective.teacher is not None:
         nn.Module.to(objective.teacher, arguments.device)
+    if graphs and arguments.device.type == "cuda" and not processes.joined():  # which exchange gradients meanwhile
+        first = default_data_collator([training[i] for i in range(arguments.per_device_train_batch_size)])
+        record_step(objective, {key: x.to(arguments.device) for key, x in first.items()}, arguments.bf16)
     sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     tokens = sequences * len(training[0]["input_ids"])  # of a step
     trainer.remove_callback(PrinterCallback)
@@ -202,7 +210,7 @@ def common_arguments(bf16: bool, batch_size: int) -> dict[str, Any]:
         "ddp_find_unused_parameters": False,  # they are frozen
         "per_device_eval_batch_size": batch_size,
         "bf16": bf16,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": compute_device().type == "cpu",
         "optim": "adamw_torch_fused",
         "lr_scheduler_type": "linear",
         "train_sampling_strategy": "sequential",  # the stream is shuffled already

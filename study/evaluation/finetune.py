@@ -31,8 +31,8 @@ from study.descriptions import Admission, Evaluation, LayerComparison, Tuning
 from study.evaluation.metrics import task_metrics
 from study.families import family_of
 from study.files import Layout, StudyError
-from study.runtime import keep_freed_memory, use_bf16
-from study.sections import TaskBudget
+from study.runtime import autocast, compute_device, keep_freed_memory, use_bf16
+from study.sections import Finetuning, TaskBudget
 
 #: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
 Judging = Admission | Evaluation | LayerComparison | Tuning
@@ -166,6 +166,11 @@ def splits_without_test(
     }
 
 
+def reading_batch(budget: Finetuning) -> int:
+    """Examples that are read at once where nothing is learnt: enough to keep a GPU busy."""
+    return 256 if compute_device().type == "cuda" else 2 * budget.batch_size
+
+
 class Collator:
     """Pads each side of a batch to a multiple of ``pad_to_multiple_of`` tokens, so that shapes are few."""
 
@@ -195,15 +200,15 @@ def pooled_features(
         StudyError: the features are not finite.
     """
     model.eval()
-    features = []
+    features, device = [], next(model.parameters()).device
     lengths = [len(row["input_ids"]) for row in rows]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for first in range(0, len(order), batch_size):
         batch = collate([rows[i] for i in order[first : first + batch_size]])
         batch.pop("labels", None)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            features.append(model.features(**batch))
-    together = torch.cat(features)
+        with autocast(device, bf16):
+            features.append(model.features(**{key: x.to(device) for key, x in batch.items()}).float())
+    together = torch.cat(features).cpu()
     if not together.isfinite().all():
         raise StudyError("the encoder's states are not finite, no result written")
     return together, order
@@ -249,8 +254,8 @@ def start_from_probe(
     classes = [0] if regression else probe.classes_.astype(int)
     model.output.weight.zero_()
     model.output.bias.fill_(0.0 if regression else -10.0)  # a class without training examples
-    model.output.weight[classes] = torch.from_numpy(weight).float()
-    model.output.bias[classes] = torch.from_numpy(bias - weight @ scaler.mean_).float()
+    model.output.weight[classes] = torch.from_numpy(weight).to(model.output.weight)
+    model.output.bias[classes] = torch.from_numpy(bias - weight @ scaler.mean_).to(model.output.bias)
 
 
 def probed_classifier(
@@ -268,10 +273,10 @@ def probed_classifier(
     encoder = load_model(encoder_folder, description.attention_implementation, head=False)
     model = MeanPoolingClassifier(
         encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names
-    )
+    ).to(compute_device())
     budget = description.finetuning
     collate = Collator(tokenizer, budget.pad_to_multiple_of)
-    start_from_probe(model, splits["train"], collate, 2 * budget.batch_size, use_bf16(description.precision))
+    start_from_probe(model, splits["train"], collate, reading_batch(budget), use_bf16(description.precision))
     return model, collate
 
 
@@ -294,9 +299,9 @@ def frozen_score(
     description: Judging, model: MeanPoolingClassifier, task: Task, examples: Dataset, collate: Collator
 ) -> float:
     """The task's main metric of a model as it is on ``examples``."""
-    batch_size, bf16 = 2 * description.finetuning.batch_size, use_bf16(description.precision)
+    batch_size, bf16 = reading_batch(description.finetuning), use_bf16(description.precision)
     features, labels = labelled_features(model, examples, collate, batch_size, bf16)
-    logits = model.output(torch.from_numpy(features)).numpy()
+    logits = model.output(torch.from_numpy(features).to(model.output.weight)).cpu().numpy()
     return task_metrics(task, logits, labels)[task.metric]
 
 
@@ -330,14 +335,14 @@ def finetune(
             output_dir=folder,
             num_train_epochs=budget.epochs,
             per_device_train_batch_size=budget.batch_size,
-            per_device_eval_batch_size=2 * budget.batch_size,
+            per_device_eval_batch_size=reading_batch(budget),
             learning_rate=learning_rate,
             warmup_steps=round(budget.warmup_fraction * steps),
             weight_decay=budget.weight_decay,
             lr_scheduler_type="linear",
             optim="adamw_torch_fused",
             bf16=bf16,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=compute_device().type == "cpu",
             train_sampling_strategy="group_by_length",
             eval_strategy="epoch",
             save_strategy="epoch" if budget.epochs > 1 else "no",

@@ -16,7 +16,7 @@ from study.distillation.students import create_student
 from study.evaluation.provenance import provenance, weights_hash
 from study.files import Layout
 from study.records import LatencyResult, Measurement, write_record
-from study.runtime import use_bf16
+from study.runtime import autocast, use_bf16
 from study.sections import Latency
 
 
@@ -33,7 +33,8 @@ def measure_latency(description: LatencyMeasurement, layout: Layout, output: Pat
     Raises:
         StudyError: a model is missing or the file cannot be written.
     """
-    protocol, bf16 = description.latency, use_bf16(description.precision)
+    device = torch.device("cpu")
+    protocol, bf16 = description.latency, use_bf16(description.precision, device)
     teacher = load_model(layout.teacher, description.attention_implementation).eval()
     encoder: Any = teacher.base_model
     hashes = {"teacher": weights_hash(layout.teacher)}
@@ -58,7 +59,7 @@ def measure_latency(description: LatencyMeasurement, layout: Layout, output: Pat
                     measurements.append(_measurement(TEACHER, batch_size, threads, seconds[:, 1], seconds[:, 1]))
     torch.set_num_threads(threads_before)
     result = LatencyResult(
-        **provenance(description, layout, hashes),
+        **provenance(description, layout, hashes, device),
         sequence_length=protocol.sequence_length,
         precision="bf16" if bf16 else "fp32",
         runs=protocol.runs,
@@ -85,7 +86,7 @@ def forward_seconds(model: PreTrainedModel, inputs: torch.Tensor, bf16: bool) ->
     """Seconds of one forward pass of ``inputs`` (batch, tokens), waiting for the device to finish."""
     inputs = inputs.to(model.device)
     began = time.perf_counter()
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+    with autocast(model.device, bf16):
         model(input_ids=inputs)
     if model.device.type == "cuda":
         torch.cuda.synchronize()

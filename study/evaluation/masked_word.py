@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.data.pretrained import load_model
@@ -16,7 +17,7 @@ from study.data.tasks import find_task, load_task, subsample
 from study.evaluation.finetune import Collator, Judging
 from study.files import StudyError
 from study.records import ProbeResult
-from study.runtime import keep_freed_memory, use_bf16
+from study.runtime import autocast, compute_device, keep_freed_memory, use_bf16
 
 
 def guess_masked_words(
@@ -64,6 +65,7 @@ def masked_word_scores(
     if "kept-memory" in description.fast_paths:
         keep_freed_memory()
     encoder = load_model(folder, description.attention_implementation, head=False)
+    nn.Module.to(encoder, compute_device())
     collate, bf16 = Collator(tokenizer, description.finetuning.pad_to_multiple_of), use_bf16(description.precision)
 
     def states_and_words(split: str, language: str) -> tuple[np.ndarray, list[str]]:
@@ -99,7 +101,7 @@ def states_at_masks(
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         batch = {key: x.to(encoder.device) for key, x in collate([{"input_ids": ids[i]} for i in chosen]).items()}
-        with torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(encoder.device, bf16):
             output = encoder(**batch).last_hidden_state
         states[chosen] = output[batch["input_ids"] == tokenizer.mask_token_id].float().cpu().numpy()
     if not np.isfinite(states).all():

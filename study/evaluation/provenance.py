@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from study.data.corpus import corpus_hash
 from study.descriptions import Admission, Evaluation, LatencyMeasurement, LayerComparison, Tuning
 from study.files import Layout, content_hash, file_hash
@@ -17,17 +19,18 @@ def provenance(
     description: Admission | Evaluation | LatencyMeasurement | LayerComparison | Tuning,
     layout: Layout,
     hashes: Mapping[str, str],
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """The fields that every result file has: those of :class:`study.records.ResultFile`.
 
     Args:
-        hashes: what the file's numbers rest on -> SHA-256.
+        hashes: what the file's numbers rest on -> SHA-256. device: as in :func:`study.runtime.environment`.
     """
     return {
         "schema": SCHEMA,
         "profile": description.profile,
         "setting": description.setting,
-        "environment": environment(),
+        "environment": environment(device),
         "commit": commit(layout.folder),
         "hashes": dict(hashes),
     }

@@ -23,6 +23,7 @@ from study.evaluation.provenance import input_hashes, provenance, weights_hash
 from study.families import keep_layers
 from study.files import Layout, StudyError
 from study.records import Compared, Probe, RepresentationsResult, write_record
+from study.runtime import compute_device
 
 
 def relations(states: Tensor, relation_heads: int) -> Tensor:
@@ -144,10 +145,11 @@ def represent(description: LayerComparison, layout: Layout, output: Path) -> Rep
     """
     budget, heads = description.representations, description.relation_heads
     sequences = load_corpus(layout.corpus)["validation"].with_format("torch")["input_ids"][:]
-    ids = torch.as_tensor(sequences)[: budget.sequences].long()
+    device = compute_device()
+    ids = torch.as_tensor(sequences)[: budget.sequences].long().to(device)
 
     def activations(folder: Path) -> Activations:
-        model = load_model(folder, description.attention_implementation, head=False).eval()
+        model = load_model(folder, description.attention_implementation, head=False).eval().to(device)
         layers = range(1, model.config.num_hidden_layers + 1)
         return read_activations(model, ids, hidden_layers=layers, attention_layers=layers)
 

@@ -14,7 +14,7 @@ from study.data.tasks import find_task, load_task, subsample
 from study.descriptions import Evaluation
 from study.evaluation.finetune import Collator, MeanPoolingClassifier, pooled_features
 from study.records import ProbeResult
-from study.runtime import use_bf16
+from study.runtime import compute_device, use_bf16
 
 
 def retrieve(
@@ -37,7 +37,7 @@ def retrieve(
     """
     task, dataset, budget = find_task(tasks, name), load_task(tasks, name), description.tasks[name]
     encoder = load_model(folder, description.attention_implementation, head=False)
-    model = MeanPoolingClassifier(encoder, labels=1, pairs=False)
+    model = MeanPoolingClassifier(encoder, labels=1, pairs=False).to(compute_device())
     vectors: dict[tuple[str, ...], np.ndarray] = {}
     languages, examples = {}, 0
     first = "english" if task.languages[0] == "en" else task.languages[0]

@@ -169,6 +169,7 @@ def applicable(objective: str, precision: str) -> list[FastPath]:
         "fused-losses": objective not in ("output_distribution", "attention_relation", "attention_distribution", "sum"),
         "rounded-teacher": not has_teacher or precision == "fp32",
         "shared-teacher": not has_teacher,
+        "cuda-graphs": True,  # these are steps of the processor
     }
     return [path for path in get_args(FastPath) if not without.get(path)]
 

@@ -12,6 +12,7 @@ from study import methods
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import Batch, Objective, gather, masked_cross_entropy, masked_logits
 from study.distillation.taps import Activations, Layers, read_activations
+from study.runtime import autocast, compute_device
 
 
 class MaskedLanguageModelling(Objective):
@@ -65,11 +66,12 @@ def masked_words(
     model: PreTrainedModel, sequences: MaskedSequences, bf16: bool, batch_size: int = 16
 ) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy over the masked tokens of held-out text."""
-    model.eval()
+    model.eval().to(compute_device())
     losses, hits = [], []
     for first in range(0, len(sequences), batch_size):
         batch = default_data_collator([sequences[i] for i in range(first, min(first + batch_size, len(sequences)))])
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+        batch = {key: x.to(model.device) for key, x in batch.items()}
+        with autocast(model.device, bf16):
             layers = [model.config.num_hidden_layers]
             activations = read_activations(model, batch["masked_input_ids"], hidden_layers=layers)
             logits = masked_logits(model, activations, batch["positions"])

@@ -1,0 +1,71 @@
+"""On a GPU: losses, gradients and weights as on the processor, and runs from end to end; skipped without one."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from tiny_training import METHODS, ONE_OF_EACH, RIVALS, distilled, objective_of, stream
+from transformers import default_data_collator
+
+from study.runtime import compute_device
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS + RIVALS)
+def test_loss_and_gradients_are_those_of_the_processor(tmp_path, method):
+    params, words = tiny.parameters(tmp_path), tiny.tokenizer(tmp_path / "words")
+    training = stream(params, words)
+    batch = default_data_collator([training[i] for i in range(8)])
+    found = []
+    for device in ("cpu", "cuda"):
+        objective = objective_of(params, method).to(device)
+        if objective.teacher is not None:
+            torch.nn.Module.to(objective.teacher, device)
+        loss = objective(**{key: x.to(device) for key, x in batch.items()})["loss"]
+        loss.backward()
+        gradients = {n: p.grad.cpu() for n, p in objective.named_parameters() if p.grad is not None}
+        found.append((loss.item(), gradients))
+    (expected, reference), (loss, gradients) = found
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert reference.keys() == gradients.keys()
+    largest = max(gradient.norm() for gradient in reference.values())
+    for name, gradient in reference.items():
+        assert (gradients[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("method", ONE_OF_EACH)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_trains_there_twice_to_the_same_weights_and_says_so(tmp_path, method, precision):
+    tiny.workspace(tmp_path)
+    records = [distilled(tmp_path, name, method, precision=precision) for name in ("first", "second")]
+    assert records[0]["environment"]["processor"] == torch.cuda.get_device_name(compute_device())
+    assert records[0]["training"]["precision"] == precision
+    assert tiny.identical(tiny.weights(tmp_path / "first"), tiny.weights(tmp_path / "second"))
+
+
+@pytest.mark.parametrize("method", [*ONE_OF_EACH, "se-mse"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_steps_train_as_single_kernels_do(tmp_path, method, precision):
+    """All steps of the recording but the last rounding: a replay of the wrong batch would be far off."""
+    tiny.workspace(tmp_path)
+    paths = ["fused-losses", "rounded-teacher"]
+    for name, chosen in (("single", paths), ("recorded", [*paths, "cuda-graphs"])):
+        distilled(tmp_path, name, method, precision=precision, fast_paths=chosen)
+    single, recorded = tiny.weights(tmp_path / "single"), tiny.weights(tmp_path / "recorded")
+    for name, weight in single.items():
+        assert (recorded[name] - weight).norm() <= 1e-3 * weight.norm() + 1e-5, name
+
+
+def test_a_run_on_the_processor_ends_near_the_one_on_the_gpu(tmp_path, monkeypatch):
+    tiny.workspace(tmp_path)
+    distilled(tmp_path, "gpu", "hs-uniform+last")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    distilled(tmp_path, "cpu", "hs-uniform+last")
+    ours, theirs = tiny.weights(tmp_path / "gpu"), tiny.weights(tmp_path / "cpu")
+    for name, weight in theirs.items():
+        assert (ours[name] - weight).norm() <= 0.02 * weight.norm() + 1e-4, name
