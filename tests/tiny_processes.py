@@ -43,13 +43,14 @@ class Recorded(MaskedSequences):
 
 def trained(folder: Path, method: str, accumulation: int) -> dict[str, Any]:
     """Plain gradient descent of two steps of eight sequences: weights before and after, losses, and items read."""
-    params = tiny.parameters(folder, methods={name: {"learning_rate": 1e-3, **own} for name, own in OWN.items()})
-    training = stream(params, tiny.tokenizer(folder / "words"), length=16, sampled=True)
+    own = folder / f"rank-{processes.rank()}"  # processes write no file together
+    params = tiny.parameters(folder, methods={k: {"learning_rate": 1e-3, **v} for k, v in OWN.items()})
+    training = stream(params, tiny.tokenizer(own), length=16, sampled=True)
     objective = objective_of(params, method, start=training)
     trainer.freeze_untrained(objective, default_data_collator([training[0]]))
     start = tiny.snapshot(objective)
     training.__class__ = Recorded
-    record = descend(objective, training, folder / f"{processes.rank()}", accumulation, rate=0.01)
+    record = descend(objective, training, own, accumulation, rate=0.01)
     return {
         "start": start,
         "end": tiny.snapshot(objective),
