@@ -6,6 +6,8 @@ python -m study plan [PROFILE]            write the descriptions of a profile's 
 python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study tunings [PROFILE]         print the descriptions of what `make tune` tries
 python -m study tuned [PROFILE]           print the learning rates that reports/tuning speaks for
+python -m study cells [PROFILE]           print what is stale, or commands that run it on any engine
+python -m study distil DESCRIPTION        train one student, by as many processes as torchrun starts
 python -m study report [PROFILE]          turn the executed analyses into the HTML report
 python -m study students [PROFILE]        print the students that the report recommends
 python -m study export RUN [--format F]   write a trained student as programs load it, with its card
@@ -22,7 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from study.descriptions import own_data
-from study.execution import end_with_starter, run_notebook
+from study.execution import be_quiet, end_with_starter, run_notebook, unchanged
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
 from study.plan import resolve, write_plan
 from study.teachers import EMBEDDED_SIZES
@@ -102,6 +104,39 @@ def _tuned(options: argparse.Namespace) -> None:
         print(f"{key}: {rate}")
 
 
+def _cells(options: argparse.Namespace) -> None:
+    from study.cells import Cells
+
+    cells = Cells(resolve(options.profile))
+    if options.record:
+        print("\n".join(f"on record: {name}" for name in cells.record()) or "nothing finished since the last time")
+        return
+    ready, waiting = (cells.all(options.stage), []) if options.all else cells.ready(options.stage)
+    if options.commands:
+        print("".join(f"{cells.command(stage)}\n" for stage in ready), end="")
+    else:
+        print("".join(f"{stage.name} {cells.state(stage)}\n" for stage in ready), end="")
+    if waiting:
+        print(f"{len(waiting)} more wait for these or others to be on record", file=sys.stderr)
+
+
+def _distil(options: argparse.Namespace) -> None:
+    be_quiet()
+    from study.descriptions import Run, open_description, runs_beside
+    from study.distillation import processes
+    from study.distillation.distil import distil
+
+    end_with_starter()
+    with processes.one_voice():
+        processes.join()
+        run, layout = open_description(options.description, Run)
+        output = options.output or layout.student(run.model)
+        with unchanged(options.description):
+            distil(run, layout, output, runs_beside(options.description))
+        print(f"distil: {output}")
+        processes.leave()
+
+
 def _report(options: argparse.Namespace) -> None:
     from study.analysis.report import write_report
 
@@ -132,7 +167,7 @@ def _students(options: argparse.Namespace) -> None:
 
 
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
-COMMANDS |= {"export": _export, "new": _new, "students": _students}
+COMMANDS |= {"cells": _cells, "distil": _distil, "export": _export, "new": _new, "students": _students}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,17 +181,26 @@ def _parser() -> argparse.ArgumentParser:
         "tunings": "print what `make tune` tries: setting, name of the result file and its folder a line",
         "tuned": "print the learning rates chosen by `make tune`",
         "report": "write the HTML report",
+        "cells": "print the stale stages that can run now, or their commands",
         "students": "print the runs of the students that the report recommends",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("profile", nargs="?", default=DEFAULT_PROFILE, help="a folder of profiles/ (laptop: none)")
+        if name == "cells":
+            command.add_argument("--commands", action="store_true", help="one a line, for the study's folder")
+            command.add_argument("--record", action="store_true", help="put what has finished on record (one process)")
+            command.add_argument("--stage", metavar="KIND", help="of one kind alone: tasks, corpus, ..., report")
+            command.add_argument("--all", action="store_true", help="what is not stale, too")
         if name == "plan":
             command.add_argument("--listed", action="store_true", help="descriptions alone: plan.yaml must be right")
     run = commands.add_parser("run", help="execute a notebook")
     run.add_argument("notebook", type=Path)
     run.add_argument("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
     run.add_argument("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
+    trained = commands.add_parser("distil", help="train one student as its description says")
+    trained.add_argument("description", type=Path, help="plan/distill/RUN.json of a profile's folder")
+    trained.add_argument("--output", type=Path, help="the student's folder (default: where the pipeline has it)")
     made = commands.add_parser("new", help="write a profile: a study of one's own")
     made.add_argument("name")
     made.add_argument("--teacher", required=True, help="an embedded one, or a folder")

@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
 
     Raises:
         StudyError: no such notebook, one that cannot be read, a parameter its ``parameters`` cell does not have or has
-            with another type, or a failure inside it (for a StudyError in there its own line, else the exception and
-            where the executed copy with the traceback is; for a dead process the signal that ended it).
+            with another type, a description that changes meanwhile, or a failure inside it (for a StudyError in there
+            its own line, else the exception and where the executed copy with the traceback is; for a dead process the
+            signal that ended it).
     """
     import papermill
     from jupyter_client.manager import AsyncKernelManager
@@ -56,25 +59,42 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
         is_alive = _async_is_alive
 
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(executed),
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=str(root / "notebooks"),
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            extra_arguments=["--IPKernelApp.log_level=50"],
-            kernel_manager_class=Kernel,
-            shutdown_kernel="immediate",  # all is written by then; being asked, a kernel takes seconds to end
-        )
+        with unchanged(root / "notebooks" / str(parameters.get("description", ""))):
+            papermill.execute_notebook(
+                str(notebook),
+                str(executed),
+                parameters=parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=str(root / "notebooks"),
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                extra_arguments=["--IPKernelApp.log_level=50"],
+                kernel_manager_class=Kernel,
+                shutdown_kernel="immediate",  # all is written by then; being asked, a kernel takes seconds to end
+            )
     except papermill.PapermillExecutionError as error:
         told = " ".join(str(error.evalue).split())
         raise StudyError(told if error.ename == "StudyError" else f"{error.ename}: {told} (see {executed})") from None
     except DeadKernelError:
         raise StudyError(f"{notebook.name}: the notebook's process {_ending(codes)}") from None
+
+
+@contextmanager
+def unchanged(description: Path) -> Iterator[None]:
+    """Refuse what was made while the description of it was changed: DVC would take it for what the new one asks for.
+
+    Raises:
+        StudyError: the file is another than before.
+    """
+    before = description.read_bytes() if description.is_file() else None
+    yield
+    if before is not None and (not description.is_file() or description.read_bytes() != before):
+        raise StudyError(
+            f"{description.resolve()}: changed while it was run, so that the outcome is that of the description before;"
+            " run it again"
+        )
 
 
 def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
@@ -111,21 +131,42 @@ def _ending(codes: list[int]) -> str:
     return f"was ended by {signal.Signals(-code).name}{why}"
 
 
-def _set_environment() -> None:
-    """What a notebook's process inherits: params decide, whatever a launcher, an IDE or another project left there.
+def launched() -> bool:
+    """Whether torchrun, or accelerate launch, started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
-    Its Python and packages are those of this process, its figures are drawn into the notebook, and variables by which
-    launchers of distributed training steer accelerate and PyTorch are taken out.
+
+def forget_launchers(alone: bool = True) -> None:
+    """Take out the variables by which launchers of distributed training steer accelerate and PyTorch.
+
+    Args:
+        alone: also those that make this process one of several.
     """
     for name in list(os.environ):
-        if name.startswith("ACCELERATE_") or name in LAUNCHERS:
+        several = name in LAUNCHERS or name.startswith("TORCHELASTIC_")
+        if name.startswith("ACCELERATE_") or (alone and several):
             del os.environ[name]
-    if os.environ.get("STUDY_SOURCES"):  # a kernel works in another folder than the command
-        os.environ["STUDY_SOURCES"] = str(Path(os.environ["STUDY_SOURCES"]).expanduser().resolve())
+
+
+def be_quiet() -> None:
+    """Keep libraries of models and data from showing warnings and progress of their own."""
     os.environ.update(
         TRANSFORMERS_VERBOSITY="error",
         HF_HUB_DISABLE_PROGRESS_BARS="1",
         HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    )
+
+
+def _set_environment() -> None:
+    """What a notebook's process inherits: params decide, whatever a launcher, an IDE or another project left there.
+
+    Its Python and packages are those of this process, and its figures are drawn into the notebook.
+    """
+    forget_launchers()
+    if os.environ.get("STUDY_SOURCES"):  # a kernel works in another folder than the command
+        os.environ["STUDY_SOURCES"] = str(Path(os.environ["STUDY_SOURCES"]).expanduser().resolve())
+    be_quiet()
+    os.environ.update(
         MPLBACKEND="module://matplotlib_inline.backend_inline",
         JUPYTER_PATH=str(Path(sys.prefix) / "share" / "jupyter"),
         JUPYTER_PREFER_ENV_PATH="1",
@@ -136,9 +177,10 @@ def _set_environment() -> None:
 def end_with_starter(seconds: float = 1.0) -> None:
     """End this process, and with it its notebook, soon after the process named by ``STUDY_STARTER`` has ended.
 
-    A killed `make` or driver so leaves no cell running behind it. Without the variable nothing is watched.
+    A killed `make` or driver so leaves no cell running behind it. Without the variable nothing is watched. One of
+    several processes ends with their launcher instead.
     """
-    starter = os.environ.get(STARTER, "")
+    starter = str(os.getppid()) if launched() else os.environ.get(STARTER, "")
     if starter.isdigit():
         threading.Thread(target=_watch, args=(int(starter), seconds), daemon=True).start()
 

@@ -116,6 +116,7 @@ class Environment(Record):
 class Training(Record):
     """What a training run was and how it went; ``options``: those of the method, without what others may set, too.
 
+    ``processes``: how many trained one student together; ``threads``: of each.
     ``environment``: what it ran with, which may be another machine than that of the evaluation.
     """
 
@@ -131,6 +132,7 @@ class Training(Record):
     inputs: str | None = None
     precision: str
     threads: int
+    processes: int | None = Field(default=None, exclude_if=lambda value: value is None)
     fast_paths: list[str] = []
     curve: list[CurvePoint] = Field(min_length=1)
     training_curve: list[CurvePoint] = []

@@ -18,8 +18,8 @@ from study.files import StudyError
 
 
 def compute_device() -> torch.device:
-    """Where models are trained and read: the first GPU that is visible, else the processor."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """Where models are trained and read: the GPU in use (the first that is visible, unless set), else the processor."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def use_bf16(precision: str, device: torch.device | None = None) -> bool:

@@ -27,7 +27,7 @@ FLOORS = [
     ["study.distillation"],
     ["study.evaluation"],
     ["study.analysis"],
-    ["study.speed", "study.shipping", "study.new"],
+    ["study.speed", "study.shipping", "study.new", "study.cells"],
     ["study.__main__"],
 ]
 #: Analyses read small files alone; the explorer looks into models.

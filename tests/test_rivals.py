@@ -7,7 +7,8 @@ import math
 import pytest
 import tiny
 import torch
-from tiny_training import distilled, objective_of, stream
+from tiny_training import METHODS, distilled, objective_of, stream
+from tiny_training import RIVALS as WITH_SUMS
 from transformers import default_data_collator
 
 from study.distillation import trainer
@@ -16,9 +17,9 @@ from study.distillation.objectives import OBJECTIVES, base
 from study.distillation.taps import read_activations
 from study.distillation.trainer import freeze_untrained
 from study.files import StudyError
-from study.methods import METHOD
+from study.methods import METHOD, Untrained
 from study.sections import Encoder
-from study.speed.cost import KNOWN, Workload, count
+from study.speed.cost import Workload, count
 
 
 @pytest.fixture
@@ -336,15 +337,22 @@ def test_mistakes_of_a_sum_are_named(name):
         METHOD.validate_python({**SUM, "parts": parts})
 
 
+SIZES = Encoder(layers=4, width=24, heads=4, intermediate=48), Encoder(layers=2, width=12, heads=4, intermediate=24)
+
+
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("method", ["se-mse", "se-relational", "scores", "minilm", "tinybert", "distilbert", "hs+mha"])
-def test_the_cost_model_knows_every_objective(tmp_path, method, fused):
-    params = tiny.parameters(tmp_path)
-    assert set(KNOWN) == set(OBJECTIVES)
-    sizes = Encoder(layers=4, width=24, heads=4, intermediate=48), Encoder(layers=2, width=12, heads=4, intermediate=24)
-    paths = ("fused-losses",) if fused else ()
-    counted = count(Workload(*sizes, params.methods[method], 60, 8, 16, fast_paths=paths))
-    assert counted.flops > 0 and counted.bytes > 0 and counted.memory > 0
+def test_the_cost_model_knows_every_objective(tmp_path, fused):
+    known = tiny.parameters(tmp_path).methods
+    methods = {known[name].objective: known[name] for name in (*METHODS, *WITH_SUMS)}
+    assert methods.keys() == OBJECTIVES.keys()
+    for own in methods.values():
+        counted = count(Workload(*SIZES, own, 60, 8, 16, fast_paths=("fused-losses",) if fused else ()))
+        assert counted.flops > 0 and counted.bytes > 0 and counted.memory > 0, own.objective
+
+
+def test_an_objective_that_the_cost_model_does_not_know_is_an_error():
+    with pytest.raises(StudyError, match="the cost model does not know objective 'none'"):
+        count(Workload(*SIZES, Untrained(objective="none"), 60, 8, 16))
 
 
 # Runs

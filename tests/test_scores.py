@@ -284,6 +284,39 @@ def test_the_result_file_of_a_student_and_of_the_teacher(folder, dataset, monkey
     assert not (folder / "results" / "od.json").exists()
 
 
+def test_an_interrupted_evaluation_keeps_finished_tasks(folder, dataset, monkeypatch):
+    """Of three tasks the third is interrupted: the next call measures it alone, and writes what a whole one writes."""
+    names = ("topic", "sentiment", "boolq")
+    budget = {name: {"train": 32, "development": 16, "test": 16, "max_length": 16} for name in names}
+    for name in names:
+        monkeypatch.setitem(tasks.TASKS, name, replace(CLASSES, name=name))
+        storage.save(dataset, folder / "runs" / "english" / "tasks" / name)
+    setting = tiny.parameters(folder).settings["english"].model_dump() | {"tasks": list(names)}
+    changes = {"finetuning": FINETUNING | {"epochs": 1, "tasks": budget}, "settings": {"english": setting}}
+    plan = tiny.plan(folder, **changes, latency={"sequence_length": tiny.LENGTH})
+    layout, evaluation = plan.layout("english"), plan.of(Evaluation)[0]
+    (layout.teacher / "record.json").write_text(json.dumps({"training": TRAINING}))
+    measured, original = [], scores.evaluate_task
+
+    def watch(description, encoder, name, *arguments):
+        measured.append(name)
+        if measured == list(names):
+            raise KeyboardInterrupt
+        return original(description, encoder, name, *arguments)
+
+    monkeypatch.setattr(scores, "evaluate_task", watch)
+    with pytest.raises(KeyboardInterrupt):
+        scores.evaluate(evaluation, layout, folder / "result.json")
+    (kept,) = layout.checkpoints.iterdir()
+    (kept / "sentiment.json").write_text((kept / "sentiment.json").read_text()[:-9])  # a damaged one does not count
+    took = json.loads((kept / "topic.json").read_text())["seconds"]
+    resumed = scores.evaluate(evaluation, layout, folder / "result.json")
+    assert measured == [*names, "sentiment", "boolq"] and not kept.exists()
+    assert resumed.evaluation_seconds >= took - 0.05
+    whole = scores.evaluate(evaluation, layout, folder / "whole.json")
+    assert measured[5:] == list(names) and resumed.tasks == whole.tasks and list(whole.tasks) == list(names)
+
+
 def test_a_result_file_says_what_made_it(tmp_path):
     assert Environment.model_validate(environment()).threads == torch.get_num_threads()
     assert commit(tmp_path) is None and commit(tmp_path / "missing") is None

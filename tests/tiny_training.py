@@ -14,12 +14,13 @@ from transformers import TrainingArguments, default_data_collator
 
 from study.config import Params
 from study.descriptions import Run, TeacherAdaptation
+from study.distillation import processes
 from study.distillation.distil import distil
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES
 from study.distillation.students import create_student
 from study.distillation.teacher import adapt_teacher
-from study.distillation.trainer import switch_off_dropout, train
+from study.distillation.trainer import common_arguments, switch_off_dropout, train
 from study.files import Layout
 
 METHODS = [
@@ -59,28 +60,18 @@ def objective_of(params: Params, method: str, teacher=None, student="L2-H12", st
 
 def descend(objective, training: MaskedSequences, folder: Path, accumulation: int, steps=2, rate=0.05) -> dict:
     """Plain gradient descent without clipping: unlike Adam, it shows every factor on a gradient."""
+    plain: dict[str, Any] = {"optim": "sgd", "lr_scheduler_type": "constant", "use_cpu": True, "logging_steps": 1}
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=8 // accumulation,
+        per_device_train_batch_size=processes.share(8, accumulation),
         gradient_accumulation_steps=accumulation,
-        optim="sgd",
         learning_rate=rate,
-        lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        use_cpu=True,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_steps=1,
-        label_names=["labels"],
-        prediction_loss_only=True,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **common_arguments(False, 8) | plain | {"eval_strategy": "no", "save_strategy": "no"},
     )
-    validation = MaskedSequences(training.sequences, training.masking, tiny.tokenizer(folder), seed=0)
+    words, sampled = tiny.tokenizer(folder), training.sampled
+    validation = MaskedSequences(training.sequences, training.masking, words, seed=0, sampled=sampled)
     return train(objective, training, validation, arguments, "test")
 
 

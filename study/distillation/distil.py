@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from study.data.corpus import corpus_hash, load_corpus
 from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import Run
+from study.distillation import processes
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES, Objective
 from study.distillation.operations import equal_steps
@@ -31,20 +32,12 @@ from study.distillation.trainer import (
     train,
 )
 from study.files import Layout, StudyError, content_hash, make_folder
-from study.methods import FastPath, OutputDistribution, Untrained, parts_of
+from study.methods import PARTS, FastPath, OutputDistribution, Untrained, parts_of
 from study.records import Training
 from study.revisions import revisions
 from study.runtime import compute_device, keep_freed_memory, use_bf16
 from study.sections import Distillation
 
-#: Families whose revisions say how a teacher is read; all others read it through the same functions.
-READERS = (
-    "masked_language_modelling",
-    "output_distribution",
-    "hidden_state",
-    "attention_relation",
-    "direct_attention",
-)
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
 
 
@@ -52,7 +45,7 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     """Distil one student and save it to ``output`` (loadable by ``from_pretrained``) with its ``record.json``.
 
     A run that was killed continues from its last checkpoint when called again with the same description, corpus and
-    teacher.
+    teacher, by however many processes (:mod:`study.distillation.processes`).
 
     Args:
         others: the runs of the plan. Where the teacher has to be computed, what they read of it is kept for them too;
@@ -63,10 +56,11 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
         :class:`study.records.Training`; None for the untrained student) and ``environment``.
 
     Raises:
-        StudyError: a missing or damaged input, a corpus shorter than one batch.
+        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it.
         DivergedError: a loss that is not finite.
     """
-    make_folder(output.parent)  # before any work
+    processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
+    make_folder(output.parent)
     tokenizer = load_tokenizer(layout.teacher)
     teacher = load_model(layout.teacher, run.attention_implementation)
     if not all(parameter.isfinite().all() for parameter in teacher.parameters()):
@@ -234,7 +228,7 @@ def _outputs_identity(run: Run, budget: Distillation) -> dict[str, Any]:
     return {
         **run.model_dump(mode="json", include={"masking", "precision", "attention_implementation"}),
         "distillation": shared,
-        "revisions": revisions("masking", *READERS),
+        "revisions": revisions("masking", *PARTS),
     }
 
 
@@ -243,7 +237,7 @@ def _arguments(run: Run, budget: Distillation, folder: Path) -> TrainingArgument
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=budget.steps,
-        per_device_train_batch_size=budget.batch_size // budget.accumulation_steps,
+        per_device_train_batch_size=processes.share(budget.batch_size, budget.accumulation_steps),
         gradient_accumulation_steps=budget.accumulation_steps,
         learning_rate=run.objective.learning_rate,
         warmup_steps=round(budget.warmup_fraction * budget.steps),

@@ -22,11 +22,14 @@ from transformers import (
     default_data_collator,
 )
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput
 
 from study.data.pretrained import save_model
+from study.distillation import processes
 from study.distillation.graphs import record_step
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import Objective
+from study.execution import forget_launchers
 from study.files import StudyError, write_json
 from study.runtime import compute_device, environment
 
@@ -112,6 +115,22 @@ class DistillationTrainer(Trainer):
         logs["seconds"] = clock.seconds()
         super().log(logs, start_time)
 
+    def evaluation_loop(self, dataloader: Any, description: str, *arguments: Any, **named: Any) -> EvalLoopOutput:
+        """Of several processes each reads every n-th batch as one would: their mean is that of one process."""
+        if not processes.joined():
+            return super().evaluation_loop(dataloader, description, *arguments, **named)
+        assert isinstance(self.model, Objective) and isinstance(self.eval_dataset, MaskedSequences)
+        self.model.eval()
+        rows, size = len(self.eval_dataset), self.args.eval_batch_size
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        for first in range(processes.rank() * size, rows, processes.count() * size):
+            batch = [self.eval_dataset[row] for row in range(first, min(first + size, rows))]
+            loss, _, _ = self.prediction_step(self.model, default_data_collator(batch), prediction_loss_only=True)
+            assert loss is not None
+            total += loss.double() * len(batch)
+        mean = processes.total(total).item() / rows
+        return EvalLoopOutput(None, None, {"eval_loss": mean}, rows)  # type: ignore[arg-type]
+
 
 def train(
     objective: Objective,
@@ -125,16 +144,19 @@ def train(
     """Train ``objective`` from the last complete checkpoint in ``arguments.output_dir``, or from the start.
 
     Args:
-        graphs: whether a GPU is to replay its steps (:func:`study.distillation.graphs.record_step`).
+        graphs: whether a GPU that trains alone is to replay its steps (:func:`study.distillation.graphs.record_step`).
 
     Returns:
         Fields of :class:`study.records.Training`: the curve of held-out losses, the training losses, steps, tokens,
-        seconds (over interruptions too), tokens per second, precision and threads.
+        seconds (over interruptions too), tokens per second, precision, threads and, if more than one, processes.
 
     Raises:
         DivergedError: a loss that is not finite.
     """
-    checkpoint = last_complete_checkpoint(Path(str(arguments.output_dir)))
+    with processes.first_goes_first():
+        checkpoint = last_complete_checkpoint(Path(str(arguments.output_dir)))
+    for part in objective.singles():
+        part.gathers = True
     arguments.eval_on_start = checkpoint is None  # else the curve would hold that step twice
     objective.accepts_loss_kwargs = False  # type: ignore[assignment]  # its losses are means: the Trainer has to divide
     trainer = DistillationTrainer(
@@ -147,7 +169,7 @@ def train(
     )
     if objective.teacher is not None:
         nn.Module.to(objective.teacher, arguments.device)
-    if graphs and arguments.device.type == "cuda":
+    if graphs and arguments.device.type == "cuda" and not processes.joined():  # which exchange gradients meanwhile
         first = default_data_collator([training[i] for i in range(arguments.per_device_train_batch_size)])
         record_step(objective, {key: x.to(arguments.device) for key, x in first.items()}, arguments.bf16)
     sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -174,6 +196,7 @@ def train(
         "tokens_per_second": round(steps * tokens / max(seconds, 1e-9), 1),
         "precision": "bf16" if arguments.bf16 else "fp32",
         "threads": torch.get_num_threads(),
+        "processes": processes.count() if processes.joined() else None,
         "curve": curve("eval_loss"),
         "training_curve": curve("loss"),
     }
@@ -181,7 +204,10 @@ def train(
 
 def common_arguments(bf16: bool, batch_size: int) -> dict[str, Any]:
     """What every training run of the study has in common, as arguments of TrainingArguments."""
+    if not processes.joined():
+        forget_launchers()  # which transformers would obey
     return {
+        "ddp_find_unused_parameters": False,  # they are frozen
         "per_device_eval_batch_size": batch_size,
         "bf16": bf16,
         "use_cpu": compute_device().type == "cpu",
@@ -217,7 +243,9 @@ class Checkpoints:
         return self.folder
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if kind is None or issubclass(kind, StudyError):
+        if kind is None:
+            processes.wait()  # rank 0 has saved, no other is at a checkpoint
+        if not processes.rank() and (kind is None or issubclass(kind, StudyError)):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -266,11 +294,13 @@ def save_trained(
 ) -> None:
     """Write the model, its tokenizer and ``record.json`` last, so that a record means a whole model.
 
-    The record gets its ``environment`` here.
+    The record gets its ``environment`` here. Of several processes the first alone writes.
 
     Raises:
         StudyError: the folder cannot be written.
     """
-    save_model(model, tokenizer, output)
     record["environment"] = environment()
+    if processes.rank():
+        return
+    save_model(model, tokenizer, output)
     write_json(output / "record.json", record)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,28 @@ from study.data.tasks import find_task, load_task
 from study.descriptions import Evaluation
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.output import masked_words
+from study.distillation.trainer import digest
 from study.evaluation.finetune import encode, finetune
 from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.provenance import input_hashes, provenance, weights_hash
 from study.evaluation.retrieval import retrieve
-from study.files import Layout, StudyError
+from study.files import Layout, StudyError, write_file
 from study.params import one_line
-from study.records import FinetuningRun, LanguageModelling, RunResult, Size, TaskResult, Training, write_record
+from study.records import (
+    FinetuningRun,
+    LanguageModelling,
+    ProbeResult,
+    Record,
+    RunResult,
+    Size,
+    TaskResult,
+    Training,
+    write_record,
+)
 from study.runtime import use_bf16
+
+#: Kinds of tasks that are not learnt -> what scores them.
+PROBES: dict[str, Callable[..., ProbeResult]] = {"retrieval": retrieve, "masked-word": guess_masked_words}
 
 
 def evaluate(description: Evaluation, layout: Layout, output: Path) -> RunResult:
@@ -35,6 +52,8 @@ def evaluate(description: Evaluation, layout: Layout, output: Path) -> RunResult
     Per task: for each candidate learning rate one fine-tuning per seed on the same subsample; the rate with the best
     mean development score is kept; only its runs look at the test data. A seed draws training examples, their order and
     dropout, the same for every method (:func:`random_seed`). Probes are scored without any training.
+
+    One that was interrupted keeps the tasks that it had finished, if description, model and data are the same.
 
     Args:
         output: the JSON file to write, whole or not at all.
@@ -46,17 +65,15 @@ def evaluate(description: Evaluation, layout: Layout, output: Path) -> RunResult
     tokenizer = load_tokenizer(folder)
     training = training_of(folder)
     hashes = input_hashes(layout) | {"weights": weights_hash(folder)}
-    began = time.monotonic()
-    learnt, probes = {}, {}
+    kept = layout.checkpoints / digest({"evaluation": description.model_dump(mode="json"), "inputs": hashes})
+    finished: dict[str, Finished] = {}
     for name in description.tasks:
-        kind = find_task(layout.tasks, name).kind
-        if kind == "retrieval":
-            probes[name] = retrieve(description, folder, name, layout.tasks, tokenizer)
-        elif kind == "masked-word":
-            probes[name] = guess_masked_words(description, folder, name, layout.tasks, tokenizer)
-        else:
-            learnt[name] = evaluate_task(description, folder, name, layout.tasks, tokenizer)
-    language_modelling = None
+        measure = PROBES.get(find_task(layout.tasks, name).kind, evaluate_task)
+        file = kept / f"{name}.json"
+        if file.is_file():
+            print(f"{description.title} | {name} was finished before the interruption", flush=True)
+        finished[name] = _finished(file, partial(measure, description, folder, name, layout.tasks, tokenizer))
+    began, language_modelling = time.monotonic(), None
     if has_language_modelling_head(folder):
         model = load_model(folder, description.attention_implementation)
         validation = load_corpus(layout.corpus)["validation"]
@@ -69,15 +86,35 @@ def evaluate(description: Evaluation, layout: Layout, output: Path) -> RunResult
         student=description.student,
         seed=description.seed,
         budget=description.budget,
-        tasks=learnt,
-        probes=probes,
+        tasks={name: own.result for name, own in finished.items() if isinstance(own.result, TaskResult)},
+        probes={name: own.result for name, own in finished.items() if isinstance(own.result, ProbeResult)},
         masked_language_modelling=language_modelling,
         size=size(encoder, description.sequence_length),
         distillation=training,
-        evaluation_seconds=round(time.monotonic() - began, 1),
+        evaluation_seconds=round(sum(own.seconds for own in finished.values()) + time.monotonic() - began, 1),
     )
     write_record(output, result)
+    shutil.rmtree(kept, ignore_errors=True)
     return result
+
+
+class Finished(Record):
+    """What an evaluation measured of one task, and the seconds it took."""
+
+    seconds: float
+    result: TaskResult | ProbeResult
+
+
+def _finished(file: Path, measure: Callable[[], TaskResult | ProbeResult]) -> Finished:
+    """What is kept in ``file``; else it is measured and kept there."""
+    try:
+        return Finished.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        began = time.monotonic()
+        result = measure()
+        finished = Finished(seconds=time.monotonic() - began, result=result)
+        write_file(file, finished.model_dump_json())
+        return finished
 
 
 def training_of(folder: Path) -> Training | None:

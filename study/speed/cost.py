@@ -131,19 +131,6 @@ PARAMETER_PASSES = 12
 # Values kept for the backward pass.
 WIDTH_KEPT, INTERMEDIATE_KEPT, SCORES_KEPT = 12, 2, 2
 
-#: Objectives whose losses are counted.
-KNOWN = (
-    "masked_language_modelling",
-    "output_distribution",
-    "hidden_state",
-    "attention_relation",
-    "direct_attention",
-    "sentence_embedding",
-    "attention_score",
-    "attention_distribution",
-    "sum",
-)
-
 
 def count(workload: Workload) -> Counts:
     """Count one step.
@@ -229,7 +216,7 @@ def _objective(workload: Workload) -> tuple[int, int, float, float]:
         masked_logits = share * workload.vocabulary if method.mlm_weight else 0
         values = logits * DIVERGENCE_PASSES[fused] + masked_logits * CROSS_ENTROPY_PASSES
         return teacher.layers, student.layers, values, logits * 5 + masked_logits * 3
-    raise StudyError(f"the cost model does not know objective {method.objective!r}; allowed: {', '.join(KNOWN)}")
+    raise StudyError(f"the cost model does not know objective {method.objective!r}; allowed: those it counts (cost.py)")
 
 
 @cache
@@ -348,7 +335,8 @@ def benchmark_steps(result: dict, params: Params) -> pd.DataFrame:
 def stage_steps(results: Results, plan: Plan) -> pd.DataFrame:
     """The distillation stages of a setting as they were run; position embeddings are counted as vocabulary.
 
-    Where the teacher was shared, its part is left out for every run, also for the one that computed it.
+    Where the teacher was shared, its part is left out for every run, also for the one that computed it. Runs of several
+    processes are left out: they exchanged gradients, too.
 
     Args:
         results: of one setting of the plan.
@@ -358,6 +346,8 @@ def stage_steps(results: Results, plan: Plan) -> pd.DataFrame:
     """
     setting, params, rows = results.comparison.setting, plan.params, []
     trained = results.runs[results.runs["student"] != TEACHER].dropna(subset="tokens_per_second")
+    if "processes" in trained:
+        trained = trained[trained["processes"].isna()]
     for row in trained.to_dict("records"):
         run = plan.run(setting, row["method"], row["student"], row["distillation_seed"])
         workload = Workload(

@@ -69,6 +69,20 @@ def test_a_notebook_inherits_nothing_that_overrides_params(tmp_path, monkeypatch
     assert "inline" in answer["backend"]
 
 
+def test_a_notebook_whose_description_changes_meanwhile_is_refused(tmp_path, monkeypatch):
+    path = notebook(tmp_path, "1")
+    (description := tmp_path / "plan.json").write_text("{}")
+    cells = [nbformat.v4.new_code_cell("description = ''", metadata={"tags": ["parameters"]})]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    for content in ("{}", '{"seed": 2}'):
+        monkeypatch.setattr("papermill.execute_notebook", lambda *_, now=content, **__: description.write_text(now))
+        if content == "{}":
+            run_notebook(path, tmp_path / "executed.ipynb", {"description": "../plan.json"}, tmp_path)
+            continue
+        with pytest.raises(StudyError, match=f"{description}: changed while it was run"):
+            run_notebook(path, tmp_path / "executed.ipynb", {"description": "../plan.json"}, tmp_path)
+
+
 def test_the_code_of_another_checkout_is_refused(tmp_path):
     path = notebook(tmp_path, "1")
     (tmp_path / "study").mkdir()

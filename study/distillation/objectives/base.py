@@ -39,6 +39,7 @@ class Objective(nn.Module):
 
     needs_head: bool = False
     needs_teacher: bool = True
+    gathers: bool = False  # whether a loss over pairs of sequences sees those of all processes, too
     student: Any
 
     def __init__(
@@ -81,6 +82,10 @@ class Objective(nn.Module):
         with torch.no_grad():
             teacher = self.read_teacher(batch)
         return {"loss": self.loss(self.read_student(batch), teacher, batch)}
+
+    def singles(self) -> list[Objective]:
+        """The objectives whose losses are computed: itself, or the parts of a sum."""
+        return [self]
 
     @classmethod
     def trains_head(cls, method: Any) -> bool:

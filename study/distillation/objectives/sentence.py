@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from study import methods
 from study.distillation import losses
 from study.distillation.objectives.base import Batch, Objective
+from study.distillation.processes import gathered
 from study.distillation.taps import Activations, Layers
 
 
@@ -52,7 +54,9 @@ class SentenceEmbedding(Objective):
 
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
         ((name, own, target),) = self.pairs(student, teacher)
-        embedding = own.float().mean(dim=1)
+        embedding, goal = own.float().mean(dim=1), target.float().mean(dim=1)
         if name in self.projections:
             embedding = self.projections[name](embedding)
-        return losses.sentence_embedding(embedding, target.float().mean(dim=1), self.method.distance)
+        if self.method.distance == "relational" and self.gathers and torch.is_grad_enabled():
+            embedding, goal = gathered(embedding), gathered(goal)
+        return losses.sentence_embedding(embedding, goal, self.method.distance)

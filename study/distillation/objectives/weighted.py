@@ -20,14 +20,17 @@ from study.distillation.taps import Activations, Layers
 
 #: Objectives that a sum may have as parts.
 SINGLE: dict[str, type[Objective]] = {
-    "masked_language_modelling": MaskedLanguageModelling,
-    "output_distribution": OutputDistribution,
-    "hidden_state": HiddenState,
-    "attention_relation": AttentionRelation,
-    "direct_attention": DirectAttention,
-    "sentence_embedding": SentenceEmbedding,
-    "attention_score": AttentionScore,
-    "attention_distribution": AttentionDistribution,
+    methods.objective_of(getattr(methods, own.__name__)): own  # the options of an objective have its name
+    for own in (
+        MaskedLanguageModelling,
+        OutputDistribution,
+        HiddenState,
+        AttentionRelation,
+        DirectAttention,
+        SentenceEmbedding,
+        AttentionScore,
+        AttentionDistribution,
+    )
 }
 
 
@@ -71,6 +74,9 @@ class Sum(Objective):
     def parts(self) -> list[tuple[float, Objective]]:
         """Weight and objective of every part."""
         return self._parts[0]
+
+    def singles(self) -> list[Objective]:
+        return [part for _, part in self.parts]
 
     @staticmethod
     def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:

@@ -1,0 +1,98 @@
+"""Commands of stale stages, run by anything, and their outcomes on record: as `dvc repro` would leave them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from study import StudyError, cells
+from study.cells import Cells
+from study.plan import Plan
+
+PIPELINE = """
+stages:
+  make:
+    foreach: [one, two]
+    do:
+      cmd: mkdir -p out/${item} && tr a-z A-Z < plan/${item}.json > out/${item}/text
+      deps: ["plan/${item}.json"]
+      outs: ["out/${item}"]
+  join:
+    cmd: cat out/*/text > all.txt
+    deps: [out]
+    outs:
+      - all.txt: {cache: false}
+"""
+
+
+def shell(folder: Path, command: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(["sh", "-c", command], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Cells:
+    """A profile of three stages under DVC, none of which has run."""
+    folder = tmp_path / "study" / "profiles" / "small"
+    (folder / "plan").mkdir(parents=True)
+    (folder / "dvc.yaml").write_text(PIPELINE)
+    for name in ("one", "two"):
+        (folder / "plan" / f"{name}.json").write_text(f"the {name}\n")
+    assert shell(tmp_path / "study", "dvc init --no-scm --quiet && dvc config core.analytics false").returncode == 0
+    monkeypatch.setattr(cells, "write_plan", lambda plan: 0)  # what it writes stands above
+    return Cells(Plan("small", tmp_path / "study", folder, None, []))
+
+
+def names(stages) -> list[str]:
+    return [stage.name for stage in stages]
+
+
+def run(study: Cells, stage) -> int:
+    command = study.command(stage)
+    assert "\n" not in command
+    return shell(study.plan.root, command).returncode
+
+
+def test_waves_of_commands_leave_what_dvc_repro_leaves(study):
+    whole = study.plan.root.parent / "whole"
+    shutil.copytree(study.plan.root, whole)
+    assert shell(whole / "profiles" / "small", "dvc repro").returncode == 0
+    waves = []
+    while (wave := study.ready())[0]:
+        for stage in reversed(wave[0]):  # in any order
+            assert run(study, stage) == 0 and study.state(stage) == "finished"
+        waves.append((names(wave[0]), names(wave[1]), study.record()))
+    assert waves == [(["make@one", "make@two"], ["join"], ["make@one", "make@two"]), (["join"], [], ["join"])]
+    for name in ("dvc.lock", "all.txt", "out/one/text"):
+        files = [root / "profiles" / "small" / name for root in (study.plan.root, whole)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert b"up to date" in shell(study.plan.folder, "dvc status").stdout
+    assert study.ready() == ([], []) and study.record() == []
+    assert names(study.all()) == ["make@one", "make@two", "join"] and names(study.all("join")) == ["join"]
+
+
+def test_a_failed_one_is_not_put_on_record_and_can_be_run_again(study):
+    (one, two), _ = study.ready("make")
+    text = (study.plan.folder / "plan" / "one.json").read_text()
+    (study.plan.folder / "plan" / "one.json").unlink()
+    assert run(study, one) != 0 and study.state(one) == "started" and study.state(two) == "not started"
+    assert study.record() == []
+    (study.plan.folder / "plan" / "one.json").write_text(text)
+    assert run(study, one) == 0 and study.record() == ["make@one"] and names(study.ready()[0]) == ["make@two"]
+
+
+def test_what_ran_on_inputs_that_changed_meanwhile_is_not_put_on_record(study):
+    (one, two), _ = study.ready()
+    assert run(study, one) == run(study, two) == 0
+    (study.plan.folder / "plan" / "two.json").write_text("another\n")
+    with pytest.raises(StudyError, match=r"run them again: make@two \(two.json\)"):
+        study.record()
+    ready, waiting = study.ready()
+    assert names(ready) == ["make@two"] and names(waiting) == ["join"]
+    assert run(study, ready[0]) == 0 and study.record() == ["make@two"]
+    assert (study.plan.folder / "out" / "two" / "text").read_text() == "ANOTHER\n"

@@ -1,0 +1,125 @@
+"""Several processes train the student that one would: same sequences, same weights, one voice, one record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_processes
+import torch
+from tiny_processes import BUDGET, CASES, METHOD, interrupted, launch, trained
+from tiny_training import distilled, encoder_weights
+
+from study import StudyError
+from study.__main__ import main
+from study.distillation import processes
+from study.records import Training
+
+NAMES = [f"{method} in {accumulation}" for method, accumulation in CASES]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where two processes did all that :mod:`tiny_processes` says, its last part from a checkpoint of one process."""
+    folder = tiny.workspace(tmp_path_factory.mktemp("study"))
+    run, layout = tiny.run(folder, METHOD, "L2-H12", distillation=BUDGET)
+    interrupted(run, layout, folder / "continued")
+    description = folder / "plan" / "distill" / f"{run.name}.json"
+    description.parent.mkdir(parents=True)
+    description.write_text(run.model_dump_json())
+    outcome = launch(2, tiny_processes.__file__, str(description), folder=folder)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    (folder / "printed").write_text(outcome.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    """What each of two processes did, case by case."""
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def check_weights(start, alone, others):
+    """Equal to a thousandth of how far each tensor moved.
+
+    The bias of keys adds the same to all scores of a query: it changes nothing, and what Adam makes of its gradient is
+    made of rounding errors alone.
+    """
+    moved = {name: (alone[name] - start[name]).norm().item() for name in alone if not name.endswith("key.bias")}
+    assert sum(length > 0 for length in moved.values()) > 10
+    for name, length in moved.items():
+        assert (others[name] - alone[name]).norm().item() <= 1e-3 * length + 1e-7, name
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
+def test_two_processes_train_the_student_that_one_does_on_the_same_sequences(tmp_path, together, case):
+    alone, (first, second) = trained(tmp_path, *CASES[case]), (rank[case] for rank in together)
+    assert tiny.identical(first["start"], alone["start"]) and tiny.identical(first["end"], second["end"])
+    check_weights(alone["start"], alone["end"], first["end"])
+    assert first["tokens"] == second["tokens"] == alone["tokens"] == 2 * 8 * 16
+    for losses in ("training", "held out"):
+        assert first[losses] == second[losses] == pytest.approx(alone[losses], rel=1e-5)
+    share = 4 // CASES[case][1]
+    halves = [list(range(start, start + share)) for start in range(0, 16, share)]
+    assert first["read"] == sum(halves[::2], []) and second["read"] == sum(halves[1::2], [])
+    assert alone["read"] == list(range(16))
+
+
+@pytest.mark.parametrize(("seed", "output"), [(1, "continued"), (2, "interrupted")])
+def test_other_numbers_of_processes_continue_a_checkpoint(folder, monkeypatch, capsys, seed, output):
+    """Of one process by two, and of two processes by one: as if never interrupted."""
+    monkeypatch.chdir(folder)
+    if seed == 2:
+        assert not (folder / output).exists()
+        distilled(folder, output, METHOD, seed=seed, distillation=BUDGET)
+        assert "continues from step 4 of 8" in capsys.readouterr().out
+    distilled(folder, f"whole-{seed}", METHOD, seed=seed, distillation=BUDGET)
+    distilled(folder, f"start-{seed}", "none", seed=seed)
+    start, alone, others = (encoder_weights(folder / name) for name in (f"start-{seed}", f"whole-{seed}", output))
+    check_weights(start, alone, others)
+    assert not any((folder / "scratch" / "checkpoints").iterdir()) or seed == 1
+
+
+def test_one_process_speaks_and_the_record_says_how_many_there_were(folder):
+    printed = (folder / "printed").read_text().splitlines()
+    title = f"[1/1] english {METHOD} L2-H12 seed 1 | "
+    assert [line for line in printed if " seed 1 | continues" in line] == [title + "continues from step 4 of 8"]
+    assert sum(line.startswith(title + "step 8/8 | held-out") for line in printed) == 1
+    assert printed.count(f"distil: {folder / 'continued'}") == 1
+    record = json.loads((folder / "continued" / "record.json").read_text())["training"]
+    assert record["processes"] == 2 and record["steps"] == 8 and record["tokens"] == 8 * 8 * 16
+    assert [point["step"] for point in record["curve"]] == [0, 2, 4, 6, 8]
+
+
+def test_a_record_of_one_process_is_as_it_was(folder):
+    record = distilled(folder, "alone", "mlm")["training"]
+    assert "processes" not in record
+    written = json.loads(Training.model_validate(record).model_dump_json())
+    assert "processes" not in written and "stopped" in written
+
+
+@pytest.mark.parametrize(
+    ("number", "allowed"), [(3, "1, 2, 4 processes"), (8, "1, 2, 4 processes"), (16, "1, 2, 4 processes")]
+)
+def test_processes_that_do_not_divide_a_batch_are_told_so(monkeypatch, tmp_path, number, allowed):
+    monkeypatch.setattr(processes, "count", lambda: number)
+    run, layout = tiny.run(tmp_path, distillation={"batch_size": 8, "accumulation_steps": 2})
+    with pytest.raises(StudyError, match=f"{number} processes do not divide .* = 8 .* = 2; allowed: {allowed}"):
+        tiny_processes.distil(run, layout, Path("nowhere"))
+
+
+@pytest.mark.parametrize("left", [{"LOCAL_RANK": "0", "WORLD_SIZE": "2", "RANK": "1"}, {"LOCAL_RANK": "3"}])
+def test_what_a_launcher_left_makes_no_process_wait_for_others(folder, monkeypatch, left):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert "processes" not in distilled(folder, "left", "mlm")["training"]
+
+
+def test_a_description_that_changes_meanwhile_is_refused(folder, monkeypatch, capsys):
+    """DVC takes the hash of what a stage depends on when the stage has ended."""
+    (description,) = (folder / "plan" / "distill").iterdir()
+    monkeypatch.setattr(tiny_processes.trainer.Progress, "on_train_end", lambda *_, **__: description.write_text("{}"))
+    assert main(["distil", str(description), "--output", str(folder / "changed")]) == 1
+    assert f"{description}: changed while it was run" in capsys.readouterr().err

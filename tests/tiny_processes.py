@@ -1,0 +1,94 @@
+"""What several processes do together and one does alone; torchrun starts this file (:func:`launch`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from tiny_training import descend, objective_of, stream
+from transformers import default_data_collator
+
+from study.__main__ import main
+from study.descriptions import Run
+from study.distillation import processes, trainer
+from study.distillation.distil import distil
+from study.distillation.masking import MaskedSequences
+from study.files import Layout
+
+OF_PAIRS = {"objective": "sentence_embedding", "distance": "relational"}
+OWN = {
+    "hs+pairs": {"objective": "sum", "parts": [{"objective": "hidden_state", "mapping": "top"}, OF_PAIRS]},
+    "od-sampled": {"objective": "output_distribution", "positions": "sampled", "mlm_weight": 0.5},
+}
+#: Method and batches per step: every objective. Losses over pairs of sequences need all of a step at once.
+CASES = [("se-relational", 1), ("hs+pairs", 1), ("od", 1), ("mlm", 2), ("od-sampled", 2), ("hs-uniform+last", 2)]
+CASES += [("mha-minilmv2", 2), ("mha-direct", 2), ("se-mse", 2), ("scores", 2), ("minilm", 2), ("distilbert", 2)]
+BUDGET = {"evaluate_every": 2, "save_every": 2, "steps": 8, "accumulation_steps": 2}
+METHOD = "hs-uniform+last"
+
+
+class Recorded(MaskedSequences):
+    """Notes which items of the stream are read."""
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        self.__dict__.setdefault("read", []).append(item)
+        return super().__getitem__(item)
+
+
+def trained(folder: Path, method: str, accumulation: int) -> dict[str, Any]:
+    """Plain gradient descent of two steps of eight sequences: weights before and after, losses, and items read."""
+    own = folder / f"rank-{processes.rank()}"  # processes write no file together
+    params = tiny.parameters(folder, methods={k: {"learning_rate": 1e-3, **v} for k, v in OWN.items()})
+    training = stream(params, tiny.tokenizer(own), length=16, sampled=True)
+    objective = objective_of(params, method, start=training)
+    trainer.freeze_untrained(objective, default_data_collator([training[0]]))
+    start = tiny.snapshot(objective)
+    training.__class__ = Recorded
+    record = descend(objective, training, own, accumulation, rate=0.01)
+    return {
+        "start": start,
+        "end": tiny.snapshot(objective),
+        "tokens": record["tokens"],
+        "training": [entry["loss"] for entry in record["training_curve"]],
+        "held out": [entry["loss"] for entry in record["curve"]],
+        "read": training.__dict__["read"][1:],  # the first tells the length
+    }
+
+
+def interrupted(run: Run, layout: Layout, output: Path) -> None:
+    """Train as far as step 6 and stop there as by Ctrl-C: the last checkpoint is that of step 4."""
+    original = trainer.Progress.on_log
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+        original(self, args, state, control, logs, **kwargs)
+
+    trainer.Progress.on_log = on_log
+    with contextlib.suppress(KeyboardInterrupt):
+        distil(run, layout, output)
+    trainer.Progress.on_log = original
+
+
+def launch(number: int, *command: str, folder: Path) -> subprocess.CompletedProcess:
+    """Several processes of a Python command on this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    return subprocess.run([*launcher, *command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+if __name__ == "__main__":
+    here = Path.cwd()
+    with processes.one_voice():
+        processes.join()
+        torch.save([trained(here, *case) for case in CASES], here / f"{processes.rank()}.pt")
+        interrupted(*tiny.run(here, METHOD, "L2-H12", 2, distillation=BUDGET), here / "interrupted")
+    sys.exit(main(["distil", sys.argv[1], "--output", str(here / "continued")]))
