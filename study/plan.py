@@ -412,7 +412,9 @@ def _list(plan: Plan) -> str:
             f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
             for comparison in plan.of(Comparison)
             for setting in [comparison.setting]
-            for analysis, notebook in (ANALYSES | (BUDGET_ANALYSES if comparison.budgets else {})).items()
+            for analysis, notebook in (
+                ANALYSES | (BUDGET_ANALYSES if any(plan.params.grid.budgets.values()) else {})
+            ).items()
         },
     }
     yaml: Any = YAML(typ="safe")

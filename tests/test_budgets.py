@@ -15,6 +15,7 @@ from study.analysis.numbers.budgets import (
     Budgets,
     all_closed,
     gap_closed,
+    groups,
     references,
     table,
     verdicts,
@@ -103,6 +104,25 @@ def test_a_student_below_the_floor_did_not_learn_whatever_its_loss_says():
     assert (
         not rows.loc[rows["method"] == "od", "learnt"].any() and rows.loc[rows["method"] == "hs-last", "learnt"].all()
     )
+
+
+def test_what_was_learnt_on_one_group_does_not_count_against_another():
+    budgets = constructed()
+    harmed = (budgets.scores["method"] == "od") & (budgets.scores["group"] == "sentence")
+    budgets.scores.loc[harmed, "score"] = 0.1
+    learnt = gap_table(budgets).set_index(["group", "budget", "method"])["learnt"]
+    assert learnt["context", "base", "od"] and not learnt["sentence", "base", "od"]
+
+
+def test_a_group_without_a_gap_is_left_out_and_so_is_the_mean_of_all():
+    budgets = constructed()
+    flat = (budgets.scores["method"] == "teacher") & (budgets.scores["group"] == "context")
+    floor = budgets.scores.query("method == 'none' and group == 'context'")["score"].mean()
+    budgets.scores.loc[flat, "score"] = floor + 0.005
+    assert groups(budgets) == ["sentence"]
+    budgets.scores.loc[budgets.scores["method"] == "teacher", "score"] = 0.0
+    with pytest.raises(StudyError, match="at most 1 point above"):
+        groups(budgets)
 
 
 def test_claims_are_judged_at_every_budget_and_turn_where_the_order_does():

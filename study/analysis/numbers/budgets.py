@@ -25,6 +25,8 @@ GROUPS = ("context", "sentence", "all")
 MARGIN = 5.0
 #: A held-out loss that ends above this share of its start has not been learnt.
 LEARNT = 0.95
+#: Points (0-100) by which the teacher has to be above the untrained student: else there is no gap to close.
+GAP = 1.0
 NOT_TESTABLE = "not testable"
 
 
@@ -106,8 +108,21 @@ def _score_rows(record: RunResult, comparison: Comparison) -> Iterable[dict[str,
 
 
 def groups(budgets: Budgets) -> list[str]:
-    """Those of GROUPS that the results have tasks of."""
-    return [group for group in GROUPS if group in {*budgets.scores["group"], "all"}]
+    """Those of GROUPS that the results have tasks of, and in which the teacher is above the untrained student.
+
+    Raises:
+        StudyError: there is none.
+    """
+    there = [group for group in GROUPS if group in {*budgets.scores["group"], "all"}]
+    macros = {group: _of_group(budgets, group).groupby("method")["score"].mean() for group in there}
+    wide = [group for group in there if 100 * (macros[group][TEACHER] - macros[group][FLOOR]) > GAP]
+    wide = wide if set(there) - {"all"} <= set(wide) else [group for group in wide if group != "all"]
+    if not wide:
+        raise StudyError(
+            f"{budgets.comparison.setting}: the teacher is at most {GAP:g} point above the untrained student in all"
+            " groups of tasks; allowed: a gap that methods can close"
+        )
+    return wide
 
 
 def _of_group(budgets: Budgets, group: str) -> pd.DataFrame:
@@ -154,8 +169,8 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
 
     Columns: group, budget, tokens, method, closed, low, high (:func:`statistics.estimate`; NaN of one model), score
     (macro, 0-100), retained (of the teacher's, percent), models (distilled), learning_rate, loss_share, rank (within
-    group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of all tasks lies
-    above the floor's).
+    group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of the group's tasks
+    lies above the floor's).
 
     Args:
         closed: :func:`all_closed`.
@@ -176,9 +191,7 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
             )
     rows = pd.DataFrame(listed)
     rows["rank"] = rows.groupby(["group", "budget"])["closed"].rank(ascending=False).astype(int)
-    overall = rows[rows["group"] == "all"].set_index(["budget", "method"])
-    learnt = (overall["loss_share"] < LEARNT) & (overall["closed"] > 0)
-    return rows.assign(learnt=[bool(learnt[key]) for key in zip(rows["budget"], rows["method"], strict=True)])
+    return rows.assign(learnt=(rows["loss_share"] < LEARNT) & (rows["closed"] > 0))
 
 
 def references(budgets: Budgets) -> pd.DataFrame:
@@ -192,7 +205,8 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
     """The paper's claims judged at every budget and by every group of tasks, and the contrasts behind that.
 
     Effects and margins are in percent of the gap between floor and teacher. Standard errors pool the chance that
-    methods share (:class:`statistics.Pooled`). A claim that rests on a method that did not learn is not testable.
+    methods share (:class:`statistics.Pooled`). A claim that rests on a method that did not learn,
+    by the group's own tasks, is not testable.
     Claims are judged on the methods that were run at the budget.
 
     Args:
@@ -204,7 +218,7 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
     """
     judged: list[pd.DataFrame] = []
     compared: list[pd.DataFrame] = []
-    learnt = gap[gap["group"] == "all"].set_index(["budget", "method"])["learnt"]
+    learnt = gap.set_index(["group", "budget", "method"])["learnt"]
     for (group, budget), scores in closed.items():
         own = claims.judged_on(scores.keys(), MARGIN)
         if not own:
@@ -213,7 +227,7 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
         outcome = claims.verdicts(scores, contrasts, own).set_index("claim")
         for claim in own:
             named = dict.fromkeys(method for contrast in claim.contrasts for method in contrast.methods)
-            failed = [method for method in named if not learnt[budget, method]]
+            failed = [method for method in named if not learnt[group, budget, method]]
             if failed:
                 outcome.loc[claim.id, ["verdict", "reason"]] = [NOT_TESTABLE, f"did not learn: {', '.join(failed)}"]
         place = {"group": group, "budget": budget, "tokens": budgets.tokens[budget]}
