@@ -19,8 +19,10 @@ from study.methods import (
     Initialisation,
     Membership,
     Method,
+    Reference,
     Section,
     SentenceEmbedding,
+    Static,
     TaskName,
     Trained,
     Variant,
@@ -75,6 +77,7 @@ class Params(Section):
     methods: dict[str, Method]
     variants: dict[str, Variant] = {}
     memberships: dict[str, Membership] = {}
+    references: dict[str, Reference] = {}
     finetuning: Finetuning
     latency: Latency
     runtimes: Runtimes
@@ -120,11 +123,19 @@ class Params(Section):
                 self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
         for name, ablations in self.grid.ablations.items():
             self._ablations_fit(name, ablations)
+        for setting, names in self.grid.references.items():
+            self._references_fit(names, self.settings[setting].teacher.width)
         return self
+
+    def _references_fit(self, names: list[str], width: int) -> None:
+        for name in names:
+            own = self.references[name]
+            if isinstance(own, Static) and own.width > width:
+                raise ValueError(f"references.{name}.width = {own.width}; allowed: at most {width}, as the teacher has")
 
     def _names_are_plain(self) -> None:
         named: dict[str, Iterable[str]] = {"settings": self.settings, "students": self.students}
-        named |= {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets}
+        named |= {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets, "references": self.references}
         for key, names in named.items():
             for name in names:
                 if not NAME.fullmatch(name):
@@ -140,11 +151,13 @@ class Params(Section):
             ("grid.students", grid.students, self.settings),
             ("grid.ablations", grid.ablations, self.settings),
             ("grid.budgets", grid.budgets, self.settings),
+            ("grid.references", grid.references, self.settings),
             ("tuning.students", self.tuning.students, self.settings),
         ]
         for key, by_setting in (("grid.students", grid.students), ("tuning.students", self.tuning.students)):
             lists += [(f"{key}.{name}", own, self.students) for name, own in by_setting.items()]
         lists += [(f"grid.budgets.{name}", own, self.budgets) for name, own in grid.budgets.items()]
+        lists += [(f"grid.references.{name}", own, self.references) for name, own in grid.references.items()]
         for name, budget in self.budgets.items():
             if name == BASE_BUDGET:
                 raise ValueError(f"budgets.{name}: `distillation` itself has this name; allowed: any other name")

@@ -256,6 +256,24 @@ def parts_of(method: Any) -> list[Any]:
     return [part.method for part in method.parts] if isinstance(method, Sum) else [method]
 
 
+class Published(Section):
+    """A row beside the students: one that others trained, on other data."""
+
+    kind: Literal["published"]
+    model: Literal["paraphrase-minilm-l3"]
+
+
+class Static(Section):
+    """A row beside the students: a table of vectors, see :func:`study.data.static_table.static_table`."""
+
+    kind: Literal["static_table"]
+    width: Positive
+    smoothing: Annotated[float, Field(gt=0, lt=1)]
+
+
+Reference = Annotated[Published | Static, Field(discriminator="kind")]
+
+
 class Variant(BaseModel):
     """Methods made of others: what they extend, and the keys that they change.
 

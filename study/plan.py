@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from study.config import Params
 from study.declarations import OwnText
 from study.descriptions import (
+    REFERENCE,
     TEACHER,
     Admission,
     BudgetCells,
@@ -32,6 +33,7 @@ from study.descriptions import (
     LatencyMeasurement,
     LayerComparison,
     Precision,
+    ReferenceModel,
     Run,
     TaskData,
     TeacherAdaptation,
@@ -180,6 +182,10 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
             **_judged(params, setting, examined),
             **precision,
         )
+    references = {name: params.references[name] for name in grid.references.get(setting, [])}
+    for name, options in references.items():
+        family = revisions(f"reference/{options.kind}")
+        yield ReferenceModel(setting=setting, reference=name, options=options, revisions=family)
     ablations = grid.ablations.get(setting)
     comparison = Comparison(
         setting=setting,
@@ -196,6 +202,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         threads=params.latency.threads,
         tokens=_tokens(params),
         budgets={name: _budget_cells(params, name) for name in grid.budgets.get(setting, [])},
+        references=references or None,
         revisions={},
     )
     runs = [make_run(params, setting, *cell) for cell in comparison.cells()]
@@ -208,6 +215,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         setting=setting,
         profile=profile,
         students=students,
+        references=references or None,
         latency=params.latency,
         revisions=revisions("latency"),
         **precision,
@@ -263,7 +271,8 @@ def _evaluations(
 ) -> Iterator[Evaluation]:
     families = ["finetuning", "retrieval", "mlm_score", "size"]
     families += ["masked_word"] * _guesses_words(params, comparison.setting)
-    at_base = [(TEACHER, TEACHER, 0), *comparison.cells(), *comparison.ablation_cells()]
+    beside = [(name, REFERENCE, 0) for name in comparison.references or {}]
+    at_base = [(TEACHER, TEACHER, 0), *beside, *comparison.cells(), *comparison.ablation_cells()]
     for method, student, seed, budget in [*((*cell, BASE_BUDGET) for cell in at_base), *at_budgets]:
         yield Evaluation(
             setting=comparison.setting,
@@ -391,14 +400,11 @@ def _list(plan: Plan) -> str:
     """What dvc.yaml repeats its stages for, as the text of plan.yaml."""
     here = plan.folder.relative_to(plan.root)
     root = "/".join([".."] * len(here.parts)) or "."
-    evaluated = {
-        evaluation.name: {
-            "setting": evaluation.setting,
-            "model": evaluation.model,
-            "folder": TEACHER if evaluation.method == TEACHER else f"students/{evaluation.model}",
-        }
-        for evaluation in plan.of(Evaluation)
-    }
+    evaluated = {}
+    for one in plan.of(Evaluation):
+        layout = Layout(here, one.setting)
+        model = one.folder(layout).relative_to(layout.runs).as_posix()
+        evaluated[one.name] = {"setting": one.setting, "model": one.model, "folder": model}
     values = {
         "profile": plan.profile,
         "here": here.as_posix(),
@@ -406,6 +412,7 @@ def _list(plan: Plan) -> str:
         "rates_in": os.path.relpath(tuning_folder(plan.folder, plan.root), plan.folder),
         "prepared": list(plan.params.grid.settings),
         "admitted": [admission.setting for admission in plan.of(Admission)],
+        "referenced": {r.name: {"setting": r.setting, "model": r.model} for r in plan.of(ReferenceModel)},
         "distilled": {run.name: {"setting": run.setting, "model": run.model} for run in plan.of(Run)},
         "evaluated": evaluated,
         "analyses": {

@@ -25,6 +25,9 @@ REVISIONS: dict[str, int] = {
     "start": 1,  # students at initialisation
     "head": 1,  # the teacher's language-modelling head before adaptation
     "training": 1,  # optimiser, schedule, freezing
+    # rows beside the students
+    "reference/published": 1,
+    "reference/static_table": 1,
     # families of teachers: what is read of them, their heads, students that start from them
     "family/mpnet": 1,
     "family/distilbert": 1,

@@ -28,6 +28,8 @@ from transformers import PreTrainedTokenizerFast, default_data_collator
 from study.data import cleaning, storage
 from study.data.corpus import pack
 from study.data.pretrained import load_pretrained
+from study.data.references import published
+from study.data.static_table import static_table
 from study.data.tasks import TASKS
 from study.data.tasks.own import load_own
 from study.data.texts import TEXTS
@@ -207,6 +209,24 @@ def teacher(name: str, folder: Path) -> Values:
     return {"ids": ids[0].tolist(), "states": states[:, ::48].flatten().tolist()}
 
 
+def published_reference(folder: Path) -> Values:
+    """Hidden states of the published student on a sentence."""
+    model, words = published("paraphrase-minilm-l3")
+    ids = words("The committee read the report, Straße 12.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states = model.eval()(ids).last_hidden_state[0]
+    return {"ids": ids[0].tolist(), "states": states[:, ::48].flatten().tolist()}
+
+
+def table_reference(folder: Path) -> Values:
+    """Likeness of tokens, which the signs of directions do not change."""
+    words, values = tiny.tokenizer(folder / "words"), {}
+    for family in FAMILIES:
+        rows = static_table(tiny.masked_language_model(family).base_model, words, 6, 0.01).embeddings.weight
+        values[family] = (rows @ rows[5:60:11].T).detach().flatten().tolist()
+    return values
+
+
 def text(name: str, folder: Path) -> Values:
     """The first documents of a text in each of its languages."""
     own = [known for known in TEXT_NAMES if known == name or known.startswith(f"{name}-")]
@@ -342,6 +362,8 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     "cleaning": cleaned,
     "vocabulary": vocabulary,
     **{f"teacher/{name}": partial(teacher, name) for name in ("all-minilm-l6-v2", "multilingual-e5-small")},
+    "reference/published": published_reference,
+    "reference/static_table": table_reference,
     **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
     "own/text": own_text,
