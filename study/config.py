@@ -11,6 +11,7 @@ from pydantic import model_validator
 from study.declarations import OwnTask
 from study.families import FAMILIES
 from study.methods import (
+    PRUNING,
     AttentionDistribution,
     AttentionRelation,
     AttentionScore,
@@ -123,6 +124,12 @@ class Params(Section):
                 self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
         for name, ablations in self.grid.ablations.items():
             self._ablations_fit(name, ablations)
+        for setting in self.grid.settings:
+            if self.initialisation in PRUNING and self.settings[setting].candidates:
+                raise ValueError(
+                    f"settings.{setting}.candidates = {self.settings[setting].candidates}: admission's floor is not"
+                    f" pruned; allowed: [] under initialisation = {self.initialisation}"
+                )
         for setting, names in self.grid.references.items():
             self._references_fit(names, self.settings[setting].teacher.width)
         return self
@@ -244,29 +251,36 @@ class Params(Section):
                 f"students.{name}: width / heads = {head}; allowed: an even number, since modernbert rotates pairs"
             )
 
-    def _layers_fit(self, name: str, teacher: Teacher) -> None:
+    def _layers_fit(self, name: str, teacher: Teacher, initialisation: str) -> None:
         student, family = self.students[name], teacher.family or "bert"  # embedded teachers do not say theirs
         others = "'teacher-embeddings' and 'random'"
         if student.family and student.family != family:
             raise ValueError(
-                f"students.{name}.family = {student.family}: initialisation 'teacher-layers' needs the teacher's"
+                f"students.{name}.family = {student.family}: initialisation {initialisation!r} needs the teacher's"
                 f" family, {family}; allowed: {others}"
             )
         if FAMILIES[family].copied is None:
             raise ValueError(
-                f"students.{name}: initialisation 'teacher-layers' cannot take layers of {family} out of their places;"
-                f" allowed: {others}"
+                f"students.{name}: initialisation {initialisation!r} cannot take layers of {family} out of their"
+                f" places; allowed: {others}"
             )
-        if student.heads != teacher.heads:
+        if initialisation in PRUNING and student.width != teacher.width:
             raise ValueError(
-                f"students.{name}.heads = {student.heads}: initialisation 'teacher-layers' needs"
-                f" {teacher.heads} heads, as the teacher has"
+                f"students.{name}.width = {student.width}: initialisation {initialisation!r} keeps the width;"
+                f" allowed: {teacher.width} ('teacher-layers' gives narrower students a start)"
+            )
+        prunes_heads = initialisation in PRUNING and family != "mpnet"  # whose heads share biases across layers
+        if student.heads > teacher.heads or (student.heads < teacher.heads and not prunes_heads):
+            raise ValueError(
+                f"students.{name}.heads = {student.heads}: initialisation {initialisation!r} needs"
+                f" {'at most ' * prunes_heads}{teacher.heads} heads, as the teacher has"
             )
 
     def _method_fits(self, name: str, student_name: str, teacher: Teacher) -> None:
         method, student = self.methods[name], self.students[student_name]
-        if (method.initialisation or self.initialisation) == "teacher-layers":
-            self._layers_fit(student_name, teacher)
+        initialisation = method.initialisation or self.initialisation
+        if initialisation == "teacher-layers" or initialisation in PRUNING:
+            self._layers_fit(student_name, teacher, initialisation)
         rated = self.memberships[name].extends if name in self.memberships else name
         if student.learning_rates and isinstance(method, Trained) and rated not in student.learning_rates:
             raise ValueError(

@@ -278,6 +278,10 @@ class Comparison(Description, Sparse):
             (m, student, seed) for student in self.ablated_students for m in self.memberships for seed in self.seeds
         ]
 
+    def reference_cells(self) -> list[tuple[str, str, int]]:
+        """As :meth:`cells`, of the rows beside the students."""
+        return [(name, REFERENCE, 0) for name in self.references or {}]
+
     def budget_cells(self, budget: str) -> list[tuple[str, str, int]]:
         """Method, student and seed of every run that is trained at one of ``budgets``."""
         cells = self.budgets[budget]

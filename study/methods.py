@@ -45,7 +45,11 @@ Seed = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Initialisation = Literal["random", "teacher-embeddings", "teacher-layers"]
+Initialisation = Literal[
+    "random", "teacher-embeddings", "teacher-layers", "pruned-uniform", "pruned-top", "pruned-bottom"
+]
+#: Initialisations that prune the teacher -> which of its layers stay.
+PRUNING = {"pruned-uniform": "uniform", "pruned-top": "top", "pruned-bottom": "bottom"}
 Inputs = Literal["masked", "plain"]
 Mapping = Literal["last", "top", "uniform", "uniform-consecutive", "uniform+last", "reverse", "all-to-one", "random"]
 FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher"]

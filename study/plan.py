@@ -20,7 +20,6 @@ from ruamel.yaml import YAML
 from study.config import Params
 from study.declarations import OwnText
 from study.descriptions import (
-    REFERENCE,
     TEACHER,
     Admission,
     BudgetCells,
@@ -41,7 +40,7 @@ from study.descriptions import (
     with_hashes,
 )
 from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder, tuning_folder, write_file
-from study.methods import Method, Trained, Untrained
+from study.methods import PRUNING, Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
 from study.sections import BASE_BUDGET, MASKED_WORDS, Adaptation, Distillation, Encoder
@@ -137,7 +136,7 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int,
         distillation=_distillation(params, budget).model_copy(update=own),
         equal_compute=equal_compute,
         masking=params.masking,
-        revisions=revisions(*_families(options), f"family/{params.settings[setting].teacher.family}"),
+        revisions=revisions(*_families(options, params), f"family/{params.settings[setting].teacher.family}"),
         **_precision(params),
     )
 
@@ -153,8 +152,9 @@ def _objective(params: Params, method: str, student: str, budget: str) -> Method
     return options.model_copy(update=update)
 
 
-def _families(options: Method) -> list[str]:
-    return ["start"] if isinstance(options, Untrained) else [options.objective, "masking", "start", "training"]
+def _families(options: Method, params: Params) -> list[str]:
+    start = ["start", *["masking", "pruning"] * ((options.initialisation or params.initialisation) in PRUNING)]
+    return start if isinstance(options, Untrained) else [options.objective, "masking", *start, "training"]
 
 
 def _precision(params: Params) -> dict[str, Any]:
@@ -271,8 +271,8 @@ def _evaluations(
 ) -> Iterator[Evaluation]:
     families = ["finetuning", "retrieval", "mlm_score", "size"]
     families += ["masked_word"] * _guesses_words(params, comparison.setting)
-    beside = [(name, REFERENCE, 0) for name in comparison.references or {}]
-    at_base = [(TEACHER, TEACHER, 0), *beside, *comparison.cells(), *comparison.ablation_cells()]
+    cells = [*comparison.reference_cells(), *comparison.cells(), *comparison.ablation_cells()]
+    at_base = [(TEACHER, TEACHER, 0), *cells]
     for method, student, seed, budget in [*((*cell, BASE_BUDGET) for cell in at_base), *at_budgets]:
         yield Evaluation(
             setting=comparison.setting,

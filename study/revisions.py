@@ -23,6 +23,7 @@ REVISIONS: dict[str, int] = {
     # the rest of training
     "masking": 1,  # which tokens are masked, how sequences are ordered
     "start": 1,  # students at initialisation
+    "pruning": 1,  # importance of heads and neurons, and students that keep the most important
     "head": 1,  # the teacher's language-modelling head before adaptation
     "training": 1,  # optimiser, schedule, freezing
     # rows beside the students

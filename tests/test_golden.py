@@ -40,6 +40,7 @@ from study.descriptions import Evaluation, LatencyMeasurement
 from study.distillation.heads import with_language_modelling_head
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES
+from study.distillation.pruning import unit_importance
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
 from study.evaluation import latency
@@ -50,9 +51,10 @@ from study.evaluation.retrieval import retrieve
 from study.evaluation.scores import evaluate_task, masked_language_modelling, size
 from study.families import FAMILIES as FAMILIES_OF_STUDY
 from study.files import Layout
+from study.methods import PRUNING
 from study.methods import TEXTS as TEXT_NAMES
 from study.revisions import REVISIONS
-from study.sections import TaskBudget, Teacher
+from study.sections import Encoder, TaskBudget, Teacher
 
 GOLDEN = Path(__file__).parent / "golden.json"
 FAMILIES = ("bert", "xlm-roberta")  # of the models of the two settings
@@ -117,6 +119,22 @@ def start(folder: Path) -> Values:
                         *(state.abs().mean().item() for state in states),
                         model(ids).logits.logsumexp(dim=-1).mean().item(),
                     ]
+    return values
+
+
+def pruned(folder: Path) -> Values:
+    """What importance tells of every head and neuron, and students that keep some of them."""
+    params, words, values = tiny.parameters(folder), tiny.tokenizer(folder / "words"), {}
+    ids = torch.from_numpy(tiny.sequences(4, 9).astype(np.int64))
+    for family in FAMILIES:
+        teacher = tiny.masked_language_model(family)
+        importance = unit_importance(teacher, stream(params, words, length=12))
+        values[family] = [*importance.heads.flatten().tolist(), *importance.neurons[:, ::8].flatten().tolist()]
+        for name in PRUNING:
+            sizes = Encoder(layers=2, width=24, heads=2, intermediate=20)
+            student = create_student(teacher, sizes, name, seed=1, importance=importance).eval()
+            with torch.no_grad():
+                values[f"{family} {name}"] = [student(ids).logits.logsumexp(dim=-1).mean().item()]
     return values
 
 
@@ -356,6 +374,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     **{name: partial(objective, name) for name in OBJECTIVES},
     "masking": masking,
     "start": start,
+    "pruning": pruned,
     "head": head,
     **{f"family/{name}": partial(family, name) for name in ("mpnet", "distilbert", "electra", "modernbert")},
     "training": training,

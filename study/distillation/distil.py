@@ -18,7 +18,8 @@ from study.descriptions import Run
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES, Objective
 from study.distillation.operations import equal_steps
-from study.distillation.students import create_student
+from study.distillation.pruning import SEQUENCES, unit_importance
+from study.distillation.students import create_student, prunes_within_layers
 from study.distillation.taps import Layers
 from study.distillation.teacher_outputs import TeacherOutputs
 from study.distillation.trainer import (
@@ -82,7 +83,11 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     )
     start = default_data_collator([stream[i] for i in range(START_SEQUENCES)])
     budget = training_budget(run, teacher, start)  # before anything is drawn at random
-    student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed)
+    importance = None
+    if prunes_within_layers(teacher, run.sizes, run.initialisation):
+        read = MaskedSequences(corpus["train"], run.masking, tokenizer, run.seed, SEQUENCES)
+        importance = unit_importance(teacher, read)
+    student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed, importance)
     record: dict[str, Any] = {
         "run": {"setting": run.setting, "method": run.method, "student": run.student, "seed": run.seed},
         "hashes": {"corpus": corpus_hash(layout.corpus), "teacher": content_hash(layout.teacher)},

@@ -72,8 +72,7 @@ class _Files:
 
 def result_files(comparison: Comparison, layout: Layout) -> dict[Path, tuple[str, str, int]]:
     """The result file of every model -> method, student and seed: the teacher, the grid, ablations, references."""
-    students = [*comparison.cells(), *comparison.ablation_cells()]
-    students += [(name, REFERENCE, 0) for name in comparison.references or {}]
+    students = [*comparison.cells(), *comparison.ablation_cells(), *comparison.reference_cells()]
     files = {layout.result(f"{method}_{student}_{seed}"): (method, student, seed) for method, student, seed in students}
     return {layout.result(TEACHER): (TEACHER, TEACHER, 0)} | files
 
