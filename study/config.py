@@ -149,6 +149,8 @@ class Params(Section):
                     raise ValueError(
                         f"{key}: the name {name!r} cannot stand in names of files and stages; allowed: {NAMES}"
                     )
+        if "reference" in self.students:
+            raise ValueError("students: 'reference' stands for rows beside the students; allowed: any other name")
 
     def _names_are_known(self) -> None:
         grid, trained = self.grid, [name for name, own in self.methods.items() if isinstance(own, Trained)]

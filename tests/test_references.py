@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,6 +99,15 @@ def test_a_text_is_the_mean_of_its_rows_and_a_saved_table_is_loaded_by_name(tmp_
     torch.testing.assert_close(features[0], (rows[9] + rows[12]) / 4)  # [CLS] and [SEP] count, as zeros
 
 
+def test_a_saved_table_is_known_to_a_process_that_only_loads(tmp_path):
+    words = tiny.tokenizer(tmp_path / "words")
+    save_model(static_table(tiny.masked_language_model().base_model, words, 6, 0.01), words, tmp_path / "saved")
+    code = "import sys, pathlib; from study.data.pretrained import load_model as load"
+    code += "; print(load(pathlib.Path(sys.argv[1]), 'eager', head=False).num_parameters())"
+    told = subprocess.run([sys.executable, "-c", code, tmp_path / "saved"], capture_output=True, text=True)
+    assert told.stdout.strip() == str(6 * tiny.VOCABULARY), told.stderr[-500:]
+
+
 # A student of others
 
 
@@ -179,6 +190,12 @@ def test_a_row_changes_no_description_but_those_that_name_it(folder):
 def test_rows_that_cannot_be(folder, own, message):
     with pytest.raises(ValueError, match=message):
         tiny.plan(folder, references={"static": own}, grid={"references": {"english": ["static"]}})
+
+
+def test_no_student_has_the_name_of_rows(folder):
+    sizes = {"layers": 2, "width": 24, "heads": 4, "intermediate": 48}
+    with pytest.raises(ValueError, match="students: 'reference' stands for rows"):
+        tiny.plan(folder, students={"reference": sizes})
 
 
 def test_rows_that_nothing_declares(folder):

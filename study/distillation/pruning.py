@@ -18,7 +18,7 @@ from study.families import Block, family_of, part
 from study.methods import PRUNING
 
 #: Of the training stream, from which importance is accumulated, and how many are read at once. Source: this study.
-SEQUENCES, BATCH = 256, 8
+SEQUENCES, BATCH = 64, 8
 
 
 @dataclass(frozen=True)
