@@ -59,5 +59,5 @@ def references(analysis: Analysis) -> list[Styler]:
         | {f"speed-up, batch of {size}": f"{number(row[f'speed_up_batch_{size}'], 1)} ×" for size in sizes}
         for _, row in table.iterrows()
     ]
-    caption = "Rows beside the students, evaluated as they are; no method of this study trained them."
+    caption = "Rows beside the students, evaluated by the same protocol; no method of this study trained them."
     return [styled(rows, "references", caption, setting=analysis.setting, words=["model"], wide=["what it is"])]
