@@ -11,6 +11,7 @@ from pydantic import model_validator
 from study.declarations import OwnTask
 from study.families import FAMILIES
 from study.methods import (
+    PRUNING,
     AttentionDistribution,
     AttentionRelation,
     AttentionScore,
@@ -19,8 +20,10 @@ from study.methods import (
     Initialisation,
     Membership,
     Method,
+    Reference,
     Section,
     SentenceEmbedding,
+    Static,
     TaskName,
     Trained,
     Variant,
@@ -75,6 +78,7 @@ class Params(Section):
     methods: dict[str, Method]
     variants: dict[str, Variant] = {}
     memberships: dict[str, Membership] = {}
+    references: dict[str, Reference] = {}
     finetuning: Finetuning
     latency: Latency
     runtimes: Runtimes
@@ -120,17 +124,33 @@ class Params(Section):
                 self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
         for name, ablations in self.grid.ablations.items():
             self._ablations_fit(name, ablations)
+        for setting in self.grid.settings:
+            if self.initialisation in PRUNING and self.settings[setting].candidates:
+                raise ValueError(
+                    f"settings.{setting}.candidates = {self.settings[setting].candidates}: admission's floor is not"
+                    f" pruned; allowed: [] under initialisation = {self.initialisation}"
+                )
+        for setting, names in self.grid.references.items():
+            self._references_fit(names, self.settings[setting].teacher.width)
         return self
+
+    def _references_fit(self, names: list[str], width: int) -> None:
+        for name in names:
+            own = self.references[name]
+            if isinstance(own, Static) and own.width > width:
+                raise ValueError(f"references.{name}.width = {own.width}; allowed: at most {width}, as the teacher has")
 
     def _names_are_plain(self) -> None:
         named: dict[str, Iterable[str]] = {"settings": self.settings, "students": self.students}
-        named |= {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets}
+        named |= {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets, "references": self.references}
         for key, names in named.items():
             for name in names:
                 if not NAME.fullmatch(name):
                     raise ValueError(
                         f"{key}: the name {name!r} cannot stand in names of files and stages; allowed: {NAMES}"
                     )
+        if "reference" in self.students:
+            raise ValueError("students: 'reference' stands for rows beside the students; allowed: any other name")
 
     def _names_are_known(self) -> None:
         grid, trained = self.grid, [name for name, own in self.methods.items() if isinstance(own, Trained)]
@@ -140,11 +160,13 @@ class Params(Section):
             ("grid.students", grid.students, self.settings),
             ("grid.ablations", grid.ablations, self.settings),
             ("grid.budgets", grid.budgets, self.settings),
+            ("grid.references", grid.references, self.settings),
             ("tuning.students", self.tuning.students, self.settings),
         ]
         for key, by_setting in (("grid.students", grid.students), ("tuning.students", self.tuning.students)):
             lists += [(f"{key}.{name}", own, self.students) for name, own in by_setting.items()]
         lists += [(f"grid.budgets.{name}", own, self.budgets) for name, own in grid.budgets.items()]
+        lists += [(f"grid.references.{name}", own, self.references) for name, own in grid.references.items()]
         for name, budget in self.budgets.items():
             if name == BASE_BUDGET:
                 raise ValueError(f"budgets.{name}: `distillation` itself has this name; allowed: any other name")
@@ -231,29 +253,36 @@ class Params(Section):
                 f"students.{name}: width / heads = {head}; allowed: an even number, since modernbert rotates pairs"
             )
 
-    def _layers_fit(self, name: str, teacher: Teacher) -> None:
+    def _layers_fit(self, name: str, teacher: Teacher, initialisation: str) -> None:
         student, family = self.students[name], teacher.family or "bert"  # embedded teachers do not say theirs
         others = "'teacher-embeddings' and 'random'"
         if student.family and student.family != family:
             raise ValueError(
-                f"students.{name}.family = {student.family}: initialisation 'teacher-layers' needs the teacher's"
+                f"students.{name}.family = {student.family}: initialisation {initialisation!r} needs the teacher's"
                 f" family, {family}; allowed: {others}"
             )
         if FAMILIES[family].copied is None:
             raise ValueError(
-                f"students.{name}: initialisation 'teacher-layers' cannot take layers of {family} out of their places;"
-                f" allowed: {others}"
+                f"students.{name}: initialisation {initialisation!r} cannot take layers of {family} out of their"
+                f" places; allowed: {others}"
             )
-        if student.heads != teacher.heads:
+        if initialisation in PRUNING and student.width != teacher.width:
             raise ValueError(
-                f"students.{name}.heads = {student.heads}: initialisation 'teacher-layers' needs"
-                f" {teacher.heads} heads, as the teacher has"
+                f"students.{name}.width = {student.width}: initialisation {initialisation!r} keeps the width;"
+                f" allowed: {teacher.width} ('teacher-layers' gives narrower students a start)"
+            )
+        prunes_heads = initialisation in PRUNING and family != "mpnet"  # whose heads share biases across layers
+        if student.heads > teacher.heads or (student.heads < teacher.heads and not prunes_heads):
+            raise ValueError(
+                f"students.{name}.heads = {student.heads}: initialisation {initialisation!r} needs"
+                f" {'at most ' * prunes_heads}{teacher.heads} heads, as the teacher has"
             )
 
     def _method_fits(self, name: str, student_name: str, teacher: Teacher) -> None:
         method, student = self.methods[name], self.students[student_name]
-        if (method.initialisation or self.initialisation) == "teacher-layers":
-            self._layers_fit(student_name, teacher)
+        initialisation = method.initialisation or self.initialisation
+        if initialisation == "teacher-layers" or initialisation in PRUNING:
+            self._layers_fit(student_name, teacher, initialisation)
         rated = self.memberships[name].extends if name in self.memberships else name
         if student.learning_rates and isinstance(method, Trained) and rated not in student.learning_rates:
             raise ValueError(

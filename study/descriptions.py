@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from study.declarations import Declared, Hashes, OwnTask, OwnText, hashes_of
 from study.files import Layout, StudyError
-from study.methods import FastPath, Initialisation, Membership, Method, Section, Sparse
+from study.methods import FastPath, Initialisation, Membership, Method, Reference, Section, Sparse
 from study.params import one_line
 from study.sections import (
     BASE_BUDGET,
@@ -26,6 +26,8 @@ from study.sections import (
 )
 
 TEACHER = "teacher"
+#: The student that a result file of a reference names: it has the shape of none.
+REFERENCE = "reference"
 
 
 class Description(Section):
@@ -136,8 +138,28 @@ class Run(Description, Precision, Sparse):
         return f"{self.setting} {at_budget(f'{self.method} {self.student}', self.budget, ' ')} seed {self.seed}"
 
 
+class ReferenceModel(Description):
+    """A row beside the students: ``options`` say what its model is."""
+
+    stage = "reference"
+    reference: str
+    options: Reference
+
+    @property
+    def model(self) -> str:
+        """Name of its folder and of its result file."""
+        return model_name(self.reference, REFERENCE, 0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}_{self.model}"
+
+
 class Evaluation(Description, Precision):
-    """One model's evaluation: of a student, or of the teacher (then all three names are its, and the seed is 0)."""
+    """One model's evaluation: of a student, or of the teacher (then all three names are its, and the seed is 0).
+
+    A reference is the method of the student REFERENCE, seed 0.
+    """
 
     stage = "evaluate"
     profile: str
@@ -168,13 +190,16 @@ class Evaluation(Description, Precision):
 
     def folder(self, layout: Layout) -> Path:
         """Where the model is saved."""
+        if self.student == REFERENCE:
+            return layout.reference(self.model)
         return layout.teacher if self.method == TEACHER else layout.student(self.model)
 
 
-class LatencyMeasurement(Description, Precision):
+class LatencyMeasurement(Description, Precision, Sparse):
     stage = "latency"
     profile: str
     students: dict[str, Encoder]
+    references: dict[str, Reference] | None = None
     latency: Latency
 
 
@@ -220,7 +245,7 @@ class BudgetCells(Section):
     seeds: list[int]
 
 
-class Comparison(Description):
+class Comparison(Description, Sparse):
     """What the analyses compare in a setting; methods, students, seeds and tasks in the order of params.yaml.
 
     ``memberships``: methods of the ablations -> what they extend and change; they were run on ``ablated_students``.
@@ -241,6 +266,7 @@ class Comparison(Description):
     threads: list[int]
     tokens: int
     budgets: dict[str, BudgetCells] = {}
+    references: dict[str, Reference] | None = None
 
     def cells(self) -> list[tuple[str, str, int]]:
         """Method, student and seed of every run of the grid, ablations left out."""
@@ -251,6 +277,10 @@ class Comparison(Description):
         return [
             (m, student, seed) for student in self.ablated_students for m in self.memberships for seed in self.seeds
         ]
+
+    def reference_cells(self) -> list[tuple[str, str, int]]:
+        """As :meth:`cells`, of the rows beside the students."""
+        return [(name, REFERENCE, 0) for name in self.references or {}]
 
     def budget_cells(self, budget: str) -> list[tuple[str, str, int]]:
         """Method, student and seed of every run that is trained at one of ``budgets``."""

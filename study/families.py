@@ -124,13 +124,19 @@ FAMILIES: dict[FamilyName, Family] = {
 }
 
 
+#: ``model_type`` of a static table (study/data/static_table.py), a family that neither teachers nor students may have.
+STATIC_TABLE = "static-table"
+_TABLE = replace(_BERT, pooler=False, heads_of_files=())
+
+
 def family_of(model: Any) -> Family:
     """The family of a model of transformers, or of its configuration.
 
     Raises:
         KeyError: none of FAMILIES.
     """
-    return FAMILIES[getattr(model, "config", model).model_type]
+    name = getattr(model, "config", model).model_type
+    return _TABLE if name == STATIC_TABLE else FAMILIES[name]
 
 
 def positions(config: Any) -> int:

@@ -85,6 +85,10 @@ class Layout:
         """The folder of a student's model; ``name`` as :attr:`study.descriptions.Run.model`."""
         return self.runs / "students" / name
 
+    def reference(self, name: str) -> Path:
+        """The folder of the model of a row beside the students."""
+        return self.runs / "references" / name
+
     def analysis(self, name: str) -> Path:
         """The folder of an analysis's figures and tables; ``name`` as in :data:`study.plan.ANALYSES`."""
         return self.reports / name / self.setting

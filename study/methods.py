@@ -45,7 +45,11 @@ Seed = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Initialisation = Literal["random", "teacher-embeddings", "teacher-layers"]
+Initialisation = Literal[
+    "random", "teacher-embeddings", "teacher-layers", "pruned-uniform", "pruned-top", "pruned-bottom"
+]
+#: Initialisations that prune the teacher -> which of its layers stay.
+PRUNING = {"pruned-uniform": "uniform", "pruned-top": "top", "pruned-bottom": "bottom"}
 Inputs = Literal["masked", "plain"]
 Mapping = Literal["last", "top", "uniform", "uniform-consecutive", "uniform+last", "reverse", "all-to-one", "random"]
 FastPath = Literal["kept-memory", "fused-losses", "rounded-teacher", "shared-teacher", "cuda-graphs"]
@@ -254,6 +258,24 @@ PARTS = tuple(objective_of(kind) for kind in Trained.__subclasses__() if kind is
 def parts_of(method: Any) -> list[Any]:
     """The methods that a sum is made of; of any other, itself."""
     return [part.method for part in method.parts] if isinstance(method, Sum) else [method]
+
+
+class Published(Section):
+    """A row beside the students: one that others trained, on other data."""
+
+    kind: Literal["published"]
+    model: Literal["paraphrase-minilm-l3"]
+
+
+class Static(Section):
+    """A row beside the students: a table of vectors, see :func:`study.data.static_table.static_table`."""
+
+    kind: Literal["static_table"]
+    width: Positive
+    smoothing: Annotated[float, Field(gt=0, lt=1)]
+
+
+Reference = Annotated[Published | Static, Field(discriminator="kind")]
 
 
 class Variant(BaseModel):

@@ -85,7 +85,8 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
         path = profile_folder(profile, root) / "params.yaml"
         values = merge(values, read_yaml(path))
     presets = read_yaml(PRESETS)
-    values["tasks"] = presets["tasks"] | (values.get("tasks") or {})
+    for section in ("tasks", "references"):
+        values[section] = presets[section] | (values.get(section) or {})
     if isinstance(values.get("methods"), dict):
         values["methods"] = values["methods"] | merge(presets["methods"], values["methods"])
     methods, variants = values.get("methods"), values.get("variants") or {}

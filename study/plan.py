@@ -32,6 +32,7 @@ from study.descriptions import (
     LatencyMeasurement,
     LayerComparison,
     Precision,
+    ReferenceModel,
     Run,
     TaskData,
     TeacherAdaptation,
@@ -39,7 +40,7 @@ from study.descriptions import (
     with_hashes,
 )
 from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder, tuning_folder, write_file
-from study.methods import Method, Trained, Untrained
+from study.methods import PRUNING, Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
 from study.sections import BASE_BUDGET, MASKED_WORDS, Adaptation, Distillation, Encoder
@@ -135,7 +136,7 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int,
         distillation=_distillation(params, budget).model_copy(update=own),
         equal_compute=equal_compute,
         masking=params.masking,
-        revisions=revisions(*_families(options), f"family/{params.settings[setting].teacher.family}"),
+        revisions=revisions(*_families(options, params), f"family/{params.settings[setting].teacher.family}"),
         **_precision(params),
     )
 
@@ -151,8 +152,9 @@ def _objective(params: Params, method: str, student: str, budget: str) -> Method
     return options.model_copy(update=update)
 
 
-def _families(options: Method) -> list[str]:
-    return ["start"] if isinstance(options, Untrained) else [options.objective, "masking", "start", "training"]
+def _families(options: Method, params: Params) -> list[str]:
+    start = ["start", *["masking", "pruning"] * ((options.initialisation or params.initialisation) in PRUNING)]
+    return start if isinstance(options, Untrained) else [options.objective, "masking", *start, "training"]
 
 
 def _precision(params: Params) -> dict[str, Any]:
@@ -180,6 +182,10 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
             **_judged(params, setting, examined),
             **precision,
         )
+    references = {name: params.references[name] for name in grid.references.get(setting, [])}
+    for name, options in references.items():
+        family = revisions(f"reference/{options.kind}")
+        yield ReferenceModel(setting=setting, reference=name, options=options, revisions=family)
     ablations = grid.ablations.get(setting)
     comparison = Comparison(
         setting=setting,
@@ -196,6 +202,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         threads=params.latency.threads,
         tokens=_tokens(params),
         budgets={name: _budget_cells(params, name) for name in grid.budgets.get(setting, [])},
+        references=references or None,
         revisions={},
     )
     runs = [make_run(params, setting, *cell) for cell in comparison.cells()]
@@ -208,6 +215,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         setting=setting,
         profile=profile,
         students=students,
+        references=references or None,
         latency=params.latency,
         revisions=revisions("latency"),
         **precision,
@@ -263,7 +271,8 @@ def _evaluations(
 ) -> Iterator[Evaluation]:
     families = ["finetuning", "retrieval", "mlm_score", "size"]
     families += ["masked_word"] * _guesses_words(params, comparison.setting)
-    at_base = [(TEACHER, TEACHER, 0), *comparison.cells(), *comparison.ablation_cells()]
+    cells = [*comparison.reference_cells(), *comparison.cells(), *comparison.ablation_cells()]
+    at_base = [(TEACHER, TEACHER, 0), *cells]
     for method, student, seed, budget in [*((*cell, BASE_BUDGET) for cell in at_base), *at_budgets]:
         yield Evaluation(
             setting=comparison.setting,
@@ -391,14 +400,11 @@ def _list(plan: Plan) -> str:
     """What dvc.yaml repeats its stages for, as the text of plan.yaml."""
     here = plan.folder.relative_to(plan.root)
     root = "/".join([".."] * len(here.parts)) or "."
-    evaluated = {
-        evaluation.name: {
-            "setting": evaluation.setting,
-            "model": evaluation.model,
-            "folder": TEACHER if evaluation.method == TEACHER else f"students/{evaluation.model}",
-        }
-        for evaluation in plan.of(Evaluation)
-    }
+    evaluated, budgeted = {}, BUDGET_ANALYSES if any(plan.params.grid.budgets.values()) else {}
+    for one in plan.of(Evaluation):
+        layout = Layout(here, one.setting)
+        model = one.folder(layout).relative_to(layout.runs).as_posix()
+        evaluated[one.name] = {"setting": one.setting, "model": one.model, "folder": model}
     values = {
         "profile": plan.profile,
         "here": here.as_posix(),
@@ -406,15 +412,14 @@ def _list(plan: Plan) -> str:
         "rates_in": os.path.relpath(tuning_folder(plan.folder, plan.root), plan.folder),
         "prepared": list(plan.params.grid.settings),
         "admitted": [admission.setting for admission in plan.of(Admission)],
+        "referenced": {r.name: {"setting": r.setting, "model": r.model} for r in plan.of(ReferenceModel)},
         "distilled": {run.name: {"setting": run.setting, "model": run.model} for run in plan.of(Run)},
         "evaluated": evaluated,
         "analyses": {
             f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
             for comparison in plan.of(Comparison)
             for setting in [comparison.setting]
-            for analysis, notebook in (
-                ANALYSES | (BUDGET_ANALYSES if any(plan.params.grid.budgets.values()) else {})
-            ).items()
+            for analysis, notebook in (ANALYSES | budgeted).items()
         },
     }
     yaml: Any = YAML(typ="safe")

@@ -23,8 +23,12 @@ REVISIONS: dict[str, int] = {
     # the rest of training
     "masking": 1,  # which tokens are masked, how sequences are ordered
     "start": 1,  # students at initialisation
+    "pruning": 1,  # importance of heads and neurons, and students that keep the most important
     "head": 1,  # the teacher's language-modelling head before adaptation
     "training": 1,  # optimiser, schedule, freezing
+    # rows beside the students
+    "reference/published": 1,
+    "reference/static_table": 1,
     # families of teachers: what is read of them, their heads, students that start from them
     "family/mpnet": 1,
     "family/distilbert": 1,

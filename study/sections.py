@@ -142,12 +142,15 @@ class Ablations(Section):
 
 
 class Grid(Section):
+    """``references``: by setting, rows beside the students that are evaluated alike."""
+
     settings: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     students: dict[str, list[str]]
     seeds: list[Seed] = Field(min_length=1)
     budgets: dict[str, list[str]] = {}
     ablations: dict[str, Ablations] = {}
+    references: dict[str, list[str]] = {}
 
 
 class Corpus(Section):

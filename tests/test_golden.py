@@ -28,6 +28,8 @@ from transformers import PreTrainedTokenizerFast, default_data_collator
 from study.data import cleaning, storage
 from study.data.corpus import pack
 from study.data.pretrained import load_pretrained
+from study.data.references import published
+from study.data.static_table import static_table
 from study.data.tasks import TASKS
 from study.data.tasks.own import load_own
 from study.data.texts import TEXTS
@@ -38,6 +40,7 @@ from study.descriptions import Evaluation, LatencyMeasurement
 from study.distillation.heads import with_language_modelling_head
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES
+from study.distillation.pruning import unit_importance
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
 from study.evaluation import latency
@@ -48,9 +51,10 @@ from study.evaluation.retrieval import retrieve
 from study.evaluation.scores import evaluate_task, masked_language_modelling, size
 from study.families import FAMILIES as FAMILIES_OF_STUDY
 from study.files import Layout
+from study.methods import PRUNING
 from study.methods import TEXTS as TEXT_NAMES
 from study.revisions import REVISIONS
-from study.sections import TaskBudget, Teacher
+from study.sections import Encoder, TaskBudget, Teacher
 
 GOLDEN = Path(__file__).parent / "golden.json"
 FAMILIES = ("bert", "xlm-roberta")  # of the models of the two settings
@@ -115,6 +119,22 @@ def start(folder: Path) -> Values:
                         *(state.abs().mean().item() for state in states),
                         model(ids).logits.logsumexp(dim=-1).mean().item(),
                     ]
+    return values
+
+
+def pruned(folder: Path) -> Values:
+    """What importance tells of every head and neuron, and students that keep some of them."""
+    params, words, values = tiny.parameters(folder), tiny.tokenizer(folder / "words"), {}
+    ids = torch.from_numpy(tiny.sequences(4, 9).astype(np.int64))
+    for family in FAMILIES:
+        teacher = tiny.masked_language_model(family)
+        importance = unit_importance(teacher, stream(params, words, length=12))
+        values[family] = [*importance.heads.flatten().tolist(), *importance.neurons[:, ::8].flatten().tolist()]
+        for name in PRUNING:
+            sizes = Encoder(layers=2, width=24, heads=2, intermediate=20)
+            student = create_student(teacher, sizes, name, seed=1, importance=importance).eval()
+            with torch.no_grad():
+                values[f"{family} {name}"] = [student(ids).logits.logsumexp(dim=-1).mean().item()]
     return values
 
 
@@ -205,6 +225,24 @@ def teacher(name: str, folder: Path) -> Values:
     with torch.no_grad():
         states = encoder.eval()(ids).last_hidden_state[0]
     return {"ids": ids[0].tolist(), "states": states[:, ::48].flatten().tolist()}
+
+
+def published_reference(folder: Path) -> Values:
+    """Hidden states of the published student on a sentence."""
+    model, words = published("paraphrase-minilm-l3")
+    ids = words("The committee read the report, Straße 12.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states = model.eval()(ids).last_hidden_state[0]
+    return {"ids": ids[0].tolist(), "states": states[:, ::48].flatten().tolist()}
+
+
+def table_reference(folder: Path) -> Values:
+    """Likeness of tokens, which the signs of directions do not change."""
+    words, values = tiny.tokenizer(folder / "words"), {}
+    for family in FAMILIES:
+        rows = static_table(tiny.masked_language_model(family).base_model, words, 6, 0.01).embeddings.weight
+        values[family] = (rows @ rows[5:60:11].T).detach().flatten().tolist()
+    return values
 
 
 def text(name: str, folder: Path) -> Values:
@@ -336,12 +374,15 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     **{name: partial(objective, name) for name in OBJECTIVES},
     "masking": masking,
     "start": start,
+    "pruning": pruned,
     "head": head,
     **{f"family/{name}": partial(family, name) for name in ("mpnet", "distilbert", "electra", "modernbert")},
     "training": training,
     "cleaning": cleaned,
     "vocabulary": vocabulary,
     **{f"teacher/{name}": partial(teacher, name) for name in ("all-minilm-l6-v2", "multilingual-e5-small")},
+    "reference/published": published_reference,
+    "reference/static_table": table_reference,
     **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
     "own/text": own_text,

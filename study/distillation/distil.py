@@ -19,7 +19,8 @@ from study.distillation import processes
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES, Objective
 from study.distillation.operations import equal_steps
-from study.distillation.students import create_student
+from study.distillation.pruning import SEQUENCES, unit_importance
+from study.distillation.students import create_student, prunes_within_layers
 from study.distillation.taps import Layers
 from study.distillation.teacher_outputs import TeacherOutputs
 from study.distillation.trainer import (
@@ -78,7 +79,11 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     nn.Module.to(teacher, device)
     start = {k: x.to(device) for k, x in default_data_collator([stream[i] for i in range(START_SEQUENCES)]).items()}
     budget = training_budget(run, teacher, start)  # before anything is drawn at random
-    student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed)
+    importance = None
+    if prunes_within_layers(teacher, run.sizes, run.initialisation):
+        read = MaskedSequences(corpus["train"], run.masking, tokenizer, run.seed, SEQUENCES)
+        importance = unit_importance(teacher, read)
+    student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed, importance)
     nn.Module.to(student, device)
     record: dict[str, Any] = {
         "run": {"setting": run.setting, "method": run.method, "student": run.student, "seed": run.seed},

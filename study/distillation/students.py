@@ -1,4 +1,4 @@
-"""Students: their configuration, and the three ways to initialise them from a teacher."""
+"""Students: their configuration, and the ways to initialise them from a teacher."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, set_
 
 from study.distillation.heads import dense_of_head, language_modelling_head, norm_of_head
 from study.distillation.mappings import layer_mapping
+from study.distillation.pruning import Importance, kept_layers, prune_layers
 from study.distillation.taps import state_of
 from study.families import FAMILIES, Block, family_of, part, positions
 from study.files import StudyError
+from study.methods import PRUNING
 from study.sections import Encoder
 
 #: Positions of a student of another family than its teacher's, at most. Source: BERT.
@@ -22,7 +24,12 @@ POSITIONS = 512
 
 
 def create_student(
-    teacher: PreTrainedModel, sizes: Encoder, initialisation: str, sample: Tensor | None = None, seed: int = 0
+    teacher: PreTrainedModel,
+    sizes: Encoder,
+    initialisation: str,
+    sample: Tensor | None = None,
+    seed: int = 0,
+    importance: Importance | None = None,
 ) -> PreTrainedModel:
     """A student with the teacher's vocabulary and a language-modelling head tied to its word embeddings.
 
@@ -32,11 +39,13 @@ def create_student(
         teacher: a masked language model.
         sizes: layers, width, heads and feed-forward width of the student.
         initialisation: ``random`` (the family's own), ``teacher-embeddings`` (word embeddings of the teacher,
-            projected on their leading right-singular vectors when the student is narrower, the rest random) or
+            projected on their leading right-singular vectors when the student is narrower, the rest random),
             ``teacher-layers`` (also the layers of the ``uniform`` mapping and the head: copied where all widths match,
-            else projected, see :func:`project_teacher`).
+            else projected, see :func:`project_teacher`) or ``pruned-...`` (also layers and the head, with fewer heads
+            and neurons, see :func:`study.distillation.pruning.prune_layers`).
         sample: (sequences, tokens) of corpus text, needed only where layers are projected.
         seed: of the random part.
+        importance: of the teacher's heads and neurons, needed only where some are pruned.
 
     Raises:
         StudyError: an initialisation that these two models do not have.
@@ -60,7 +69,18 @@ def create_student(
         else:
             assert sample is not None
             project_teacher(student, teacher, layers, sample)
+    elif initialisation in PRUNING:
+        _layers_can_be_taken(student, teacher, initialisation)
+        _copy_around_layers(student, teacher)
+        depth = getattr(teacher.config, family_of(teacher).sizes[0])
+        prune_layers(student, teacher, kept_layers(initialisation, depth, sizes.layers), importance)
     return student
+
+
+def prunes_within_layers(teacher: PreTrainedModel, sizes: Encoder, initialisation: str) -> bool:
+    """Whether a student's start needs the importance of the teacher's heads and neurons."""
+    _, _, heads, intermediate = (getattr(teacher.config, key) for key in family_of(teacher).sizes)
+    return initialisation in PRUNING and (sizes.heads, sizes.intermediate) != (heads, intermediate)
 
 
 def _configuration(teacher: Any, sizes: Encoder) -> Any:
@@ -85,7 +105,9 @@ def _widths(model: PreTrainedModel) -> tuple[int, int]:
     return width, intermediate
 
 
-def _layers_can_be_taken(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def _layers_can_be_taken(
+    student: PreTrainedModel, teacher: PreTrainedModel, initialisation: str = "teacher-layers"
+) -> None:
     own, family = teacher.config.model_type, student.config.model_type
     width, inner = teacher.config.hidden_size, _word_embeddings(teacher).shape[1]
     reason = None
@@ -94,7 +116,7 @@ def _layers_can_be_taken(student: PreTrainedModel, teacher: PreTrainedModel) -> 
     elif width != inner and _widths(student) != _widths(teacher):
         reason = f"embeddings of {inner} channels under layers of {width} cannot be projected"
     if reason:
-        raise StudyError(f"initialisation = teacher-layers: {reason}; allowed: teacher-embeddings, random")
+        raise StudyError(f"initialisation = {initialisation}: {reason}; allowed: teacher-embeddings, random")
 
 
 def _encoder(model: PreTrainedModel) -> Any:
@@ -120,11 +142,15 @@ def _copy_word_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) ->
     _word_embeddings(student).copy_(embeddings)
 
 
-@torch.no_grad()
 def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: Mapping[int, int]) -> None:
-    _encoder(student).embeddings.load_state_dict(_encoder(teacher).embeddings.state_dict())
+    _copy_around_layers(student, teacher)
     for i, j in layers.items():
         _layers(student)[i - 1].load_state_dict(_layers(teacher)[j - 1].state_dict())
+
+
+@torch.no_grad()
+def _copy_around_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    _encoder(student).embeddings.load_state_dict(_encoder(teacher).embeddings.state_dict())
     _copy_beside(student, teacher)
     dense_of_head(student).load_state_dict(dense_of_head(teacher).state_dict())
     norm_of_head(student).load_state_dict(norm_of_head(teacher).state_dict())

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from study.data.pretrained import load_model
+from study.data.references import untrained_reference
 from study.descriptions import TEACHER, LatencyMeasurement
 from study.distillation.students import create_student
 from study.evaluation.provenance import provenance, weights_hash
@@ -28,7 +29,7 @@ def measure_latency(description: LatencyMeasurement, layout: Layout, output: Pat
     teacher, student, teacher ... in turn, so that a drift of the machine's speed meets both; median and quartiles in
     seconds; ``speed_up`` is the median of the ratios pair by pair. Latency depends on a student's shape alone, not on
     its weights, so a randomly initialised one stands for all methods. The teacher's own entries are those measured
-    beside the last student. Source: this study's choice.
+    beside the last student. References are measured as students are. Source: this study's choice.
 
     Raises:
         StudyError: a model is missing or the file cannot be written.
@@ -40,8 +41,14 @@ def measure_latency(description: LatencyMeasurement, layout: Layout, output: Pat
     hashes = {"teacher": weights_hash(layout.teacher)}
     measurements, threads_before = [], torch.get_num_threads()
     last = list(description.students)[-1]
-    for name, sizes in description.students.items():
-        student: Any = create_student(teacher, sizes, "random").base_model.eval()
+    references = description.references or {}
+    for name in (*references, *description.students):
+        model: Any = (
+            untrained_reference(references[name], teacher.config.vocab_size)
+            if name in references
+            else create_student(teacher, description.students[name], "random").base_model
+        )
+        student = model.eval()
         for threads in protocol.threads:
             torch.set_num_threads(threads)
             for batch_size in protocol.batch_sizes:

@@ -169,8 +169,8 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
 
     Columns: group, budget, tokens, method, closed, low, high (:func:`statistics.estimate`; NaN of one model), score
     (macro, 0-100), retained (of the teacher's, percent), models (distilled), learning_rate, loss_share, rank (within
-    group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of the group's tasks
-    lies above the floor's).
+    group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of the group's
+    tasks lies above the floor's).
 
     Args:
         closed: :func:`all_closed`.

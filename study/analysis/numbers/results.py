@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from study.descriptions import TEACHER, Comparison
+from study.descriptions import REFERENCE, TEACHER, Comparison
 from study.files import Layout, StudyError, find_root, tuning_folder
 from study.methods import Membership
 from study.records import Environment, LatencyResult, RunResult, TaskSplits, Tuning, read_record, short_name
@@ -46,6 +46,8 @@ class Results:
         majority: share of the commonest label in a task's whole test split by task, where it is classification.
         ablations: the same of the ablated students alone, with variants beside the methods of the grid; None where no
             variant is run.
+        references: the same of rows beside the students: each a method of the one student REFERENCE, in ``latency`` by
+            its own name; None where there are none.
     """
 
     comparison: Comparison
@@ -56,6 +58,7 @@ class Results:
     probes: pd.DataFrame = field(default_factory=pd.DataFrame)
     majority: dict[str, float] = field(default_factory=dict)
     ablations: Results | None = None
+    references: Results | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class _Files:
 
 
 def result_files(comparison: Comparison, layout: Layout) -> dict[Path, tuple[str, str, int]]:
-    """The result file of every model -> method, student and seed: the teacher, the grid, then the ablations."""
-    students = [*comparison.cells(), *comparison.ablation_cells()]
+    """The result file of every model -> method, student and seed: the teacher, the grid, ablations, references."""
+    students = [*comparison.cells(), *comparison.ablation_cells(), *comparison.reference_cells()]
     files = {layout.result(f"{method}_{student}_{seed}"): (method, student, seed) for method, student, seed in students}
     return {layout.result(TEACHER): (TEACHER, TEACHER, 0)} | files
 
@@ -96,7 +99,12 @@ def load_results(comparison: Comparison, layout: Layout) -> Results:
                 "ablated_students": [],
             }
         )
-    return _results(comparison, files, _results(ablated, files) if ablated else None)
+    beside = None
+    if comparison.references:
+        shape = {REFERENCE: comparison.teacher}  # whatever it is: scores do not ask for it
+        update = {"methods": [*comparison.references], "students": shape, "seeds": [0], "ablated_students": []}
+        beside = _results(comparison.model_copy(update=update), files)
+    return _results(comparison, files, _results(ablated, files) if ablated else None, beside)
 
 
 def _read(comparison: Comparison, layout: Layout) -> _Files:
@@ -129,7 +137,9 @@ def _read(comparison: Comparison, layout: Layout) -> _Files:
     return _Files(models, latency, splits)
 
 
-def _results(comparison: Comparison, files: _Files, ablations: Results | None = None) -> Results:
+def _results(
+    comparison: Comparison, files: _Files, ablations: Results | None = None, references: Results | None = None
+) -> Results:
     scores, probes, runs, curves = [], [], [], []
     for method, student, seed in [(TEACHER, TEACHER, 0), *comparison.cells()]:
         record = files.models[method, student, seed]
@@ -141,7 +151,8 @@ def _results(comparison: Comparison, files: _Files, ablations: Results | None = 
     latency = files.latency
     shared = {"setting": comparison.setting}
     shared |= latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
-    models = (TEACHER, *comparison.students)
+    names = comparison.references if REFERENCE in comparison.students else comparison.students
+    models = (TEACHER, *(names or ()))
     measurements = sorted(
         (m for m in latency.measurements if m.student in models), key=lambda m: models.index(m.student)
     )
@@ -154,6 +165,7 @@ def _results(comparison: Comparison, files: _Files, ablations: Results | None = 
         probes=pd.DataFrame(probes),
         majority={r.task: r.majority_share for r in files.splits.splits if r.split == "test" and r.majority_share},
         ablations=ablations,
+        references=references,
     )
 
 
@@ -258,7 +270,7 @@ def _check_latency(name: str, latency: LatencyResult, comparison: Comparison) ->
     measured = {(m.student, m.batch_size, m.threads) for m in latency.measurements}
     missing = [
         f"{model} at batch size {size} with {threads} threads"
-        for model in (TEACHER, *comparison.students)
+        for model in (TEACHER, *comparison.students, *(comparison.references or ()))
         for size in comparison.batch_sizes
         for threads in comparison.threads
         if (model, size, threads) not in measured
