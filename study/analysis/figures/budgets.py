@@ -39,8 +39,10 @@ def gap_closed(comparison: Comparison, closed: pd.DataFrame) -> Figure:
             axes.plot(failed["tokens"], failed["closed"], "o", color=GREY, markersize=11, fillstyle="none")
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.axhline(100, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set(title=_TITLES[str(group)], xscale="log", xlabel="tokens", ylabel="gap closed (%)")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2g} M"))
+        axes.set(title=_TITLES[str(group)], xscale="log", xlabel="tokens (millions)", ylabel="gap closed (%)")
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{round(value / 1e6, 1 if value < 1e6 else None):g}")
+        )
         axes.set_xticks(sorted(closed["tokens"].unique()))
         axes.minorticks_off()
         axes.grid(axis="y")
