@@ -86,7 +86,7 @@ class Layout:
         return self.runs / "students" / name
 
     def analysis(self, name: str) -> Path:
-        """The folder of an analysis's figures and tables; ``name`` as in :data:`study.plan.ANALYSES`."""
+        """The folder of an analysis's figures and tables; ``name`` as in :data:`study.sections.ANALYSES`."""
         return self.reports / name / self.setting
 
     def result(self, name: str) -> Path:

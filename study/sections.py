@@ -17,6 +17,14 @@ BASE_BUDGET = "base"
 MASKED_WORDS = ("masked-word", "masked-word-multilingual")
 PROBES = (*MASKED_WORDS, "retrieval")
 
+AnalysisName = Literal["comparison", "ablations", "representations", "budgets"]
+#: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
+ANALYSES: dict[AnalysisName, str] = {
+    "comparison": "50_compare",
+    "ablations": "52_ablations",
+    "representations": "54_representations",
+    "budgets": "56_budgets",  # of settings that have budgets beside the base
+}
 #: Languages each task has data in, English first; tasks that are not named here have English alone.
 TASK_LANGUAGES = {
     "topic-multilingual": ("en", "es", "fr"),
@@ -142,12 +150,22 @@ class Ablations(Section):
 
 
 class Grid(Section):
+    """``analyses``: what the report shows, where not all that a study has; None: all."""
+
     settings: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     students: dict[str, list[str]]
     seeds: list[Seed] = Field(min_length=1)
     budgets: dict[str, list[str]] = {}
     ablations: dict[str, Ablations] = {}
+    analyses: list[AnalysisName] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _budgets_are_there(self):
+        if self.analyses == ["budgets"] and not all(self.budgets.get(setting) for setting in self.settings):
+            lacking = ", ".join(setting for setting in self.settings if not self.budgets.get(setting))
+            raise ValueError(f"analyses = ['budgets'], but no grid.budgets for {lacking}; allowed: other analyses, too")
+        return self
 
 
 class Corpus(Section):
