@@ -116,8 +116,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler:
 def _columns(columns: dict[str, dict[str, str]], name: str, caption: str = "") -> Styler:
     """A table with a column for each entry, their keys before them; lines may be broken."""
     table = pd.DataFrame(columns).rename_axis("").reset_index()
-    shown = styled(table, name, caption, words=list(table.columns))
-    return shown.set_table_styles([{"selector": "td", "props": "white-space: normal"}], overwrite=False)
+    return styled(table, name, caption, wide=list(table.columns))
 
 
 def versions(analyses: Sequence[Analysis]) -> Styler:
