@@ -90,7 +90,7 @@ class Layout:
         return self.runs / "references" / name
 
     def analysis(self, name: str) -> Path:
-        """The folder of an analysis's figures and tables; ``name`` as in :data:`study.plan.ANALYSES`."""
+        """The folder of an analysis's figures and tables; ``name`` as in :data:`study.sections.ANALYSES`."""
         return self.reports / name / self.setting
 
     def result(self, name: str) -> Path:

@@ -43,19 +43,15 @@ from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_
 from study.methods import PRUNING, Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
-from study.sections import BASE_BUDGET, MASKED_WORDS, Adaptation, Distillation, Encoder
+from study.sections import ANALYSES, BASE_BUDGET, MASKED_WORDS, Adaptation, AnalysisName, Distillation, Encoder
 from study.teachers import files_hash
 
 LIST = "plan.yaml"
-#: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
-ANALYSES = {"comparison": "50_compare", "ablations": "52_ablations", "representations": "54_representations"}
 #: Families of behaviour that a teacher's stage rests on: its head is its own, or trained.
 _OF_HEADS: dict[str | None, tuple[str, ...]] = {
     "own": ("masked_language_modelling", "masking"),
     None: ("head", "masked_language_modelling", "masking", "training"),
 }
-#: As ANALYSES, in settings that have budgets beside the base.
-BUDGET_ANALYSES = {"budgets": "56_budgets"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,11 @@ class Plan:
     def of(self, kind: type[D], setting: str | None = None) -> list[D]:
         """The descriptions of one kind, of all settings or of one."""
         return [d for d in self.descriptions if isinstance(d, kind) and setting in (None, d.setting)]
+
+    def analyses(self) -> dict[AnalysisName, str]:
+        """What is made of every setting's results, in the order of ANALYSES: name -> notebook."""
+        chosen, budgets = self.params.grid.analyses or ANALYSES, any(self.params.grid.budgets.values())
+        return {name: own for name, own in ANALYSES.items() if name in chosen and (name != "budgets" or budgets)}
 
     def layout(self, setting: str) -> Layout:
         """Where the files of a setting are.
@@ -400,7 +401,7 @@ def _list(plan: Plan) -> str:
     """What dvc.yaml repeats its stages for, as the text of plan.yaml."""
     here = plan.folder.relative_to(plan.root)
     root = "/".join([".."] * len(here.parts)) or "."
-    evaluated, budgeted = {}, BUDGET_ANALYSES if any(plan.params.grid.budgets.values()) else {}
+    evaluated = {}
     for one in plan.of(Evaluation):
         layout = Layout(here, one.setting)
         model = one.folder(layout).relative_to(layout.runs).as_posix()
@@ -419,7 +420,7 @@ def _list(plan: Plan) -> str:
             f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
             for comparison in plan.of(Comparison)
             for setting in [comparison.setting]
-            for analysis, notebook in (ANALYSES | budgeted).items()
+            for analysis, notebook in plan.analyses().items()
         },
     }
     yaml: Any = YAML(typ="safe")

@@ -17,6 +17,14 @@ BASE_BUDGET = "base"
 MASKED_WORDS = ("masked-word", "masked-word-multilingual")
 PROBES = (*MASKED_WORDS, "retrieval")
 
+AnalysisName = Literal["comparison", "ablations", "representations", "budgets"]
+#: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
+ANALYSES: dict[AnalysisName, str] = {
+    "comparison": "50_compare",
+    "ablations": "52_ablations",
+    "representations": "54_representations",
+    "budgets": "56_budgets",  # of settings that have budgets beside the base
+}
 #: Languages each task has data in, English first; tasks that are not named here have English alone.
 TASK_LANGUAGES = {
     "topic-multilingual": ("en", "es", "fr"),
@@ -142,7 +150,9 @@ class Ablations(Section):
 
 
 class Grid(Section):
-    """``references``: by setting, rows beside the students that are evaluated alike."""
+    """``references``: by setting, rows beside the students that are evaluated alike. ``analyses``: what the report shows,
+    where not all that a study has; None: all.
+    """
 
     settings: list[str] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
@@ -151,6 +161,13 @@ class Grid(Section):
     budgets: dict[str, list[str]] = {}
     ablations: dict[str, Ablations] = {}
     references: dict[str, list[str]] = {}
+    analyses: list[AnalysisName] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _budgets_are_there(self):
+        if self.analyses == ["budgets"] and not any(self.budgets.values()):
+            raise ValueError("analyses = ['budgets'], but grid.budgets names none; allowed: other analyses, too")
+        return self
 
 
 class Corpus(Section):

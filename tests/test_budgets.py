@@ -9,11 +9,13 @@ import xarray as xr
 from constructed_results import comparison_of
 
 from study import StudyError
+from study.analysis import budgets as readable
 from study.analysis.figures.budgets import gap_closed as draw
 from study.analysis.numbers.budgets import (
     NOT_TESTABLE,
     Budgets,
     all_closed,
+    budget_tables,
     gap_closed,
     groups,
     references,
@@ -211,3 +213,36 @@ def test_tables_and_figure_are_written(tmp_path):
     figure = draw(budgets.comparison, tables["gap"])
     assert [axes.get_title() for axes in figure.axes] == ["tasks that need context", "sentence tasks", "all tasks"]
     assert all(len(axes.lines) >= len(METHODS) for axes in figure.axes)
+
+
+def test_points_far_below_the_floor_are_numbers_with_an_arrow():
+    budgets = constructed()
+    budgets.scores.loc[budgets.scores["method"] == "od", "score"] = 0.1
+    figure = draw(budgets.comparison, gap_table(budgets))
+    for axes in figure.axes:
+        assert [note.get_text() for note in axes.texts] == ["↓−100", "↓−100"]  # at both budgets
+        assert -100 < axes.get_ylim()[0] < -60
+
+
+def test_readers_see_every_budget_in_words():
+    tables = budget_tables(constructed(unlearnt=("od",)))
+    gap = readable.gap("english", tables).data
+    assert list(gap.columns) == ["tasks", "method", "0.31 M tokens", "3 M tokens"]
+    first = gap[gap["tasks"] == "all"].set_index("method")
+    assert first.loc["HS: uniform", "0.31 M tokens"].startswith("65.0 (")
+    assert first.loc["OD: output distribution", "3 M tokens"].startswith("[30.0 (")  # it did not learn
+    strip = readable.verdicts("english", tables).data.set_index("claim")
+    (row,) = (strip.loc[claim] for claim in strip.index if claim.startswith("D2"))
+    assert row["0.31 M tokens"].startswith("contradicted −") and row["3 M tokens"].startswith("supported +")
+    text = readable.cards({"english": tables}).data
+    assert "English: 3 M tokens" in text and ">90 %<" in text and "MHA: MiniLMv2" in text
+    assert "the highest of 5 methods on test data; 3 distilled models, 95 % interval 8" in text
+    assert "with 0.31 M tokens: 65 % by HS: uniform" in text
+
+
+def test_where_no_claim_can_be_judged_there_are_no_verdicts(tmp_path):
+    made = constructed()
+    alone = Budgets(made.comparison, made.scores.query("method in ['od', 'none', 'teacher']"), made.training)
+    tables = write_budgets(alone, tmp_path)
+    assert tables["verdicts"].empty and (tmp_path / "verdicts.csv").read_text() == "group,budget,tokens,claim\n"
+    assert readable.verdicts("english", tables) is None and readable.reasons("english", tables) is None

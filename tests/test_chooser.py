@@ -40,7 +40,7 @@ def page(root: Path, seeds: tuple[int, ...]):
                     result["tasks"]["sts-b"]["runs"][0]["test"]["spearman"] -= 0.2
                 write(made.layout.results / f"{method}_{student}_{seed}.json", result)
     analysis = made.analyse()
-    return analysis, write_chooser(made.plan, [analysis], root / "explore.html", {"index.html": "report"})
+    return analysis, write_chooser(made.plan, [analysis], root / "explore.html", {"": {"index.html": "report"}})
 
 
 DRIVER = """
@@ -130,7 +130,7 @@ def test_the_page_is_small_loads_nothing_and_is_the_same_from_the_same_results(t
     made = resolve(root=tmp_path)
     first = path.read_bytes()
     path.unlink()
-    write_chooser(made, [analysis], path, {"index.html": "report"})
+    write_chooser(made, [analysis], path, {"": {"index.html": "report"}})
     assert path.read_bytes() == first and len(first) < 250_000
     text = first.decode()
     assert not re.search(r"https?://|\burl\(|@import|fetch\(|XMLHttpRequest|<link|<script[^>]*src", text)

@@ -17,7 +17,7 @@ import pytest
 from papermill.translators import PythonTranslator
 from ruamel.yaml import YAML
 
-from study.plan import ANALYSES, BUDGET_ANALYSES
+from study.sections import ANALYSES
 
 ROOT = Path(__file__).parents[1]
 LINES = (ROOT / "dvc.yaml").read_text().splitlines()
@@ -37,7 +37,7 @@ def notebooks_of(name: str) -> list[str]:
     (notebook,) = re.findall(r"study run \S*?scratch/notebooks/(\S+)\.ipynb", BODIES[name]["cmd"])
     if not notebook.startswith("${"):
         return [notebook]
-    return sorted({*ANALYSES.values(), *BUDGET_ANALYSES.values()})
+    return sorted(ANALYSES.values())
 
 
 def plan() -> dict:

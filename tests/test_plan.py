@@ -57,6 +57,20 @@ def test_a_run_holds_what_the_method_sets_in_the_place_of_what_all_share(tmp_pat
     assert random.initialisation == "random" and random.revisions.keys() == {"start"}
 
 
+def test_analyses_are_those_that_a_study_has_or_that_params_choose(root):
+    def names() -> list[str]:
+        return list(resolve(root=root).analyses())
+
+    assert names() == ["comparison", "ablations", "representations"]
+    edit(root, lambda values: values.update(budgets={"long": {"steps": 9}}))
+    edit(root, lambda values: values["grid"].update(budgets={"english": ["long"]}, analyses=["comparison", "budgets"]))
+    assert names() == ["comparison", "budgets"]
+    write_plan(resolve(root=root))
+    listed = YAML(typ="safe").load(root / "plan.yaml")["analyses"]
+    places = [(name, setting) for setting in ("english", "multilingual") for name in ("comparison", "budgets")]
+    assert list(listed) == [f"{name}_{setting}" for name, setting in places]
+
+
 def test_steps_of_its_own_and_steps_of_equal_compute(tmp_path):
     methods = {"long": {"objective": "hidden_state", "mapping": "last", "learning_rate": 0.1, "steps": 77}}
     assert tiny.run(tmp_path, "long", methods=methods)[0].distillation.steps == 77

@@ -20,7 +20,9 @@ from constructed_results import (
     change,
     make_study,
     results_of_scores,
+    run_result,
     several_languages,
+    write,
     write_grid,
 )
 from ruamel.yaml import YAML
@@ -28,7 +30,7 @@ from ruamel.yaml import YAML
 from study import StudyError, resolve
 from study.analysis import presentation
 from study.analysis.figures import comparison as figures
-from study.analysis.figures.style import save
+from study.analysis.figures.style import in_words, save
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
@@ -36,9 +38,11 @@ from study.analysis.report import CHOOSER, write_report
 from study.descriptions import Comparison
 from study.execution import run_notebook
 from study.params import read_yaml
-from study.plan import ANALYSES, write_plan
+from study.plan import write_plan
+from study.sections import ANALYSES as KNOWN
 
 REPOSITORY = Path(__file__).parents[1]
+ANALYSES = {name: notebook for name, notebook in KNOWN.items() if name != "budgets"}  # the study has one budget
 FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
 TABLES = {"verdicts", "contrasts", "differences", "aggregates", "per_task", "costs", "distillation", "selection"}
 
@@ -146,9 +150,44 @@ def test_settings_are_shown_side_by_side(tmp_path, study, monkeypatch):
     assert "English Several teacher all-minilm-l6-v2 all-minilm-l6-v2" in text
     assert "English. Task topic." in text and "Several. Task topic." in text and "Several. Task retrieval." in text
     shown = [image["src"] for image in page.named("img")]
-    assert shown == [f"../comparison/{setting}/quality_heatmap.png" for setting in ("english", "several")]
+    each = [f"../comparison/{s}/{name}.png" for name in ("quality_latency", "quality") for s in ("english", "several")]
+    assert shown == [*each, *(f"../comparison/{s}/per_language.png" for s in ("english", "several"))]
     for link in [a[key] for _, a in page.tags for key in ("src", "href") if key in a]:
         assert (tmp_path / "reports/html" / unquote(link)).is_file(), link
+
+
+def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
+    """None of what the comparison needs is there: no latency, no representations. One method, so no claim is judged."""
+    made = make_study(tmp_path, ["none", "mlm"], ["L3-H192"])
+    folder = write_grid(made)
+    values = read_yaml(tmp_path / "params.yaml")
+    values["budgets"] = {"long": {"steps": 1000}}
+    values["grid"] |= {"budgets": {"english": ["long"]}, "analyses": ["budgets"]}
+    YAML(typ="safe").dump(values, tmp_path / "params.yaml")
+    for name in ("latency", "representations"):
+        (folder / f"{name}.json").unlink()
+    longer = run_result("mlm", "L3-H192", 1, 0.7) | {"budget": "long"}
+    write(folder / "mlm_L3-H192_1_long.json", longer)
+    for notebook in ("56_budgets", "80_report"):
+        shutil.copy(REPOSITORY / "notebooks" / f"{notebook}.ipynb", tmp_path / "notebooks")
+    (tmp_path / "dvc.yaml").touch()
+    plan = resolve(root=tmp_path)
+    write_plan(plan)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    parameters = {"description": "../plan/compare/english.json", "output": "../reports/budgets/english"}
+    run_notebook(tmp_path / "notebooks" / "56_budgets.ipynb", executed(tmp_path, "budgets"), parameters)
+    page = Page(write_report(plan))
+    text = words_of(page)
+    assert {path.name for path in (tmp_path / "reports/html").iterdir()} == {"index.html", "budgets_english.html"}
+    # floor: 0.60, teacher: 0.80; mlm: 0.61 at the base, 0.70 at the longer budget
+    assert "English: 2 M tokens 50 % of the gap from untrained to teacher closed by MLM: no teacher" in text
+    assert "with 0.2 M tokens: 5 % by MLM: no teacher" in text
+    assert "the highest of 1 methods on test data; 1 distilled model, 95 % interval" in text
+    assert "Which student should I ship?" not in text and "What does speed cost?" not in text
+    assert [image["src"] for image in page.named("img")] == ["../budgets/english/gap_closed.png"]
+    linked = {a["href"].rpartition("/")[2] for a in page.named("a")}
+    assert {"gap.csv", "references.csv", "mlm_L3-H192_1_long.json", "mlm_L3-H192_1.json"} <= linked
 
 
 def test_what_shows_nothing_is_left_out(pages):
@@ -164,7 +203,8 @@ def test_the_report_has_an_index_and_the_notebooks(pages):
     assert "No variant was run" in pages["ablations_english.html"].text
     shown = {attributes["src"] for attributes in pages["comparison_english.html"].named("img")}
     assert shown == {f"../comparison/english/{name}.png" for name in FIGURES}
-    assert [image["src"] for image in pages["index.html"].named("img")] == ["../comparison/english/quality_heatmap.png"]
+    shown = [image["src"] for image in pages["index.html"].named("img")]
+    assert shown == [f"../comparison/english/{name}.png" for name in ("quality_latency", "quality")]
 
 
 def test_pages_load_nothing_from_elsewhere_and_run_nothing(pages):
@@ -202,7 +242,7 @@ def test_the_index_tells_the_headline(study, pages):
         "77.5 %",
         "+2.00 points",
         "2.00 ×",
-        "Profile laptop",
+        "profile laptop",
         "2026-11-22",
         "torch 2.13.0",
     ):
@@ -230,7 +270,7 @@ def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
 def test_methods_are_named_by_their_labels():
     text = "hs-uniform+last − od, hs-uniform − HS, hs-consecutive, od@L_T-2: 2 models"
     words = "HS: uniform+last − OD: output distribution, HS: uniform − HS, hs-consecutive,"
-    assert presentation.in_words(text) == words + " OD: output distribution@L_T-2: 2 models"
+    assert in_words(text) == words + " OD: output distribution from the last layer but 2: 2 models"
 
 
 def test_learning_rates_that_matter_are_named():
@@ -270,7 +310,36 @@ def test_the_index_names_the_commit(pages):
     assert "0123456789ab" in pages["index.html"].text
 
 
+def test_the_answer_comes_first_and_details_are_folded(pages):
+    index = pages["index.html"]
+    text = words_of(index)
+    order = ["No recommendation because: one distillation seed", "What does speed cost?", "Which method makes the best"]
+    order += ["What do these results say", "How should the method be chosen?", "What these numbers do not say"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places) and len(index.named("summary")) >= 8
+    for page in pages.values():
+        anchors = {a["href"][1:] for a in page.named("a") if a["href"].startswith("#")}
+        assert anchors <= {attributes.get("id") for _, attributes in page.tags}
+    assert any(a["href"].startswith("#") for a in pages["comparison_english.html"].named("a"))
+
+
+def test_every_cell_names_its_column_for_narrow_screens(study):
+    table = presentation.styled([{"a": "b", 'two "<words>': 1}], "some")
+    text = table.to_html()
+    assert '--name: ""' in text and r'--name: "two \22 \3c words\3e : "' in text and 'class="cards"' in text
+
+
+def test_differences_are_a_matrix_with_the_best_method_first(study):
+    """0.01 between neighbours of the grid, each the same in all seeds."""
+    table = presentation.differences(study.analyse()).data
+    names = ["HS: uniform+last", "MLM: no teacher", "none: as initialised"]
+    assert table["row less column"].tolist() == names
+    assert table.iloc[0, 1:].tolist() == ["–", "+1.0", "+2.0"] and table.iloc[2, 1:].tolist() == ["−2.0", "−1.0", "–"]
+
+
 def test_pages_have_titles_languages_and_alternative_texts(pages):
+    titles = {page.text.strip().splitlines()[0] for page in pages.values()}
+    assert len(titles) == len(pages)
     for name, page in pages.items():
         assert page.named("title") and page.named("html") == [{"lang": "en"}]
         assert any(meta.get("name") == "viewport" for meta in page.named("meta"))
@@ -342,7 +411,7 @@ def test_a_damaged_notebook_is_named(study, pages, monkeypatch):
         notebook.write_text(whole)
 
 
-@pytest.mark.parametrize("name", [*ANALYSES.values(), "80_report"])
+@pytest.mark.parametrize("name", [*KNOWN.values(), "80_report"])
 def test_notebooks_of_pages_have_no_formulas(name):
     """Pages work offline: nothing renders formulas."""
     notebook = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)

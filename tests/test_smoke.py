@@ -52,7 +52,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         for name in ("latency.json", "tasks.json", "corpus.json", "representations.json"):
             assert json.loads((reports / "results" / setting / name).read_text())
         figures = {path.stem for path in (reports / "comparison" / setting).glob("*.png")}
-        assert {"quality_heatmap", "quality_latency", "per_task", "learning_curves"} <= figures
+        assert {"quality", "quality_latency", "per_task", "learning_curves"} <= figures
         assert ("per_language" in figures) == (setting == "multilingual")
         assert list((reports / "comparison" / setting).glob("*.csv"))
         assert json.loads((reports / "comparison" / setting / "headline.json").read_text())["students"]

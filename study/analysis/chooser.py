@@ -21,7 +21,6 @@ from study.analysis.numbers.statistics import LEVEL
 from study.files import Layout, write_file
 from study.plan import Plan
 
-TEMPLATE = Path(__file__).with_name("chooser.html")
 #: Student's quantiles lie on a grid of this many steps of 1 / degrees of freedom, between which the page interpolates.
 STEPS = 400
 
@@ -69,11 +68,17 @@ def _curve(rows: pd.DataFrame) -> list[list[float]]:
     return [[round(tokens / 1e6, 4), round(loss / means.iloc[0], 4)] for tokens, loss in means.items()]
 
 
-def write_chooser(plan: Plan, analyses: Sequence[Analysis], path: Path, pages: dict[str, str]) -> Path:
+def template(name: str) -> jinja2.Template:
+    """One of the templates of this folder; all extend page.html."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(autoescape=True, trim_blocks=True, loader=loader).get_template(name)
+
+
+def write_chooser(plan: Plan, analyses: Sequence[Analysis], path: Path, nav: dict[str, dict[str, str]]) -> Path:
     """Write the page to ``path``; the same results give the same bytes.
 
     Args:
-        pages: name of file -> title of the report's other pages, which it leads to.
+        nav: group -> name of file -> title of the report's pages, which it leads to.
 
     Raises:
         StudyError: scores are incomplete, or the file cannot be written.
@@ -89,10 +94,11 @@ def write_chooser(plan: Plan, analyses: Sequence[Analysis], path: Path, pages: d
         "quantiles": [round(float(value), 5) for value in quantiles],
     }
     pictures = [plan.layout(a.setting).analysis("comparison") / "quality_latency.png" for a in analyses]
-    text = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    content = text.render(
+    content = template("chooser.html").render(
+        title=f"Choose a student: profile {plan.profile}",
         profile=plan.profile,
-        pages=pages,
+        nav=nav,
+        here=path.name,
         pictures=[Path(os.path.relpath(picture, path.parent)).as_posix() for picture in pictures],
         data=json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )

@@ -9,45 +9,28 @@ from __future__ import annotations
 import html
 import itertools
 import math
-import re
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import METRICS, STYLES, label
+from study.analysis.figures.style import METRICS, NOTHING, in_words, interval, label, number, short, variant_words
 from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, RUN, TEACHER
 from study.analysis.numbers.statistics import BOTH_SEEDS, covered
 
-NOTHING, MINUS = "–", "−"
+MARKED = "font-weight: 600; background-color: #e3effa"
 #: Where a contrast's test has the effect; {} is its margin.
 CLAIMED = {
     "superior": "above zero",
     "non-inferior": "above −{:g}",
     "equivalent": "between −{0:g} and {0:g}",
 }
-
-
-def number(value: float, digits: int, sign: str = "") -> str:
-    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too."""
-    return NOTHING if pd.isna(value) else f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", MINUS)
-
-
-def interval(low: float, high: float, digits: int, sign: str = "") -> str:
-    """An interval in brackets, a blank before them; nothing where it is undefined."""
-    between = " to " if sign else " – "
-    return "" if pd.isna(low) else f" ({number(low, digits, sign)}{between}{number(high, digits, sign)})"
-
-
-def in_words(text: str) -> str:
-    """``text`` with the names of methods replaced by what figures call them."""
-    names = "|".join(re.escape(name) for name in sorted(STYLES, key=len, reverse=True))
-    return re.sub(rf"(?<![\w-])({names})(?![\w+-])", lambda name: label(name[0]), text)
 
 
 def styled(
@@ -60,6 +43,7 @@ def styled(
     wide: Collection[str] = (),
     chosen: Sequence[bool] = (),
     groups: Sequence[str] = (),
+    cards: bool = True,
 ) -> Styler:
     """A table for readers.
 
@@ -71,6 +55,8 @@ def styled(
         wide: those of them whose lines may be broken.
         chosen: marks rows.
         groups: what the rows belong to; a line is drawn where it changes.
+        cards: whether pages show each row as a card where there is little room, headed by its first column, and its
+            second if that is of words.
     """
     frame = pd.DataFrame(rows).reset_index(drop=True)
     text = html.escape(caption, quote=False)
@@ -78,19 +64,30 @@ def styled(
         name, text = f"{name}-{setting}", f"<b>{html.escape(setting.capitalize())}.</b> {text}"
     table = Styler(frame, uuid=name, cell_ids=False, caption=text or None, escape="html", na_rep=NOTHING)
     table = table.hide(axis="index").format_index(escape="html", axis="columns")
-    looks = []
+    if cards:
+        table = table.set_table_attributes('class="cards"')
+    looks: list[Any] = []
     for place, column in enumerate(frame.columns):
+        if cards:
+            heading = place == 0 or (place == 1 and column in words)
+            named = [("--name", '""'), ("--weight", "650")] if heading else [("--name", _css_text(f"{column}: "))]
+            looks.append({"selector": f"td.col{place}", "props": named})
         if column in (*words, *wide):
             looks.append({"selector": f"th.col{place}, td.col{place}", "props": "text-align: left"})
         if column in wide:
             looks.append({"selector": f"td.col{place}", "props": "white-space: normal; min-width: 7rem"})
     for place, marked in enumerate(chosen):
         if marked:
-            looks.append({"selector": f"td.row{place}", "props": "font-weight: 600; background-color: #eef5fc"})
+            looks.append({"selector": f"td.row{place}", "props": MARKED})
     for place, (before, after) in enumerate(itertools.pairwise(groups), start=1):
         if before != after:
             looks.append({"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"})
     return table.set_table_styles(looks)
+
+
+def _css_text(text: str) -> str:
+    """A text as CSS writes it."""
+    return '"' + "".join(f"\\{ord(c):x} " if c in '"\\<>&\n' else c for c in text) + '"'
 
 
 def overview(analyses: Sequence[Analysis]) -> Styler:
@@ -119,8 +116,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler:
 def _columns(columns: dict[str, dict[str, str]], name: str, caption: str = "") -> Styler:
     """A table with a column for each entry, their keys before them; lines may be broken."""
     table = pd.DataFrame(columns).rename_axis("").reset_index()
-    shown = styled(table, name, caption, words=list(table.columns))
-    return shown.set_table_styles([{"selector": "td", "props": "white-space: normal"}], overwrite=False)
+    return styled(table, name, caption, wide=list(table.columns))
 
 
 def versions(analyses: Sequence[Analysis]) -> Styler:
@@ -174,7 +170,7 @@ def verdicts(analysis: Analysis) -> Styler:
     for row in analysis.verdicts.to_dict("records"):
         doubtful = len(row["not_above_floor"].split(", ")) if row["not_above_floor"] else 0
         doubt = f" ({doubtful} of its methods not shown to beat no training)" if doubtful else ""
-        reason = f": {in_words(row['reason'])}" if row["reason"] else ""
+        reason = f": {in_words(row['reason'], short)}" if row["reason"] else ""
         effect = number(row["effect"], 1, "+")
         claimed = CLAIMED[row["test"]].format(row["margin"])
         rows.append(
@@ -182,7 +178,7 @@ def verdicts(analysis: Analysis) -> Styler:
                 "": row["claim"],
                 "claim": f"{row['text']} ({row['standing']})",
                 "verdict": f"{row['verdict']}{reason}{doubt}",
-                "decisive contrast": f"{in_words(row['contrast'])}, claimed to be {claimed}"
+                "decisive contrast": f"{in_words(row['contrast'], short)}, claimed to be {claimed}"
                 if effect != NOTHING
                 else "",
                 "effect (interval)": f"{effect}{interval(row['low'], row['high'], 1, '+')}",
@@ -340,18 +336,26 @@ def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
 
 
 def differences(analysis: Analysis) -> Styler:
-    """Paired differences between all pairs of methods."""
+    """Paired differences between all methods as a matrix, the best method first; pairs told apart are marked."""
+    table = analysis.differences
+    mirrored = table.assign(first=table["second"], second=table["first"], effect=-table["effect"])
+    both = pd.concat([table, mirrored]).set_index(["first", "second"])
+    told = (both["p_holm"] <= 0.05) & (both["covers"] == BOTH_SEEDS)
+    order = list(both["effect"].groupby("first", sort=False).mean().sort_values(ascending=False, kind="stable").index)
     rows = [
-        {"first": label(row.first), "second": label(row.second)}
-        | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
-        | {"p": number(row.p, 3), "p, Holm": number(row.p_holm, 3)}
-        | {"probability of improvement": number(row.probability_of_improvement, 2)}
-        for row in analysis.differences.itertuples()
+        {"row less column": label(first)}
+        | {short(other): number(both["effect"].get((first, other), math.nan), 1, "+") for other in order}
+        for first in order
     ]
-    caption = f"First less second; intervals over {_seeds(analysis)}. Marked: told apart (Holm, 5 %)."
-    told = (analysis.differences["p_holm"] <= 0.05) & (analysis.differences["covers"] == BOTH_SEEDS)
-    looks: dict[str, Any] = {"words": ["first", "second"], "groups": list(analysis.differences["first"])}
-    return styled(rows, "differences", caption, chosen=list(told), **looks)
+    marked = [
+        {"selector": f"td.row{row}.col{column}", "props": MARKED}
+        for row, first in enumerate(order)
+        for column, other in enumerate(order, start=1)
+        if told.get((first, other), False)
+    ]
+    caption = f"Points; over {_seeds(analysis)}. Marked: told apart (Holm, 5 %). Intervals: differences.csv below."
+    shown = styled(rows, "differences", caption, words=["row less column"], cards=False)
+    return shown.set_table_styles(marked, overwrite=False)
 
 
 def aggregates(analysis: Analysis) -> Styler:
@@ -382,15 +386,21 @@ def effects(analysis: Analysis) -> Styler | Markdown:
     if analysis.effects.empty:
         return Markdown(sentences(analysis.effects))
     rows = [
-        {"method": label(row.method), "less": label(row.reference), "macro": number(row.macro, 1)}
+        {"method": varied(analysis, row.method), "less": label(row.reference), "macro": number(row.macro, 1)}
         | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
         | {"p, Holm": number(row.p_holm, 3), "models": row.runs}
         | {"learning rates": _rates(row.learning_rate, row.reference_learning_rate)}
         for row in analysis.effects.itertuples()
     ]
     caption = f"Intervals over {' or '.join(analysis.effects['covers'].unique())}. Where there are two learning rates,"
-    looks: dict[str, Any] = {"words": ["method", "less"], "groups": list(analysis.effects["variant"])}
+    looks: dict[str, Any] = {"wide": ["method", "less"], "groups": list(analysis.effects["variant"])}
     return styled(rows, "effects", f"{caption} the second is the reference's.", **looks)
+
+
+def varied(analysis: Analysis, method: str) -> str:
+    """A method or variant in words: what it extends and what it changes."""
+    member = analysis.comparison.memberships.get(method)
+    return f"{short(member.extends)}, {variant_words(member.changes)}" if member else label(method)
 
 
 def _rates(own: float, reference: float) -> str:
@@ -403,7 +413,8 @@ def _rates(own: float, reference: float) -> str:
 def found(analysis: Analysis, *variants: str) -> Markdown | None:
     """What the effects of some axes show, in sentences; None where no variant of theirs was run."""
     ran = analysis.effects["variant"].isin(variants).any()
-    return Markdown(sentences(analysis.effects, *variants)) if ran else None
+    said = partial(sentences, analysis.effects, *variants, named=partial(varied, analysis))
+    return Markdown(said()) if ran else None
 
 
 def likeness(table: pd.DataFrame) -> Styler:

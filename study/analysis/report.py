@@ -4,42 +4,46 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import nbformat
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
-from study.analysis.chooser import write_chooser
+from study.analysis.chooser import template, write_chooser
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI
-from study.analysis.numbers.analysis import analyse
+from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.results import result_files
 from study.analysis.numbers.tables import comparison_tables
-from study.descriptions import Comparison
+from study.descriptions import Comparison, model_name
 from study.execution import run_notebook
 from study.files import Layout, StudyError, write_file
-from study.plan import ANALYSES, Plan
+from study.plan import Plan
 
-INDEX = "80_report"
+INDEX, NAME = "80_report", "index.html"
 CHOOSER = "explore.html"
-TEMPLATE = Path(__file__).with_name("page.html")
+#: Tag of a heading whose section pages fold.
+FOLD = "fold"
 #: Result files of a setting beside those of its models.
-OTHER_RESULTS = ("latency", "tasks", "corpus", "representations")
-PICTURE = '<figure>\n<a href="{0}"><img src="{0}" width="{1}" alt="{2}"></a>\n<figcaption>{2}</figcaption>\n</figure>'
+OTHER_RESULTS = ("latency", "tasks", "corpus", "representations", "admission")
+PICTURE = '<figure>\n<a href="{0}"><img src="{0}" width="{1}" alt="{2}"></a>\n<figcaption>{3}</figcaption>\n</figure>'
+FOLDED = "<details><summary>{}</summary>\n<div id={}>\n{}</div>\n</details>"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page to be: what the others call it, its executed notebook and what that was made from, and its files.
+    """A page to be: its place in the navigation, its executed notebook and what that was made from, and its files.
 
-    ``folders``: those of the pictures that it may show; ``files``: heading -> files that it links.
+    ``setting``: what it is of; empty: all. ``folders``: those of the pictures that it may show; ``files``: heading ->
+    files that it links.
     """
 
     name: str
     title: str
+    setting: str
     executed: Path
     notebook: str
     folders: list[Path]
@@ -52,43 +56,47 @@ def write_report(plan: Plan) -> Path:
     Returns the index.
 
     The index is notebooks/80_report.ipynb, executed here; the other pages are the executed analyses in
-    ``runs/analyses``. Pages hold no picture of their own: they show the files of figures beside them. Nothing in them
+    ``runs/analyses``. What the profile does not analyse (``grid.analyses``) has no page, and without a comparison there
+    is no explore.html. Pages hold no picture of their own: they show the files of figures beside them. Nothing in them
     comes from the clock or from the network, so the same results, figures and notebooks give the same bytes.
 
     Raises:
         StudyError: a result, figure, table or executed notebook is missing, or the folder cannot be written.
     """
-    layouts = {comparison.setting: plan.layout(comparison.setting) for comparison in plan.of(Comparison)}
-    _check(plan)
+    comparisons = plan.of(Comparison)
+    compared = [comparison for comparison in comparisons if "comparison" in plan.analyses()]
+    analyses = [analyse(comparison, plan.layout(comparison.setting)) for comparison in compared]
+    _check(plan, analyses)
     index = plan.folder / "runs" / "notebooks" / f"{INDEX}.ipynb"
     run_notebook(plan.root / "notebooks" / f"{INDEX}.ipynb", index, {"profile": plan.profile}, plan.root)
 
-    folders = [layout.analysis(name) for layout in layouts.values() for name in ANALYSES]
-    pages = [Page("index.html", "report", index, INDEX, folders, _linked(plan))]
-    for setting, layout in layouts.items():
-        for name, notebook in ANALYSES.items():
+    folders = [plan.layout(own.setting).analysis(name) for own in comparisons for name in plan.analyses()]
+    pages = [Page(NAME, "answers", "", index, INDEX, folders, _linked(plan))]
+    for comparison in comparisons:
+        layout = plan.layout(comparison.setting)
+        for name, notebook in plan.analyses().items():
             files = {"Its numbers": sorted(layout.analysis(name).glob("*.csv"))}
-            executed, title = _executed(layout, name), f"{name}, {setting}"
-            pages.append(Page(f"{name}_{setting}.html", title, executed, notebook, [layout.analysis(name)], files))
+            place = f"{name}_{layout.setting}.html", name, layout.setting, _executed(layout, name)
+            pages.append(Page(*place, notebook, [layout.analysis(name)], files))
 
     html = plan.folder / "reports" / "html"
-    titles = {page.name: page.title for page in pages}
-    analyses = [analyse(comparison, layouts[comparison.setting]) for comparison in plan.of(Comparison)]
-    write_chooser(plan, analyses, html / CHOOSER, titles)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    nav: dict[str, dict[str, str]] = {"": {NAME: "Answers"} | ({CHOOSER: "Choose a student"} if analyses else {})}
+    for page in pages[1:]:
+        nav.setdefault(page.setting.capitalize(), {})[page.name] = page.title
+    if analyses:
+        write_chooser(plan, analyses, html / CHOOSER, nav)
     for page in pages:
-        heading, content = notebook_page(page.executed, page.folders, html)
-        text = template.render(
-            title=f"{heading}: {page.title} of profile {plan.profile}",
+        heading, content = notebook_page(page, html, f"profile {plan.profile}")
+        text = template("page.html").render(
+            title=f"{f'{page.title}, {page.setting}'.strip(', ').capitalize()} · {heading} · profile {plan.profile}",
             content=Markup(content),
-            pages=titles | {CHOOSER: "choose a student"},
+            nav=nav,
             here=page.name,
             notebook=_link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html),
             files={heading: [_link(file, html) for file in files] for heading, files in page.files.items()},
         )
         write_file(html / page.name, text + "\n")
-    return html / "index.html"
+    return html / NAME
 
 
 def _executed(layout: Layout, analysis: str) -> Path:
@@ -99,16 +107,19 @@ def _link(file: Path, folder: Path) -> str:
     return Path(os.path.relpath(file, folder)).as_posix()
 
 
-def _check(plan: Plan) -> None:
-    missing: list[str] = []
+def _check(plan: Plan, analyses: list[Analysis]) -> None:
+    needed: list[Path] = []
     for comparison in plan.of(Comparison):
         layout = plan.layout(comparison.setting)
-        analysis, folder = analyse(comparison, layout), layout.analysis("comparison")
-        needed = [folder / f"{name}.png" for name in figures.names(analysis)]
+        shown = plan.analyses()
+        needed += [_executed(layout, name) for name in shown]
+        needed += [layout.analysis(name) / "gap_closed.png" for name in shown if name == "budgets"]
+    for analysis in analyses:
+        folder = plan.layout(analysis.setting).analysis("comparison")
+        needed += [folder / f"{name}.png" for name in figures.names(analysis)]
         needed += [folder / f"{name}.csv" for name in comparison_tables(analysis)]
-        needed += [folder / "headline.json", *(_executed(layout, name) for name in ANALYSES)]
-        missing += [_link(path, plan.root) for path in needed if not path.is_file()]
-    if missing:
+        needed.append(folder / "headline.json")
+    if missing := [_link(path, plan.root) for path in needed if not path.is_file()]:
         raise StudyError(f"the report lacks {', '.join(missing)}; `dvc repro` makes them")
 
 
@@ -117,8 +128,11 @@ def _linked(plan: Plan) -> dict[str, list[Path]]:
     linked: dict[str, list[Path]] = {}
     for comparison in plan.of(Comparison):
         layout, setting = plan.layout(comparison.setting), comparison.setting.capitalize()
-        made = [path for name in ANALYSES for path in sorted(layout.analysis(name).iterdir())]
-        results = list(result_files(comparison, layout))
+        made = [path for name in plan.analyses() for path in sorted(layout.analysis(name).iterdir())]
+        results = [*result_files(comparison, layout)]
+        results += [
+            layout.result(model_name(*c, name)) for name in comparison.budgets for c in comparison.budget_cells(name)
+        ]
         results += [path for name in OTHER_RESULTS if (path := layout.result(name)).is_file()]
         linked |= {
             f"{setting}, figures": [path for path in made if path.suffix == ".png"],
@@ -128,31 +142,55 @@ def _linked(plan: Plan) -> dict[str, list[Path]]:
     return linked
 
 
-def notebook_page(path: Path, folders: list[Path], html: Path) -> tuple[str, str]:
+def notebook_page(page: Page, html: Path, where: str) -> tuple[str, str]:
     """Title (its first heading) and HTML of an executed notebook, without code, for a page in the folder ``html``.
 
-    A picture that is byte for byte one of ``folders`` becomes a reference to that file; others stay inside. Sections
-    (from one heading of the second rank to the next) whose cells of code show nothing are left out.
+    A picture that is byte for byte one of the page's folders becomes a reference to that file; others stay inside.
+    Sections (from one heading of the second rank to the next) whose cells of code show nothing are left out; those
+    whose heading has the tag FOLD are folded.
 
     Raises:
         StudyError: the file is no notebook.
     """
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = nbformat.read(page.executed, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
-        raise StudyError(f"{path.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
-    notebook.cells = [cell for section in _sections(notebook.cells) for cell in section]
+        raise StudyError(f"{page.executed.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
+    _refer_to_files(notebook.cells, page.folders, html)
+    first, *sections = _sections(notebook.cells)
+    title = first[0].source.splitlines()[0].removeprefix("# ")
+    first[0].source = "\n".join(first[0].source.splitlines()[1:]).strip()
+    where = " · ".join(filter(None, (page.setting.capitalize(), where)))
+    parts = [str(Markup("<h1>{}</h1>\n<p class=where>{}</p>").format(title, where)), _html(notebook, first)]
+    names = {_anchor(cells): cells[0].source.splitlines()[0].removeprefix("## ") for cells in sections}
+    if len(sections) > 2 and not any(_folded(cells) for cells in sections):
+        links = "".join(str(Markup('<li><a href="#{}">{}</a></li>\n').format(*link)) for link in names.items())
+        parts.append(f"<ul class=contents>\n{links}</ul>")
+    for anchor, cells in zip(names, sections, strict=True):
+        if _folded(cells):
+            cells[0].source = "\n".join(cells[0].source.splitlines()[1:])
+            parts.append(str(Markup(FOLDED).format(names[anchor], anchor, Markup(_html(notebook, cells)))))
+        else:
+            parts.append(f'<section id="{anchor}">\n{_html(notebook, cells)}\n</section>')
+    return title, "\n".join(parts)
+
+
+def _refer_to_files(cells: list[nbformat.NotebookNode], folders: list[Path], html: Path) -> None:
     pictures: dict[bytes, list[Path]] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*.png"))):
         pictures.setdefault(file.read_bytes(), []).append(file)
-    for place, cell in enumerate(notebook.cells):
+    for place, cell in enumerate(cells):
         cell["id"] = str(place)  # papermill gives the cell that it injects a random one
         for output in cell.get("outputs", []):
             encoded = output.get("data", {}).get("image/png")
             if same := pictures.get(base64.b64decode(encoded)) if encoded else None:
                 file = same.pop(0) if len(same) > 1 else same[0]  # equal pictures are shown in the order of folders
-                alternative = output.get("metadata", {}).get("image/png", {}).get("alt", file.stem)
-                output["data"] = {"text/html": _picture(file, html, alternative)}
+                said = output.get("metadata", {}).get("image/png", {})
+                alternative = said.get("alt", file.stem)
+                output["data"] = {"text/html": _picture(file, html, alternative, said.get("caption", alternative))}
+
+
+def _html(notebook: nbformat.NotebookNode, cells: list[nbformat.NotebookNode]) -> str:
     exporter = HTMLExporter(
         template_name="basic",
         exclude_input=True,
@@ -160,10 +198,16 @@ def notebook_page(path: Path, folders: list[Path], html: Path) -> tuple[str, str
         exclude_output_prompt=True,
         exclude_anchor_links=True,
     )
-    content, _ = exporter.from_notebook_node(notebook)
-    lines = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
-    title = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), path.stem)
-    return title, content
+    part = nbformat.v4.new_notebook(metadata=notebook.metadata, cells=cells)
+    return exporter.from_notebook_node(part)[0].strip()
+
+
+def _folded(cells: list[nbformat.NotebookNode]) -> bool:
+    return FOLD in cells[0].metadata.get("tags", [])
+
+
+def _anchor(cells: list[nbformat.NotebookNode]) -> str:
+    return re.sub(r"\W+", "-", cells[0].source.splitlines()[0].lower()).strip("-")
 
 
 def _sections(cells: list[nbformat.NotebookNode]) -> list[list[nbformat.NotebookNode]]:
@@ -181,7 +225,7 @@ def _sections(cells: list[nbformat.NotebookNode]) -> list[list[nbformat.Notebook
     return shown
 
 
-def _picture(file: Path, html: Path, alternative: str) -> str:
+def _picture(file: Path, html: Path, alternative: str, caption: str) -> str:
     """A picture at its printed size or narrower, its caption below; it leads to the file."""
     width = int.from_bytes(file.read_bytes()[16:20], "big") * 96 // DPI  # in the PNG header; CSS has 96 pixels an inch
-    return str(Markup(PICTURE).format(_link(file, html), width, alternative))
+    return str(Markup(PICTURE).format(_link(file, html), width, alternative, caption))

@@ -12,20 +12,23 @@ from matplotlib.figure import Figure
 from study.analysis.figures.style import (
     GREY,
     LOOK,
-    MACRO,
-    STYLES,
+    draw_interval,
     handle,
     label,
     method_legend,
     panels,
+    short,
     student_styles,
     styles,
+    variant_words,
 )
 from study.analysis.numbers.analysis import Analysis
+from study.analysis.numbers.statistics import BOTH_SEEDS
 
 VARIANTS = (
-    "Macro test score of a method of the grid (filled) and its variants (open), mean over distillation seeds; dots are"
-    " single distilled models."
+    "What each variant changes of the macro test score of the method named above its panel, paired by student and"
+    " seeds: mean with its 95 % interval (an arrow: it goes on); small marks are single distilled models less those of"
+    " the reference. Filled: told apart from it (Holm, 5 %, over distillation seeds)."
 )
 TRIED = (
     "What tuning tried, a row per student: linear probes on development data (left; a line that leaves the panel"
@@ -36,7 +39,7 @@ TRIED = (
 
 @matplotlib.rc_context(LOOK)
 def ablation(analysis: Analysis, *variants: str) -> Figure | None:
-    """Macro test score (0-100) of every distilled model and their mean, a panel per reference, a line per variant.
+    """Effect of every variant with its interval (points), a panel per reference, which is the line at zero.
 
     Args:
         variants: axes, as in the column ``variant`` of the effects. None where the results hold none of them.
@@ -44,35 +47,57 @@ def ablation(analysis: Analysis, *variants: str) -> Figure | None:
     table = analysis.effects[analysis.effects["variant"].isin(variants)]
     if table.empty:
         return None
-    groups = {name: [name, *own] for name, own in table.groupby("reference", sort=False)["method"]}
-    runs, students = analysis.ablation_macro, student_styles(analysis.comparison)
-    students = {student: style for student, style in students.items() if student in set(runs["student"])}
+    groups = {reference: own for reference, own in table.groupby("reference", sort=False)}
+    runs = analysis.ablation_macro.set_index(["method", "student", "distillation_seed"])["test"]
+    singles = {row.Index: 100 * (runs[row.method] - runs[row.reference]).dropna() for row in table.itertuples()}
+    seen = pd.concat([*singles.values(), table["effect"]])
+    low, high = min(seen.min(), 0), max(seen.max(), 0)
+    within = low - 0.35 * (high - low) - 0.5, high + 0.35 * (high - low) + 0.5
+    students = {
+        s: look
+        for s, look in student_styles(analysis.comparison).items()
+        if s in set(analysis.ablation_macro["student"])
+    }
     lines = [len(own) for own in groups.values()]
     figure, grid = panels(
         pd.DataFrame({"reference": list(groups)}),
-        height=0.8 + 0.24 * sum(lines) + 0.2 * len(lines),
+        height=0.9 + 0.26 * sum(lines) + 0.35 * len(lines),
         row="reference",
         sharey=False,
         gridspec_kws={"height_ratios": lines},
     )
     for reference, axes in grid.items():
-        for height, method in enumerate(groups[reference]):
-            color = STYLES[method].color if method == reference and method in STYLES else GREY
-            for student, (_, marker) in students.items():
-                own = 100 * runs.loc[(runs["method"] == method) & (runs["student"] == student), "test"]
-                axes.plot(own, [height] * len(own), ".", color=color, markersize=4, alpha=0.7)
-                axes.plot(own.mean(), height, marker, color=color, markersize=7, zorder=3,
-                          markerfacecolor=color if method == reference else "white")  # fmt: skip
-        axes.set(title="", xlabel="", ylim=(lines[list(groups).index(reference)] - 0.5, -0.5))
-        axes.set_yticks(range(len(groups[reference])), [label(method) for method in groups[reference]])
+        axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
+        for height, row in enumerate(groups[reference].itertuples()):
+            for student, (color, marker) in students.items():
+                own = singles[row.Index].xs(student, level="student")
+                axes.plot(own, [height] * len(own), marker, color=color, markersize=3.5, alpha=0.6, linestyle="")
+            draw_interval(axes, height, row.low, row.high, within, GREY)
+            told = row.p_holm <= 0.05 and row.covers == BOTH_SEEDS
+            axes.plot(
+                row.effect, height, "D", color=GREY, markersize=7, zorder=4, markerfacecolor=GREY if told else "white"
+            )
+        axes.set(xlabel="", xlim=within, ylim=(len(groups[reference]) - 0.5, -0.5))
+        axes.set_title("")
+        axes.set_title(f"from {label(reference)}", loc="left")
+        axes.set_yticks(
+            range(len(groups[reference])), [_words(analysis, m, reference) for m in groups[reference]["method"]]
+        )
         axes.tick_params(length=0)
         axes.spines["bottom"].set_visible(reference == list(groups)[-1])
-        axes.margins(x=0.08)
         axes.grid(axis="x")
-    figure.axes[-1].set_xlabel(MACRO)
-    handles = [handle(student, GREY, marker) for student, (_, marker) in students.items()]
+    figure.axes[-1].set_xlabel("difference of macro test scores (points of 0–100)")
+    handles = [handle(student, color, marker) for student, (color, marker) in students.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
+
+
+def _words(analysis: Analysis, method: str, reference: str) -> str:
+    member = analysis.comparison.memberships.get(method)
+    if not member:
+        return label(method)
+    changed = variant_words(member.changes)
+    return changed if member.extends == reference else f"{short(member.extends)}, {changed}"
 
 
 @matplotlib.rc_context(LOOK)

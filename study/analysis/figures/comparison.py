@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -9,18 +10,22 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from study.analysis.figures.style import (
     GREY,
+    HALO,
     LOOK,
     MACRO,
     METRICS,
     PALE,
     Style,
+    contrast_words,
+    draw_interval,
     handle,
+    label,
     method_legend,
     new_figure,
+    number,
     panels,
     sized,
     student_styles,
@@ -32,30 +37,31 @@ from study.analysis.numbers.results import FLOOR, TEACHER
 from study.analysis.numbers.statistics import performance_profile
 
 SHOWN = {SUPPORTED: "shown as claimed", CONTRADICTED: "shown not to be so", UNDECIDED: "not shown either way"}
-VERDICT_STYLES = {SUPPORTED: ("#0072b2", "o"), CONTRADICTED: ("#d55e00", "X"), UNDECIDED: ("#7a7a7a", "D")}
-CHOSEN = "#d62728"
+VERDICT_STYLES = {SUPPORTED: ("#0072b2", "o"), CONTRADICTED: ("#b84a00", "X"), UNDECIDED: ("#6b6b6b", "D")}
+#: How light red, green and blue are.
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 #: Held-out losses above this share of the loss before training lie outside the panels of learning curves.
 HIGHEST_LOSS = 1.5
 
 CAPTIONS = {
-    "quality_heatmap": "Share of the teacher's macro test score that each method's student retains, in percent, with"
-    " its 95 % interval below. A frame marks each student's best method on development data.",
-    "quality_latency": "Macro test score against the median latency of one sequence. Methods of one student have the"
-    " same latency. The one chosen on development data is large, with a black edge and its 95 % interval. The line is"
-    " the Pareto front of the chosen methods and the teacher.",
+    "quality": "Share of the teacher's macro test score that each method's student keeps, in percent, with its 95 %"
+    " interval (an arrow: it goes on), the best on top. Dotted: the floor, the same student as initialised; dashed: the"
+    " teacher. Ringed: the student's best method on development data.",
+    "quality_latency": "Macro test score against the median latency of one sequence. Large, with black edge and 95 %"
+    " interval: the method chosen on development data. The line is the Pareto front of these and the teacher.",
     "per_task": "Test score of every method in every task. Ticks are single fine-tuning runs (means over the task's"
     " languages), marks their mean; the dashed line is the teacher, the dotted ones are the untrained students.",
-    "per_language": "Test score by language of every task that has several, × 100. Fine-tuning saw the first alone.",
+    "per_language": "What each method adds to the untrained student's score in every language, points of 0–100; below"
+    " each language the score of the untrained student itself. Fine-tuning saw the first language of a task alone.",
     "performance_profiles": "Share of fine-tuned models (all students, tasks and seeds) that score above each share of"
     " the teacher's score of their task: a line further to the right is better, and one that falls steeply is even.",
     "claims": "Every contrast of the paper's claims: difference of macro test scores with its 95 % interval. A claim"
     " has its effects to the right of the ticks (equivalence: between two); the band is the margin on both sides of"
-    " zero. Colours and marks say what is shown of a contrast (failures: after Holm's correction over the claim), words"
-    " on the right what of the claim.",
-    "learning_curves": "Held-out value of each method's own loss, relative to its value before training, by tokens and"
-    " by time, a line per distillation seed. Only shapes can be compared: the losses measure different things. Times"
-    " depend on which run came first: with a shared teacher, the first to need a layer computes it, and later ones read"
-    " it. Losses more than half above that before training lie outside.",
+    " zero. Colours and marks say what is shown of a contrast (failures: after Holm's correction over the claim), the"
+    " words above the rows what of the claim.",
+    "learning_curves": "Held-out value of each method's own loss, relative to its value before training, by tokens, a"
+    f" line per distillation seed, up to {HIGHEST_LOSS:g} times that before training. Only shapes can be compared: the"
+    " losses measure different things.",
 }
 
 
@@ -65,38 +71,43 @@ def names(analysis: Analysis) -> list[str]:
 
 
 @matplotlib.rc_context(LOOK)
-def quality_heatmap(analysis: Analysis) -> Figure:
-    """Method x student: percent of the teacher's macro test score retained, with its interval; the teacher is 100."""
-    look, students, table = styles(analysis.comparison), list(analysis.comparison.students), analysis.summary
-    shares = table[table["method"] != TEACHER].set_index(["method", "student"])
-    values = 100 * shares["retained"].unstack("student").loc[list(look), students]
-    low, high = (100 * shares[column] for column in ("retained_low", "retained_high"))
-    notes = values.copy().astype(object)
-    for method, student in shares.index:
-        bounds = low[method, student], high[method, student]
-        interval = "" if np.isnan(bounds).any() else f"\n{bounds[0]:.1f} – {bounds[1]:.1f}"
-        notes.loc[method, student] = f"{values.loc[method, student]:.1f}{interval}"
-    values.loc[TEACHER], notes.loc[TEACHER] = 100.0, "100"
-    values, notes = (frame.loc[[TEACHER, *look]] for frame in (values, notes))
-
-    figure = new_figure(0.8 + 0.42 * len(values), width=2.6 + 1.2 * len(students))
-    axes = figure.subplots()
-    seaborn.heatmap(
-        values,
-        ax=axes,
-        annot=notes,
-        fmt="",
-        annot_kws={"size": 8},
-        cmap="cividis",
-        linewidths=1,
-        cbar_kws={"label": "macro test score, % of teacher"},
+def quality(analysis: Analysis) -> Figure:
+    """Percent of the teacher's macro test score that methods keep, with intervals, a panel per student, sorted."""
+    look, students = styles(analysis.comparison), list(analysis.comparison.students)
+    table = analysis.summary[analysis.summary["method"] != TEACHER]
+    shares = table.assign(**{name: 100 * table[name] for name in ("retained", "retained_low", "retained_high")})
+    left, right = min(90, shares["retained"].min()) - 8, max(100, shares["retained"].max()) + 5
+    columns = min(2, len(students))
+    rows = -(-len(students) // columns)
+    figure, grid = panels(
+        pd.DataFrame({"student": students}),
+        height=0.8 + rows * (0.5 + 0.2 * len(look)),
+        col="student",
+        col_wrap=columns,
+        sharey=False,
     )
-    axes.set_yticklabels(["teacher", *(style.label for style in look.values())], rotation=0)
-    axes.set(xlabel="student", ylabel="")
-    axes.tick_params(length=0)
-    for best in table[table["selected"]].itertuples():
-        corner = students.index(best.student), 1 + list(look).index(best.method)
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=CHOSEN, linewidth=2, clip_on=False, zorder=3))
+    for student, axes in grid.items():
+        own = shares[shares["student"] == student].sort_values("retained", ascending=False, kind="stable")
+        if FLOOR in look:
+            floor = own.loc[own["method"] == FLOOR, "retained"].iloc[0]
+            axes.axvline(floor, color=look[FLOOR].color, linestyle=":", linewidth=1.4, zorder=1)
+        axes.axvline(100, color="black", linestyle="--", linewidth=1, zorder=1)
+        for height, row in enumerate(own.itertuples()):
+            color = look[row.method].color
+            draw_interval(axes, height, row.retained_low, row.retained_high, (left, right), color)
+            axes.plot(row.retained, height, look[row.method].marker, color=color, markersize=6, zorder=4)
+            if row.selected:
+                axes.plot(row.retained, height, "o", color="black", markersize=12, fillstyle="none", zorder=4)
+        axes.set_yticks(range(len(own)), [label(method) for method in own["method"]])
+        axes.set(title=student, xlabel="", ylabel="", xlim=(left, right), ylim=(len(own) - 0.4, -0.6))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+    figure.supxlabel("macro test score, % of the teacher's", fontsize=9)
+    handles = [handle("teacher", "black", linestyle="--", linewidth=1)]
+    if FLOOR in look:
+        handles.append(handle("floor: untrained", look[FLOOR].color, linestyle=":", linewidth=1.4))
+    handles.append(handle("best on development data", "black", "o", fillstyle="none"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -108,7 +119,7 @@ def quality_latency(analysis: Analysis) -> Figure:
     measured = measured.groupby("student").first()
     latency = 1000 * measured["median_seconds"]
 
-    figure = new_figure(4.6)
+    figure = new_figure(3.6)
     axes = figure.subplots()
     chosen = table[table["selected"] | (table["method"] == TEACHER)].assign(latency=lambda t: t["student"].map(latency))
     front = chosen.sort_values(["latency", "test"], ascending=[True, False])
@@ -133,7 +144,7 @@ def quality_latency(analysis: Analysis) -> Figure:
             ha="left" if 0 < place < len(ordered) - 1 else "right",
             va="bottom",
             fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            bbox=HALO,
         )
     batch, threads = measured.loc[TEACHER, ["batch_size", "threads"]].astype(int)
     tokens = int(analysis.results.latency["sequence_length"].iloc[0])
@@ -221,15 +232,28 @@ def performance_profiles(analysis: Analysis) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def per_language(analysis: Analysis) -> Figure:
-    """Method x language, one panel per student and task: main metric x 100; the teacher on top of each."""
+    """Method x language, a panel per student and task: points above the untrained student, else below the teacher."""
     table, look = analysis.per_language, styles(analysis.comparison)
+    base = FLOOR if FLOOR in look else TEACHER
     students, tasks = list(analysis.comparison.students), list(table["task"].unique())
-    by_task = {task: rows[table.columns[5:-3]].dropna(axis=1, how="all") for task, rows in table.groupby("task")}
+    shown = [method for method in (TEACHER, *look) if method != base]
+    scores = 100 * table.set_index(["student", "task", "method"])[table.columns[5:-3]]
+    by_task = {task: scores.xs(task, level="task").dropna(axis=1, how="all") for task in tasks}
+
+    def of(student: str, task: str, method: str) -> pd.Series:
+        return by_task[task].loc[TEACHER if method == TEACHER else student, method]
+
+    added = {
+        (student, task): pd.DataFrame({m: of(student, task, m) - of(student, task, base) for m in shown}).T
+        for student in students
+        for task in tasks
+    }
     widths = [by_task[task].shape[1] for task in tasks]
+    limit = max(np.abs(own.drop(TEACHER, errors="ignore")).to_numpy().max() for own in added.values())
     figure, grid = panels(
         pd.MultiIndex.from_product([students, tasks], names=["student", "task"]).to_frame(index=False),
-        height=0.7 + len(students) * (0.5 + 0.22 * (len(look) + 1)),
-        width=1.9 + 0.3 * sum(widths) + 0.3 * len(tasks),
+        height=0.2 + len(students) * (0.65 + 0.16 * len(shown)),
+        width=2.0 + 0.33 * sum(widths) + 0.3 * len(tasks),
         row="student",
         col="task",
         sharex=False,
@@ -238,22 +262,16 @@ def per_language(analysis: Analysis) -> Figure:
         gridspec_kws={"width_ratios": widths},
     )
     for (student, task), axes in grid.items():
-        own = table[(table["task"] == task) & table["student"].isin([student, TEACHER])]
-        scores = by_task[task].loc[own.index].set_axis(own["method"]).loc[[TEACHER, *look]]
-        seaborn.heatmap(
-            100 * scores,
-            ax=axes,
-            annot=True,
-            fmt=".0f",
-            annot_kws={"size": 6.5},
-            cmap="cividis",
-            vmin=100 * by_task[task].min().min(),
-            vmax=100 * by_task[task].max().max(),
-            linewidths=0.5,
-            cbar=False,
-        )
-        shown = ["teacher", *_labels(look).values()] if task == tasks[0] else []
-        axes.set_yticks(np.arange(len(shown)) + 0.5, shown, rotation=0)
+        own = added[student, task]
+        notes = own.map(number, digits=0, sign="+")
+        seaborn.heatmap(own, ax=axes, annot=notes, fmt="", annot_kws={"size": 6.5}, cmap="PuOr_r", vmin=-limit,
+                        vmax=limit, linewidths=0.5, cbar=False)  # fmt: skip
+        for note, color in zip(axes.texts, axes.collections[0].get_facecolor(), strict=True):
+            note.set_color("black" if color[:3] @ LUMINANCE > 0.45 else "white")
+        words = ["the teacher", *(label(method) for method in shown[1:])] if base == FLOOR else map(label, shown)
+        axes.set_yticks(np.arange(len(shown)) + 0.5, list(words) if task == tasks[0] else [""] * len(shown), rotation=0)
+        heads = [f"{language}\n{score:.0f}" for language, score in of(student, task, base).items()]
+        axes.set_xticks(np.arange(len(heads)) + 0.5, heads, rotation=0, fontsize=7)
         axes.set(title=f"{task}, {student}", xlabel="", ylabel="")
         axes.tick_params(length=0)
     return figure
@@ -262,9 +280,9 @@ def per_language(analysis: Analysis) -> Figure:
 @matplotlib.rc_context(LOOK)
 def claims(analysis: Analysis) -> Figure:
     """Forest plot, one row per contrast of a claim: effect and 95 % interval (points), margin, bounds of the region."""
-    table, judged = analysis.contrasts, analysis.verdicts.set_index("claim")["verdict"]
-    table = table.assign(height=np.arange(len(table)) + 0.8 * table["claim"].ne(table["claim"].shift()).cumsum())
-    figure = new_figure(0.8 + 0.17 * table["height"].max())
+    table, judged = analysis.contrasts, analysis.verdicts.set_index("claim")
+    table = table.assign(height=np.arange(len(table)) + 2.2 * table["claim"].ne(table["claim"].shift()).cumsum())
+    figure = new_figure(0.9 + 0.17 * table["height"].max())
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     for row in table.itertuples():
@@ -277,10 +295,22 @@ def claims(analysis: Analysis) -> Figure:
         axes.hlines(row.height, row.low, row.high, color=color, linewidth=1.4, zorder=3)
         axes.plot(row.effect, row.height, linestyle="", marker=marker, markersize=4.5, color=color, zorder=4)
     for claim, rows in table.groupby("claim", sort=False):
-        corner = (1.01, rows["height"].mean())
-        axes.annotate(f"{claim} {judged[claim]}", corner, xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    axes.set_yticks(table["height"], table["contrast"], fontsize=7)
-    axes.set_ylim(table["height"].max() + 0.8, table["height"].min() - 0.8)
+        text, verdict = judged.loc[claim, ["text", "verdict"]]
+        axes.annotate(
+            textwrap.fill(f"{claim}, {verdict}: {text}", 88),
+            (0, rows["height"].min() - 0.7),
+            (-150, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=8,
+            color=VERDICT_STYLES[verdict][0],
+            bbox=HALO,
+        )
+    pairs = zip(table["first"], table["second"], strict=True)
+    axes.set_yticks(table["height"], [contrast_words(*pair) for pair in pairs], fontsize=7)
+    axes.set_ylim(table["height"].max() + 0.8, table["height"].min() - 2.2)
+    axes.spines["left"].set_visible(False)
     axes.set_xlabel("difference of macro test scores (points of 0–100)")
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.05)
@@ -295,7 +325,7 @@ def claims(analysis: Analysis) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def learning_curves(analysis: Analysis) -> Figure:
-    """Held-out loss(step) / loss(0) of each method's own loss, against tokens and against time, a panel per student."""
+    """Held-out loss(step) / loss(0) of each method's own loss, against tokens, a panel per student."""
     curves = analysis.results.curves
     look, ran = styles(analysis.comparison), set(curves["method"])
     trained = {method: style for method, style in look.items() if method in ran}
@@ -303,15 +333,12 @@ def learning_curves(analysis: Analysis) -> Figure:
     curves = curves[curves["method"].isin(list(trained))].assign(
         ratio=lambda rows: rows["loss"] / rows.groupby(keys)["loss"].transform("first"),
         tokens=lambda rows: rows["tokens"] / 1e6,
-        minutes=lambda rows: rows["seconds"] / 60,
     )
-    units = {"tokens": "training tokens (millions)", "minutes": "training time (minutes)"}
     grid = seaborn.relplot(
-        curves.melt([*keys, "ratio"], list(units), var_name="unit", value_name="spent"),
+        curves,
         kind="line",
-        x="spent",
+        x="tokens",
         y="ratio",
-        row="unit",
         col="student",
         col_order=list(analysis.comparison.students),
         hue="method",
@@ -325,14 +352,14 @@ def learning_curves(analysis: Analysis) -> Figure:
         markeredgewidth=0.3,
         linewidth=1.2,
         legend=False,
-        facet_kws={"sharex": "row"},
     )
-    figure = sized(grid, 5)
-    for (unit, student), axes in grid.axes_dict.items():
+    figure = sized(grid, 3.2)
+    for student, axes in grid.axes_dict.items():
         axes.axhline(1, color="#a6a6a6", linewidth=0.8, zorder=0)
-        axes.set(title=student if unit == "tokens" else "", xlabel=units[unit], ylabel="")
+        axes.set(title=student, xlabel="", ylabel="")
         axes.set_ylim(0, min(1.05 * curves["ratio"].max(), HIGHEST_LOSS))
         axes.grid()
+    figure.supxlabel("training tokens (millions)", fontsize=9)
     figure.supylabel("held-out loss / loss before training", fontsize=9)
     method_legend(figure, trained)
     return figure

@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from study.analysis.figures.style import LOOK, method_legend, new_figure, sized, styles
+from study.analysis.figures.style import LOOK, label, method_legend, new_figure, sized, styles
 from study.descriptions import Comparison
 
 CAPTIONS = {
@@ -46,7 +46,7 @@ def layer_similarity(layers: pd.DataFrame) -> Figure:
         own = layers[(layers["student"] == student) & (layers["method"] == method)]
         values = own.groupby(["layer", "teacher_layer"])["cka"].mean().unstack()
         image = axes.imshow(values, cmap="cividis", vmin=lowest, vmax=1, origin="lower", aspect="auto")
-        axes.set_title(f"{student}\n{method}", fontsize=6.5)
+        axes.set_title(f"{student}\n{label(method)}", fontsize=6.5)
         axes.set_xticks([0, values.shape[1] - 1], [1, values.shape[1]])
         axes.set_yticks([0, values.shape[0] - 1], [1, values.shape[0]])
         axes.tick_params(length=0, labelsize=6.5)

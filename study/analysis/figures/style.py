@@ -1,15 +1,18 @@
-"""How figures look: methods, students and words that all of them share; captions; drawing panels; saving."""
+"""How figures look: methods, students, numbers and words that all of them share; drawing panels; saving."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
 import PIL.Image
 import seaborn
 from IPython.display import Image
@@ -37,32 +40,39 @@ class Style:
     hatch: str = ""
 
 
-# One hue per family, told apart from the others by colour-blind readers; lightness, marker and hatch within a family.
+# Every colour has a contrast of at least 4.5 : 1 with white. One range of hues per family; markers tell methods apart
+# without colour, in bars hatches.
 STYLES = {
-    "none": Style("none: as initialised", "#a6a6a6", "o"),
-    "mlm": Style("MLM: no teacher", "#4d4d4d", "s", "xx"),
-    "od": Style("OD: output distribution", "#e6b800", "D", ".."),
-    "hs-last": Style("HS: last", "#a9cfe8", "v", ""),
-    "hs-top": Style("HS: top", "#6faed6", "^", "//"),
-    "hs-uniform": Style("HS: uniform", "#3a87c0", "<", "\\\\"),
-    "hs-uniform-consecutive": Style("HS: uniform-consecutive", "#1a5c9e", ">", "--"),
+    "none": Style("none: as initialised", "#737373", "o"),
+    "mlm": Style("MLM: no teacher", "#262626", "s", "xx"),
+    "od": Style("OD: output distribution", "#8a6d00", "D", ".."),
+    "hs-last": Style("HS: last", "#00808c", "v", "||"),
+    "hs-top": Style("HS: top", "#2578b8", "^", "//"),
+    "hs-uniform": Style("HS: uniform", "#1f5fd0", "<", "\\\\"),
+    "hs-uniform-consecutive": Style("HS: uniform-consecutive", "#4b4fa8", ">", "--"),
     "hs-uniform+last": Style("HS: uniform+last", "#08306b", "p", ""),
-    "mha-minilmv2": Style("MHA: MiniLMv2", "#d55e00", "*", ""),
+    "mha-minilmv2": Style("MHA: MiniLMv2", "#c2500a", "*", "++"),
     "mha-direct": Style("MHA: DirectMiniLM", "#7f2704", "X", "//"),
-    "se-mse": Style("SE: squared error", "#66c2a4", "P", ""),
-    "se-cosine": Style("SE: cosine", "#009e73", "d", "//"),
+    "se-mse": Style("SE: squared error", "#0e7a56", "P", "oo"),
+    "se-cosine": Style("SE: cosine", "#557a00", "d", "//"),
     "se-relational": Style("SE: relational", "#00441b", "H", ".."),
-    "od+hs": Style("sum: OD + HS", "#cc79a7", "h", ""),
-    "hs+mha": Style("sum: HS + MHA", "#8c6bb1", "8", "//"),
-    "distilbert": Style("DistilBERT", "#dd1c77", "o", "xx"),
+    "od+hs": Style("sum: OD + HS", "#a3447c", "h", "**"),
+    "hs+mha": Style("sum: HS + MHA", "#6a51a3", "8", "//"),
+    "distilbert": Style("DistilBERT", "#c2186b", "o", "xx"),
     "tinybert": Style("TinyBERT", "#980043", "s", ""),
-    "minilm": Style("MHA: MiniLM v1", "#fdae6b", "^", ".."),
+    "minilm": Style("MHA: MiniLM v1", "#a65e1a", "^", ".."),
 }
-SPARE = [("#009e73", "P"), ("#cc79a7", "h"), ("#66c2a4", "d"), ("#8c6bb1", "8"), ("#00441b", "H")]
-STUDENT_STYLES = [("#0072b2", "o"), ("#e69f00", "s"), ("#005c44", "^"), ("#cc79a7", "D"), ("#4d4d4d", "v")]
+SPARE = [("#0e7a56", "P"), ("#a3447c", "h"), ("#557a00", "d"), ("#6a51a3", "8"), ("#00441b", "H")]
+STUDENT_STYLES = [("#0072b2", "o"), ("#9a6700", "s"), ("#005c44", "^"), ("#a3447c", "D"), ("#4d4d4d", "v")]
+#: What methods and layers are called where there is little room.
+SHORT = {"none": "untrained", "mlm": "MLM", "od": "OD"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman's ρ"}
 MACRO = "macro test score (0–100)"
-GREY, PALE = "#4d4d4d", "#b0b0b0"
+GREY, PALE = "#4d4d4d", "#b0b0b0"  # PALE: of lines that carry no value
+
+#: What keeps lines from crossing words.
+HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+NOTHING, MINUS = "–", "−"
 
 LOOK: dict[Any, Any] = {
     "font.size": 9,
@@ -92,6 +102,71 @@ def styles(comparison: Comparison) -> dict[str, Style]:
 def label(method: str) -> str:
     """What a method is called in figures and pages; one without a style of its own goes by its name."""
     return STYLES[method].label if method in STYLES else method
+
+
+def short(method: str) -> str:
+    """As :func:`label`, in fewer words."""
+    return SHORT.get(method, label(method))
+
+
+def in_words(text: str, named: Callable[[str], str] = label) -> str:
+    """``text`` with the names of methods, and of the layers behind their @, replaced by what figures call them."""
+    names = "|".join(re.escape(name) for name in sorted(STYLES, key=len, reverse=True))
+    text = re.sub(rf"(?<![\w-])({names})(?![\w+-])", lambda name: named(name[0]), text)
+    text = re.sub(r"@L_T-(\d+)", r" from the last layer but \1", text)
+    return text.replace("@L_T", " from the last layer").replace("@upper-middle", " from an upper-middle layer")
+
+
+def number(value: float, digits: int, sign: str = "") -> str:
+    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too."""
+    return NOTHING if pd.isna(value) else f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", MINUS)
+
+
+def interval(low: float, high: float, digits: int, sign: str = "") -> str:
+    """An interval in brackets, a blank before them; nothing where it is undefined."""
+    between = " to " if sign else " – "
+    return "" if pd.isna(low) else f" ({number(low, digits, sign)}{between}{number(high, digits, sign)})"
+
+
+def millions(count: float) -> str:
+    """A number of tokens in millions, to two digits: 0.31 M, 300 M."""
+    return f"{float(f'{count / 1e6:.2g}'):g} M"
+
+
+def contrast_words(first: str, second: str) -> str:
+    """A contrast in words; the method once where it differs from itself by a layer alone."""
+    names, layers = zip(*(side.partition("@")[::2] for side in (first, second)), strict=True)
+    if names[0] == names[1]:
+        return f"{in_words(first, short)} − {in_words('@' + layers[1]).removeprefix(' from ')}"
+    return f"{in_words(first, short)} − {in_words(second, short)}"
+
+
+def variant_words(changes: dict[str, Any]) -> str:
+    """What a variant of a method changes (key of params.yaml -> value) in words; other keys stand as they are."""
+    return ", ".join(_change(key, value) for key, value in changes.items())
+
+
+def _change(key: str, value: Any) -> str:
+    if key == "teacher_layer_from_top":
+        return "teacher's last layer" + (f" but {value}" if value else "")
+    words = {
+        "mapping": "mapping: {}",
+        "relation_heads": "{} relation heads",
+        "temperature": "temperature {:g}",
+        "positions": "{} positions",
+        "mlm_weight": "and MLM, weight {:g}",
+        "inputs": "{} text",
+        "initialisation": "start: {}",
+        "equal_compute": "as many operations as {}",
+        "learning_rate": "learning rate {:g}",
+    }
+    value = short(value) if key == "equal_compute" else value
+    if key == "initialisation" and value == "teacher-embeddings":
+        value = "embeddings alone"
+    try:
+        return words[key].format(value)
+    except (KeyError, ValueError):
+        return f"{key.replace('_', ' ')} {value}"
 
 
 def student_styles(comparison: Comparison) -> dict[str, tuple[str, str]]:
@@ -139,6 +214,14 @@ def method_legend(figure: Figure, look: dict[str, Style], *more: Line2D) -> None
     """Name methods beside a figure's panels, and whatever ``more`` stands for."""
     handles = [handle(style.label, style.color, style.marker, "-") for style in look.values()]
     figure.legend(handles=[*handles, *more], loc="outside right upper", frameon=False)
+
+
+def draw_interval(axes: Axes, height: float, low: float, high: float, within: tuple[float, float], color: str) -> None:
+    """An interval as a line; an arrow at the end of what is shown says that it goes on. Nothing where it is NaN."""
+    axes.hlines(height, max(low, within[0]), min(high, within[1]), color=color, linewidth=1.4, zorder=3)
+    for beyond, end, marker in ((low < within[0], within[0], "<"), (high > within[1], within[1], ">")):
+        if beyond:
+            axes.plot(end, height, marker, color=color, markersize=5, clip_on=False, zorder=3)
 
 
 def show(figure: Figure | None, folder: str | os.PathLike, name: str, caption: str) -> Image | None:

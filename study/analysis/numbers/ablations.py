@@ -7,6 +7,7 @@ the grid that differ in their layer mapping alone are compared beside the varian
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +116,13 @@ def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
     return table
 
 
-def sentences(table: pd.DataFrame, *variants: str) -> str:
+def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] = "`{}`".format) -> str:
     """What the rows of some variants show: made from the numbers, so that other results say other things.
 
     An effect is said to be there if its Holm-corrected p-value is at most 5 % and the interval covers distillation.
 
     Args:
-        table: of :func:`effects`. variants: those told of, together.
+        table: of :func:`effects`. variants: those told of, together. named: what methods are called.
     """
     rows = table[table["variant"].isin(variants)]
     if rows.empty:
@@ -138,7 +139,9 @@ def sentences(table: pd.DataFrame, *variants: str) -> str:
         rates = (row.learning_rate, row.reference_learning_rate)
         unlike = rates[0] != rates[1] and not np.isnan(rates).any()
         other = f"; learning rates {rates[0]:g} and {rates[1]:g}" if unlike else ""
-        lines.append(f"* `{row.method}` less `{row.reference}`: {row.effect:+.1f} points{interval}{sure}{other}")
+        lines.append(
+            f"* {named(row.method)} less {named(row.reference)}: {row.effect:+.1f} points{interval}{sure}{other}"
+        )
     return "\n".join([f"**Found.** {lead}", "", *lines])
 
 

@@ -28,6 +28,7 @@ LEARNT = 0.95
 #: Points (0-100) by which the teacher has to be above the untrained student: else there is no gap to close.
 GAP = 1.0
 NOT_TESTABLE = "not testable"
+_PLACE = ["group", "budget", "tokens", "claim"]
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,9 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
     """The paper's claims judged at every budget and by every group of tasks, and the contrasts behind that.
 
     Effects and margins are in percent of the gap between floor and teacher. Standard errors pool the chance that
-    methods share (:class:`statistics.Pooled`). A claim that rests on a method that did not learn,
-    by the group's own tasks, is not testable.
-    Claims are judged on the methods that were run at the budget.
+    methods share (:class:`statistics.Pooled`). A claim that rests on a method that did not learn, by the group's own
+    tasks, is not testable. Claims are judged on the methods that were run at the budget; where these judge none, both
+    tables are empty.
 
     Args:
         closed: :func:`all_closed`. gap: :func:`table`.
@@ -233,6 +234,8 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
         place = {"group": group, "budget": budget, "tokens": budgets.tokens[budget]}
         judged.append(_placed(outcome.reset_index(), place))
         compared.append(_placed(contrasts, place))
+    if not judged:
+        return pd.DataFrame(columns=_PLACE), pd.DataFrame(columns=_PLACE)
     return pd.concat(judged, ignore_index=True), pd.concat(compared, ignore_index=True)
 
 
@@ -240,16 +243,25 @@ def _placed(rows: pd.DataFrame, place: dict[str, Any]) -> pd.DataFrame:
     return rows.assign(**place)[[*place, *rows.columns]]
 
 
-def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
-    """Write :func:`table`, :func:`references`, :func:`verdicts` and their contrasts as CSV, and return them by name.
+def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
+    """:func:`table` (``gap``), :func:`references`, :func:`verdicts` and their contrasts by name.
 
     Raises:
-        StudyError: scores are incomplete, or the folder cannot be written.
+        StudyError: scores are incomplete.
     """
     closed = all_closed(budgets)
     gap = table(budgets, closed)
     judged, compared = verdicts(budgets, closed, gap)
-    tables = {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
+    return {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
+
+
+def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
+    """Write :func:`budget_tables` as CSV, and return them.
+
+    Raises:
+        StudyError: as :func:`budget_tables`, or the folder cannot be written.
+    """
+    tables = budget_tables(budgets)
     for name, rows in tables.items():
         write_file(Path(folder) / f"{name}.csv", rows.round(4).to_csv(index=False, lineterminator="\n"))
     return tables

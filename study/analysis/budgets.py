@@ -1,0 +1,99 @@
+"""What methods give for the tokens that their students read, as readers see it.
+
+Each function takes the tables of :func:`study.analysis.numbers.budgets.budget_tables`, of one setting or by setting.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from IPython.display import HTML
+from pandas.io.formats.style import Styler
+
+from study.analysis.answers import answers, card, strip
+from study.analysis.figures.budgets import GROUP_WORDS
+from study.analysis.figures.style import NOTHING, in_words, interval, label, millions, number, short
+from study.analysis.presentation import styled
+
+Tables = dict[str, pd.DataFrame]
+
+
+def cards(curves: dict[str, Tables]) -> HTML | None:
+    """A card for every setting: the method that closes most of the gap on test data, at the largest budget first."""
+    shown = []
+    for setting, tables in curves.items():
+        gap = tables["gap"].query("group == 'all'").sort_values("tokens", ascending=False, kind="stable")
+        (most, rows), *others = gap.groupby("tokens", sort=False)
+        best = rows.loc[rows["closed"].idxmax()]
+        between = interval(best["low"], best["high"], 0).strip(" ()") or "unknown"
+        models = f"{best['models']} distilled model{'s' if best['models'] != 1 else ''}"
+        lines = [f"of the gap from untrained to teacher closed by {label(best['method'])}"]
+        lines += [f"the highest of {len(rows)} methods on test data; {models}, 95 % interval {between}"]
+        for tokens, own in others:
+            first = own.loc[own["closed"].idxmax()]
+            lines.append(f"with {millions(tokens)} tokens: {number(first['closed'], 0)} % by {label(first['method'])}")
+        shown.append(card(f"{setting.capitalize()}: {millions(most)} tokens", f"{number(best['closed'], 0)} %", *lines))
+    return answers(shown)
+
+
+def verdicts(setting: str, tables: Tables, group: str = "all") -> Styler | None:
+    """Verdict and decisive effect of every claim at every budget, of a group of tasks."""
+    judged = tables["verdicts"].query("group == @group")
+    by_budget = {f"{millions(t)} tokens": rows for t, rows in judged.groupby("tokens")}
+    caption = f"{GROUP_WORDS[group].capitalize()}; effects in percent of the gap."
+    return strip(by_budget, caption, f"verdicts-{group}", setting)
+
+
+def reasons(setting: str, tables: Tables) -> Styler | None:
+    """Every verdict with its reason and its decisive contrast; None without any."""
+    rows = [
+        {"": row.claim, "tasks": row.group, "tokens": millions(row.tokens), "verdict": row.verdict}
+        | {"because": in_words(row.reason, short) if isinstance(row.reason, str) else ""}
+        | {"decisive contrast": in_words(row.contrast, short)}
+        | {"effect (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+"), "models": row.runs}
+        for row in tables["verdicts"].sort_values(["claim", "tokens"], kind="stable").itertuples()
+    ]
+    groups, words = [row[""] for row in rows], ["", "tasks", "tokens", "verdict"]
+    wide = ["because", "decisive contrast"]
+    return styled(rows, "reasons", setting=setting, words=words, wide=wide, groups=groups) if rows else None
+
+
+def gap(setting: str, tables: Tables) -> Styler:
+    """Percent of the gap that each method closes, a column per budget; what did not learn is in brackets."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in tables["gap"].sort_values("tokens", kind="stable").itertuples():
+        closed = number(row.closed, 1) + interval(row.low, row.high, 1)
+        cell = cells.setdefault((row.group, row.method), {})
+        cell[f"{millions(row.tokens)} tokens"] = closed if row.learnt else f"[{closed}]"
+    heads = list(dict.fromkeys(head for cell in cells.values() for head in cell))
+    order = {group: place for place, group in enumerate(GROUP_WORDS)}
+    rows = [
+        {"tasks": group, "method": label(method)} | {head: cells[group, method].get(head, NOTHING) for head in heads}
+        for group, method in sorted(cells, key=lambda key: order[key[0]])
+    ]
+    caption = "Percent of the gap closed (95 % interval). In square brackets: did not learn, or below the floor."
+    return styled(rows, "gap", caption, setting=setting, words=["tasks", "method"], groups=[r["tasks"] for r in rows])
+
+
+def references(setting: str, tables: Tables) -> Styler:
+    """The two ends of the gap: test scores of the untrained student and of the teacher, by task."""
+    rows = [
+        {"tasks": row["group"], "task": row["task"], "untrained": number(row["none"], 1)}
+        | {"teacher": number(row["teacher"], 1), "gap": number(row["teacher"] - row["none"], 1)}
+        for row in tables["references"].to_dict("records")
+    ]
+    groups = [row["tasks"] for row in rows]
+    return styled(rows, "references", "Test scores × 100.", setting=setting, words=["tasks", "task"], groups=groups)
+
+
+def training(setting: str, tables: Tables) -> Styler:
+    """Every method's learning rate, models and held-out loss at every budget."""
+    rows = [
+        {"method": label(row.method), "tokens": millions(row.tokens), "models": row.models}
+        | {
+            "learning rate": f"{row.learning_rate:g}",
+            "held-out loss, % of that before": number(100 * row.loss_share, 0),
+        }
+        for row in tables["gap"].query("group == 'all'").sort_values(["method", "tokens"]).itertuples()
+    ]
+    groups = [row["method"] for row in rows]
+    return styled(rows, "training", setting=setting, words=["method", "tokens"], groups=groups)
