@@ -150,7 +150,9 @@ class Ablations(Section):
 
 
 class Grid(Section):
-    """``references``: by setting, rows beside the students that are evaluated alike. ``analyses``: what the report shows,
+    """What is run and shown.
+
+    ``references``: by setting, rows beside the students that are evaluated alike. ``analyses``: what the report shows,
     where not all that a study has; None: all.
     """
 
