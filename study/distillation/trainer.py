@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from study.data.pretrained import save_model
+from study.data.pretrained import save_model, writing
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import Objective
 from study.files import StudyError, write_json
@@ -97,6 +97,10 @@ class DistillationTrainer(Trainer):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self.add_callback(Clock())
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for key in ("loss", "eval_loss"):
@@ -198,7 +202,7 @@ def common_arguments(bf16: bool, batch_size: int) -> dict[str, Any]:
 class Checkpoints:
     """A folder of checkpoints that only a run of the same identity continues from; removed when the block succeeds.
 
-    It stays after a crash, and goes after a :class:`study.files.StudyError`: that would come again.
+    It stays after a crash or a full disk, and goes after a :class:`DivergedError`: that would come again.
     """
 
     def __init__(self, parent: Path, identity: dict[str, Any]):
@@ -209,7 +213,7 @@ class Checkpoints:
         return self.folder
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if kind is None or issubclass(kind, StudyError):
+        if kind is None or issubclass(kind, DivergedError):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,0 +1,196 @@
+"""Kill a small study again and again, start it again each time, and compare its end with that of one left alone.
+
+python tests/faults/kill_anywhere.py FOLDER [--kills 25] [--seed 1]
+
+The profile below goes through every kind of stage, two side by side, in a clone of this checkout. Each kill is SIGKILL
+to the whole process group at a random moment, at every other time to the notebooks' own processes too (a group does
+not hold them); the same command follows at once. Whatever a kill leaves at the place of a model, data set or result
+must already be what the undisturbed study has there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ruamel.yaml import YAML
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+import pipeline  # noqa: E402
+
+PROFILE = """
+grid:
+  settings: [english]
+  methods: [none, od, hs-uniform+last, mha-minilmv2]
+  students: {english: [L3-H192], multilingual: []}
+settings: {english: {texts: [sotu], tasks: [sentiment], candidates: [topic]}}
+corpus: {validation_sequences: 16, max_tokens: 40000}
+adaptation: {steps: 12, warmup_steps: 2, evaluate_every: 4}
+distillation: {steps: 24, evaluate_every: 8, validation_sequences: 16, save_every: 3}
+finetuning:
+  seeds: [1]
+  tasks:
+    sentiment: {train: 64, development: 32, test: 32}
+    topic: {train: 64, development: 32, test: 32}
+latency: {runs: 3, warmup_runs: 1}
+representations: {sequences: 16, relation_sequences: 4}
+"""
+COMMAND = ["make", "--old-file", ".venv/ready", "repro", "PROFILE=tiny", "JOBS=2"]
+#: Not compared: executed notebooks and pages made of them, what times are drawn into, what nobody keeps.
+ASIDE = re.compile(r"runs/(notebooks|analyses)/|reports/html/|reports/results/\w+/latency\.json|scratch/|dvc\.lock$")
+#: Keys of JSON files that hold times or the environment; `teacher` is a hash of a folder whose record holds times.
+TIMES = {"seconds", "tokens_per_second", "environment", "commit", "date", "teacher"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a new folder")
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    blank, alone = options.folder / "blank", options.folder / "alone"
+    if not blank.is_dir():
+        prepare(blank)
+    if not (alone / "seconds").is_file():
+        shutil.rmtree(alone, ignore_errors=True)
+        shutil.copytree(blank, alone, symlinks=True)
+        began = time.monotonic()
+        assert start(alone).wait() == 0, f"see {alone}.log"
+        (alone / "seconds").write_text(str(time.monotonic() - began))
+    seconds = float((alone / "seconds").read_text())
+    print(f"undisturbed: {seconds:.0f} s", flush=True)
+    killed, faults, studies = 0, [], 0
+    struck: Counter[str] = Counter()
+    while killed < options.kills:
+        studies += 1
+        folder = options.folder / f"killed-{options.seed}-{studies}"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(blank, folder, symlinks=True)
+        while True:
+            process = start(folder)
+            pause = draw.uniform(1, 10 + 2.5 * seconds / options.kills) if killed < options.kills else None
+            try:
+                code = process.wait(pause)
+            except subprocess.TimeoutExpired:
+                killed += 1
+                running = kill(process, everything=killed % 2 == 0)
+                struck.update(running)
+                halves = [f"kill {killed}: {text}" for text in differences(alone, folder, complete=False)]
+                print(f"kill {killed} after {pause:.1f} s: {', '.join(running)}", *halves, sep="\n", flush=True)
+                faults += halves
+                continue
+            if code:
+                faults.append(f"study {studies} ended with exit code {code}: see {folder}.log")
+            break
+        faults += [f"study {studies}: {text}" for text in [*differences(alone, folder), *damage(folder)]]
+    print(f"{killed} kills in {studies} studies; running then: {dict(struck.most_common())}")
+    print("\n".join(faults) or "no difference")
+    return bool(faults)
+
+
+def prepare(folder: Path) -> None:
+    """A clone with the profile `tiny`, whose environment is this one."""
+    folder.mkdir(parents=True)
+    pipeline.clone(folder)
+    (folder / "profiles" / "tiny").mkdir()
+    (folder / "profiles" / "tiny" / "params.yaml").write_text(PROFILE)
+    (folder / ".venv").symlink_to(sys.prefix)
+
+
+def start(folder: Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(folder), "MAKEFLAGS": ""}
+    with Path(f"{folder}.log").open("a") as log:
+        return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill(process: subprocess.Popen, everything: bool) -> list[str]:
+    """Kill the process group, and all its processes' descendants if ``everything``; what was running."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    running = set()
+    for member in family:
+        try:
+            told = " ".join(member.cmdline())
+        except psutil.Error:
+            continue
+        running |= set(re.findall(r"--executed runs/\w+/(\w[\w+-]*?)(?:_\w.*)?\.ipynb|(?<=-m study )(\w+)", told))
+        running |= {("dvc", "")} if "/dvc " in told else set()
+    os.killpg(process.pid, signal.SIGKILL)
+    for member in family if everything else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    return sorted({name for pair in running for name in pair if name}) or ["make"]
+
+
+def differences(alone: Path, folder: Path, complete: bool = True) -> list[str]:
+    """Files of the profile that are not as in the study left alone; missing ones count in a ``complete`` study."""
+    there, here = ({name: path for name, path in files(root)} for root in (alone, folder))
+    if not complete:
+        here = {name: path for name, path in here.items() if name.startswith(("runs/", "reports/results/"))}
+    found = [f"{name}: is there" for name in sorted(here.keys() - there.keys())]
+    if complete:
+        found += [f"{name}: is missing" for name in sorted(there.keys() - here.keys())]
+    for name in sorted(here.keys() & there.keys()):
+        try:
+            same = content(here[name]) == content(there[name])
+        except FileNotFoundError:  # of a process that still ends
+            continue
+        except ValueError as error:
+            found.append(f"{name}: half-written: {error}")
+            continue
+        if not same:
+            found.append(f"{name}: differs")
+    return found
+
+
+def files(root: Path) -> list[tuple[str, Path]]:
+    profile = root / "profiles" / "tiny"
+    named = [(path.relative_to(profile).as_posix(), path) for path in profile.rglob("*") if path.is_file()]
+    return [(name, path) for name, path in named if not ASIDE.search(name) and not re.search(r"(^|/)\.", name)]
+
+
+def content(path: Path) -> Any:
+    """The bytes of a file; of JSON, what it says but for times."""
+    read = path.read_bytes()
+    return without_times(json.loads(read)) if path.suffix == ".json" else read
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(own) for key, own in value.items() if key not in TIMES}
+    return [without_times(own) for own in value] if isinstance(value, list) else value
+
+
+def damage(folder: Path) -> list[str]:
+    """What a study that ended may not leave: drafts, stale stages, cached files that are not what their names say."""
+    profile = folder / "profiles" / "tiny"
+    left = [path for part in ("runs", "reports") for path in (profile / part).rglob(".*") if path.name != ".gitignore"]
+    left += [*(profile / "scratch" / "checkpoints").glob("*"), *(profile / "scratch" / "teacher_outputs").glob("*")]
+    found = [f"{path.relative_to(profile)}: left behind" for path in left]
+    found += [f"{name}: stale" for name in sorted(pipeline.stale(profile))]
+    cache = folder / ".dvc" / "cache" / "files" / "md5"
+    for path in cache.glob("??/*"):
+        if hashlib.md5(path.read_bytes()).hexdigest() != path.parent.name + path.name.removesuffix(".dir"):
+            found.append(f"{path.relative_to(folder)}: damaged")
+    stages = YAML(typ="safe").load(profile / "dvc.lock")["stages"]
+    listed = set(pipeline.stages(profile))
+    return found + [f"dvc.lock: {name} is not in both" for name in sorted(listed ^ stages.keys())]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
