@@ -116,6 +116,19 @@ def test_what_is_left_by_rounding_is_no_likeness(size):
     assert linear_cka(states + 1e-3 * size * other, other) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_width_that_the_teachers_heads_do_not_divide_is_compared_by_fewer_heads(folder):
+    """Width 6 beside a teacher of 4 heads: 2 divide both."""
+    students = {"L2-H6": {"layers": 2, "width": 6, "heads": 3, "intermediate": 12}}
+    grid = {"methods": ["mlm"], "students": {"english": ["L2-H6"]}}
+    sizes = {"sequences": 8, "relation_sequences": 2}
+    plan = tiny.plan(folder, students=students, grid=grid, initialisation="random", representations=sizes)
+    layout, (description,) = plan.layout("english"), plan.of(LayerComparison)
+    for run in plan.of(Run):
+        distil(run, layout, layout.student(run.model))
+    result = represent(description, layout, folder / "representations.json")
+    assert result.relation_heads == 2 and len(result.models[0].relation_divergence["key"]) == 2
+
+
 def test_the_last_layer_is_what_the_shorter_student_lacks(folder):
     """Probes of a model of two layers against those of one built from its first layer alone."""
     (description,) = tiny.plan(folder).of(LayerComparison)

@@ -142,9 +142,9 @@ def probe_last_layers(
 def represent(description: LayerComparison, layout: Layout, output: Path) -> RepresentationsResult:
     """Compare each student of the grid with its teacher, probe its last layers, and write the result file.
 
-    The text compared on is plain, from the corpus' validation split: what students read in use. Relations have as many
-    heads as the teacher and are compared on a part of the sequences. Probes learn from the training examples of the
-    first fine-tuning seed and are scored on development data.
+    The text compared on is plain, from the corpus' validation split: what students read in use. Relations are
+    compared on a part of the sequences. Probes learn from the training examples of the first fine-tuning seed and are
+    scored on development data.
 
     Raises:
         StudyError: a model, a task or the corpus is missing, or the file cannot be written.

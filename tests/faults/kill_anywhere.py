@@ -3,9 +3,10 @@
 python tests/faults/kill_anywhere.py FOLDER [--kills 25] [--seed 1]
 
 The profile below goes through every kind of stage, two side by side, in a clone of this checkout. Each kill is SIGKILL
-to the whole process group at a random moment, at every other time to the notebooks' own processes too (a group does
-not hold them); the same command follows at once. Whatever a kill leaves at the place of a model, data set or result
-must already be what the undisturbed study has there.
+to the whole process group, at every other time to the notebooks' own processes too (a group does not hold them); the
+same command follows at once. Its moment is drawn from the seconds after the command began or, so that the study gets
+on, after the next stage ended. Whatever a kill leaves at the place of a model, data set or result must already be what
+the undisturbed study has there.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ latency: {runs: 3, warmup_runs: 1}
 representations: {sequences: 16, relation_sequences: 4}
 """
 COMMAND = ["make", "--old-file", ".venv/ready", "repro", "PROFILE=tiny", "JOBS=2"]
+#: Share of the kills that wait for a stage, and the longest time after it, in seconds.
+STAGE_FIRST, LONGEST = 0.7, 20.0
 #: Not compared: executed notebooks and pages made of them, what times are drawn into, what nobody keeps.
 ASIDE = re.compile(r"runs/(notebooks|analyses)/|reports/html/|reports/results/\w+/latency\.json|scratch/|dvc\.lock$")
 #: Keys of JSON files that hold times or the environment; `teacher` is a hash of a folder whose record holds times.
-TIMES = {"seconds", "tokens_per_second", "environment", "commit", "date", "teacher"}
+TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "environment", "commit", "teacher"}
 
 
 def main() -> int:
@@ -66,14 +69,11 @@ def main() -> int:
     blank, alone = options.folder / "blank", options.folder / "alone"
     if not blank.is_dir():
         prepare(blank)
-    if not (alone / "seconds").is_file():
+    if not (alone / "ended").is_file():
         shutil.rmtree(alone, ignore_errors=True)
         shutil.copytree(blank, alone, symlinks=True)
-        began = time.monotonic()
         assert start(alone).wait() == 0, f"see {alone}.log"
-        (alone / "seconds").write_text(str(time.monotonic() - began))
-    seconds = float((alone / "seconds").read_text())
-    print(f"undisturbed: {seconds:.0f} s", flush=True)
+        (alone / "ended").touch()
     killed, faults, studies = 0, [], 0
     struck: Counter[str] = Counter()
     while killed < options.kills:
@@ -83,20 +83,18 @@ def main() -> int:
         shutil.copytree(blank, folder, symlinks=True)
         while True:
             process = start(folder)
-            pause = draw.uniform(1, 10 + 2.5 * seconds / options.kills) if killed < options.kills else None
-            try:
-                code = process.wait(pause)
-            except subprocess.TimeoutExpired:
-                killed += 1
-                running = kill(process, everything=killed % 2 == 0)
-                struck.update(running)
-                halves = [f"kill {killed}: {text}" for text in differences(alone, folder, complete=False)]
-                print(f"kill {killed} after {pause:.1f} s: {', '.join(running)}", *halves, sep="\n", flush=True)
-                faults += halves
-                continue
-            if code:
-                faults.append(f"study {studies} ended with exit code {code}: see {folder}.log")
-            break
+            if killed < options.kills:
+                pause = wait(process, Path(f"{folder}.log"), draw.random() < STAGE_FIRST, draw.uniform(0.5, LONGEST))
+            if killed == options.kills or process.poll() is not None:
+                break
+            killed += 1
+            running = kill(process, everything=killed % 2 == 0)
+            struck.update(running)
+            halves = [f"kill {killed}: {text}" for text in differences(alone, folder, complete=False)]
+            print(f"kill {killed} after {pause:.1f} s: {', '.join(running)}", *halves, sep="\n", flush=True)
+            faults += halves
+        if code := process.wait():
+            faults.append(f"study {studies} ended with exit code {code}: see {folder}.log")
         faults += [f"study {studies}: {text}" for text in [*differences(alone, folder), *damage(folder)]]
     print(f"{killed} kills in {studies} studies; running then: {dict(struck.most_common())}")
     print("\n".join(faults) or "no difference")
@@ -116,6 +114,20 @@ def start(folder: Path) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(folder), "MAKEFLAGS": ""}
     with Path(f"{folder}.log").open("a") as log:
         return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait(process: subprocess.Popen, log: Path, stage_first: bool, seconds: float) -> float:
+    """Wait for the end of a stage, if asked for, and then so many seconds, or for the end of the command."""
+    began, stages = time.monotonic(), ended(log)
+    while stage_first and process.poll() is None and ended(log) == stages:
+        time.sleep(0.05)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return time.monotonic() - began
+
+
+def ended(log: Path) -> int:
+    return log.read_text(errors="replace").count("Updating lock file")
 
 
 def kill(process: subprocess.Popen, everything: bool) -> list[str]:
