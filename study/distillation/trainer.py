@@ -34,14 +34,14 @@ LOGGED_EVERY = 10
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Seconds of training; a checkpoint keeps those before it, and a resumed run adds its own.
+    """Seconds of training, and losses that no log has yet; a checkpoint keeps both, and a resumed run adds its own.
 
     Args:
-        earlier: seconds before this process.
+        earlier: seconds before this process. loss: sum of the training losses since the last log. steps: how many.
     """
 
-    def __init__(self, earlier: float = 0.0):
-        self.earlier = earlier
+    def __init__(self, earlier: float = 0.0, loss: float = 0.0, steps: int = 0):
+        self.earlier, self.loss, self.steps = earlier, loss, steps
         self.began: float | None = None
 
     def start(self) -> None:
@@ -57,7 +57,18 @@ class Clock(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {"earlier": self.seconds()}, "attributes": {}}
+        return {"args": {"earlier": self.seconds(), "loss": self.loss, "steps": self.steps}, "attributes": {}}
+
+
+class Unlogged(TrainerCallback):
+    """Gives a resumed trainer the losses that its :class:`Clock` brings: the next log is that of a whole run."""
+
+    def __init__(self, trainer: DistillationTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._tr_loss += self.trainer.clock.loss
+        self.trainer._globalstep_last_logged -= self.trainer.clock.steps
 
 
 class Progress(TrainerCallback):
@@ -97,8 +108,17 @@ class DistillationTrainer(Trainer):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self.add_callback(Clock())
+        self.add_callback(Unlogged(self))
+
+    @property
+    def clock(self) -> Clock:
+        """A checkpoint brings a clock of its own, in the place of the first."""
+        (clock,) = (callback for callback in self.callback_handler.callbacks if isinstance(callback, Clock))
+        return clock
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.clock.loss = self._tr_loss.item()
+        self.clock.steps = self.state.global_step - self._globalstep_last_logged
         with writing(Path(str(self.args.output_dir))):
             super()._save_checkpoint(model, trial)
 
@@ -108,11 +128,9 @@ class DistillationTrainer(Trainer):
                 raise DivergedError(
                     f"{key} = {logs[key]} at step {self.state.global_step}: training stopped, no result written"
                 )
-        # A checkpoint brings a clock of its own, in the place of the first.
-        (clock,) = (callback for callback in self.callback_handler.callbacks if isinstance(callback, Clock))
         if self.state.global_step == 0:
-            clock.start()
-        logs["seconds"] = clock.seconds()
+            self.clock.start()
+        logs["seconds"] = self.clock.seconds()
         super().log(logs, start_time)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -52,11 +53,16 @@ representations: {sequences: 16, relation_sequences: 4}
 """
 COMMAND = ["make", "--old-file", ".venv/ready", "repro", "PROFILE=tiny", "JOBS=2"]
 #: Share of the kills that wait for a stage, and the longest time after it, in seconds.
-STAGE_FIRST, LONGEST = 0.7, 20.0
-#: Not compared: executed notebooks and pages made of them, what times are drawn into, what nobody keeps.
-ASIDE = re.compile(r"runs/(notebooks|analyses)/|reports/html/|reports/results/\w+/latency\.json|scratch/|dvc\.lock$")
-#: Keys of JSON files that hold times or the environment; `teacher` is a hash of a folder whose record holds times.
-TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "environment", "commit", "teacher"}
+STAGE_FIRST, LONGEST = 0.7, 40.0
+#: Not compared: executed notebooks and pages made of them; measured times, their table and what they are drawn into;
+#: dvc.lock, which holds hashes of all of that; what nobody keeps.
+ASIDE = re.compile(
+    r"runs/(notebooks|analyses)/|reports/html/|/latency\.json$|/costs\.csv$|/(quality_latency|learning_curves)\.png$"
+    r"|dvc\.lock$|scratch/"
+)
+#: Keys and columns that hold times or the environment; `teacher` is a hash of a folder whose record holds times.
+TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "latency_ms", "speed_up"}
+TIMES |= {"environment", "commit", "teacher"}
 
 
 def main() -> int:
@@ -177,8 +183,10 @@ def files(root: Path) -> list[tuple[str, Path]]:
 
 
 def content(path: Path) -> Any:
-    """The bytes of a file; of JSON, what it says but for times."""
+    """The bytes of a file; of JSON and tables, what they say but for times."""
     read = path.read_bytes()
+    if path.suffix == ".csv":
+        return [without_times(row) for row in csv.DictReader(read.decode().splitlines())]
     return without_times(json.loads(read)) if path.suffix == ".json" else read
 
 
