@@ -167,20 +167,30 @@ def test_an_environment_whose_python_is_gone_is_told(tmp_path):
     assert outcome.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.15"])
-def test_a_python_for_which_there_is_no_pytorch_is_told(tmp_path, version):
-    """An interpreter that says it is of that version."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "constraints.txt").touch()
-    fake = tmp_path / "python"
-    sets = f"import sys; sys.version_info = ({version.replace('.', ', ')})"
-    fake.write_text(
-        f'#!/bin/sh\n[ $1 = --version ] && echo Python {version} && exit\nexec {sys.executable} -c "{sets}; $2"\n'
-    )
-    fake.chmod(0o755)
-    outcome = subprocess.run(["make", "check", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True)
-    assert outcome.returncode and f"is Python {version}; Python 3.11 to 3.14 is needed" in outcome.stderr
+MACHINES = [("3.10", "Linux x86_64", "is Python 3.10; Python 3.11 to 3.14 is needed")]
+MACHINES += [("3.15", "Linux x86_64", "is Python 3.15; Python 3.11 to 3.14 is needed")]
+MACHINES += [("3.11", "Darwin x86_64", "macOS 14 on Apple silicon")]
+
+
+@pytest.mark.parametrize(("version", "system", "told"), MACHINES)
+def test_a_machine_for_which_there_is_no_pytorch_is_told(tmp_path, version, system, told):
+    """An interpreter and a system that say what they are."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    number = version.replace(".", ", ")
+    scripts = {
+        "python": f"[ $1 = --version ] && echo Python {version} && exit\n[ $1 = -c ] || exit 9\n"
+        f'exec {sys.executable} -c "import sys; sys.version_info = ({number}); $2"',
+        "uname": f"echo {system}",
+    }
+    for name, script in scripts.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    variables = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    command = ["make", "check", f"PYTHON={tmp_path / 'bin' / 'python'}"]
+    outcome = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert outcome.returncode and told in outcome.stderr
     assert not (tmp_path / ".venv").exists()
 
 

@@ -37,7 +37,8 @@ def layer_similarity(layers: pd.DataFrame) -> Figure:
     figure = new_figure(0.6 + lines * sum(0.75 + 0.14 * depth for depth in depths))
     ratios = [0.75 + 0.14 * depth for depth in depths for _ in range(lines)]
     grid = figure.subplots(lines * len(students), columns, squeeze=False, sharex=True, height_ratios=ratios)
-    lowest, panels = layers["cka"].fillna(0).min(), iter(grid.flat)
+    lowest, panels = layers["cka"].min(), iter(grid.flat)
+    lowest = 0 if pd.isna(lowest) else lowest
     for student, place in itertools.product(students, range(lines * columns)):
         axes = next(panels)
         if place >= len(methods):
