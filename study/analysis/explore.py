@@ -88,10 +88,8 @@ class Explorer:
         teacher_layer = depth - 1 if teacher_layer is None else teacher_layer
         if not 1 <= teacher_layer <= depth:
             raise StudyError(f"teacher layer {teacher_layer}; allowed: 1 to {depth}")
-        heads, tokens = (
-            math.gcd(self.teacher.config.num_attention_heads, model.config.hidden_size),
-            self.tokens(sentence),
-        )
+        heads = math.gcd(self.teacher.config.num_attention_heads, model.config.hidden_size)
+        tokens = self.tokens(sentence)
         shown = (
             (f"teacher, layer {teacher_layer}", self.teacher, teacher_layer),
             (f"{method} {student}, last layer", model, model.config.num_hidden_layers),
