@@ -5,8 +5,8 @@ python tests/faults/kill_anywhere.py FOLDER [--kills 25] [--seed 1]
 The profile below goes through every kind of stage, two side by side, in a clone of this checkout. Each kill is SIGKILL
 to the whole process group, at every other time to the notebooks' own processes too (a group does not hold them); the
 same command follows at once. Its moment is drawn from the seconds after the command began or, so that the study gets
-on, after the next stage ended. Whatever a kill leaves at the place of a model, data set or result must already be what
-the undisturbed study has there.
+on, after the next news: a stage ended, or a step of training was told. Whatever a kill leaves at the place of a model,
+data set or result must already be what the undisturbed study has there.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ latency: {runs: 3, warmup_runs: 1}
 representations: {sequences: 16, relation_sequences: 4}
 """
 COMMAND = ["make", "--old-file", ".venv/ready", "repro", "PROFILE=tiny", "JOBS=2"]
-#: Share of the kills that wait for a stage, and the longest time after it, in seconds.
-STAGE_FIRST, LONGEST = 0.7, 40.0
+#: Share of the kills that wait for news, what news is, and the longest time after it, in seconds.
+WAITING, NEWS, LONGEST = 0.7, re.compile(r"Updating lock file| step [1-9]\d*/"), 40.0
 #: Not compared: executed notebooks and pages made of them; measured times, their table and what they are drawn into;
 #: dvc.lock, which holds hashes of all of that; what nobody keeps.
 ASIDE = re.compile(
@@ -90,7 +90,7 @@ def main() -> int:
         while True:
             process = start(folder)
             if killed < options.kills:
-                pause = wait(process, Path(f"{folder}.log"), draw.random() < STAGE_FIRST, draw.uniform(0.5, LONGEST))
+                pause = wait(process, Path(f"{folder}.log"), draw.random() < WAITING, draw.uniform(0.5, LONGEST))
             if killed == options.kills or process.poll() is not None:
                 break
             killed += 1
@@ -122,18 +122,18 @@ def start(folder: Path) -> subprocess.Popen:
         return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def wait(process: subprocess.Popen, log: Path, stage_first: bool, seconds: float) -> float:
-    """Wait for the end of a stage, if asked for, and then so many seconds, or for the end of the command."""
-    began, stages = time.monotonic(), ended(log)
-    while stage_first and process.poll() is None and ended(log) == stages:
+def wait(process: subprocess.Popen, log: Path, news: bool, seconds: float) -> float:
+    """Wait for news, if asked for, and then so many seconds, or for the end of the command."""
+    began, known = time.monotonic(), told(log)
+    while news and process.poll() is None and told(log) == known:
         time.sleep(0.05)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     return time.monotonic() - began
 
 
-def ended(log: Path) -> int:
-    return log.read_text(errors="replace").count("Updating lock file")
+def told(log: Path) -> int:
+    return len(NEWS.findall(log.read_text(errors="replace")))
 
 
 def kill(process: subprocess.Popen, everything: bool) -> list[str]:
@@ -142,11 +142,11 @@ def kill(process: subprocess.Popen, everything: bool) -> list[str]:
     running = set()
     for member in family:
         try:
-            told = " ".join(member.cmdline())
+            line = " ".join(member.cmdline())
         except psutil.Error:
             continue
-        running |= set(re.findall(r"--executed runs/\w+/(\w[\w+-]*?)(?:_\w.*)?\.ipynb|(?<=-m study )(\w+)", told))
-        running |= {("dvc", "")} if "/dvc " in told else set()
+        running |= set(re.findall(r"--executed runs/\w+/(\w[\w+-]*?)(?:_\w.*)?\.ipynb|(?<=-m study )(\w+)", line))
+        running |= {("dvc", "")} if "/dvc " in line else set()
     os.killpg(process.pid, signal.SIGKILL)
     for member in family if everything else ():
         with contextlib.suppress(psutil.NoSuchProcess):
