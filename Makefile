@@ -6,6 +6,11 @@ ifneq ($(shell printf '%s' '$(JOBS)' | grep -cxE '[1-9][0-9]?'),1)
 $(error JOBS = $(JOBS); allowed: a number of processes from 1 to 99)
 endif
 VENV := .venv
+ifneq ($(wildcard $(VENV)/ready),)
+ifneq ($(shell $(VENV)/bin/python -c 'print(1)' 2>/dev/null),1)
+$(error $(VENV): its Python is gone or of another version; delete the folder $(VENV), and this command makes it anew)
+endif
+endif
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export TOKENIZERS_PARALLELISM := false
@@ -26,8 +31,9 @@ help:  ## this list
 environment: $(VENV)/ready  ## the virtual environment with everything pinned
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed (make PYTHON=python3.12 ...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.14 is needed (make PYTHON=python3.12 ...)" >&2; exit 1; }
+	@[ "$$(uname -sm)" != "Darwin x86_64" ] || { echo "error: PyTorch is there for macOS 14 on Apple silicon, not for Intel" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[export]"
 	touch $@
@@ -49,7 +55,7 @@ repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^distill@' | $(SIDE_BY_SIDE)
 	rm -rf $(FOLDER)/scratch/teacher_outputs
-	$(IN) $(STAGES) '^(evaluate|represent)@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^(admit|evaluate|represent)@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro
@@ -109,7 +115,7 @@ lint: environment  ## style, spelling and types
 	ruff check . && ruff format --check . && codespell && mypy
 
 lab: environment  ## open the notebooks
-	TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 jupyter lab notebooks
+	TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 clean:  ## remove scratch files and interrupted runs (never results, caches or sources)
 	rm -rf scratch profiles/*/scratch

@@ -204,7 +204,11 @@ class LatencyMeasurement(Description, Precision, Sparse):
 
 
 class LayerComparison(Description, Precision):
-    """``runs`` are compared with the teacher and probed on ``tasks``; ``relation_heads``: those of the teacher."""
+    """``runs`` are compared with the teacher and probed on ``tasks``.
+
+    ``relation_heads``: as many as the teacher has, or the most of which both that and every student's width are
+    multiples.
+    """
 
     stage = "represent"
     profile: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -226,7 +227,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         profile=profile,
         runs=runs,
         representations=params.representations,
-        relation_heads=chosen.teacher.heads,
+        relation_heads=math.gcd(chosen.teacher.heads, *(sizes.width for sizes in students.values())),
         revisions=revisions("representations", "finetuning"),
         **_judged(params, setting),
         **precision,
@@ -391,9 +392,10 @@ def write_plan(plan: Plan, listed: bool = False) -> int:
         file.unlink()
     _update(path, content)
     link = plan.folder / "dvc.yaml"
-    if not link.exists():
+    target = Path(*[".."] * len(plan.folder.relative_to(plan.root).parts), "dvc.yaml")
+    if not link.exists() or link.read_text() == target.as_posix():  # some unpack a link as a file with its target
         link.unlink(missing_ok=True)
-        link.symlink_to(Path(*[".."] * len(plan.folder.relative_to(plan.root).parts), "dvc.yaml"))
+        link.symlink_to(target)
     return len(files)
 
 

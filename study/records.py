@@ -281,19 +281,23 @@ class Probe(Record):
 
 
 class Compared(Record):
-    """One student beside its teacher; ``weights``: SHA-256 of the student's, None where it was not recorded."""
+    """One student beside its teacher.
+
+    ``weights``: SHA-256 of the student's, None where it was not recorded. ``cka``: None where one of the two layers is
+    collapsed, that is, gives every token the same state.
+    """
 
     method: str
     student: str
     seed: int
     weights: str | None = None
-    cka: list[list[float]]
+    cka: list[list[float | None]]
     relation_divergence: dict[str, list[list[float]]]
     probes: dict[str, Probe]
 
     @model_validator(mode="after")
     def _same_layers(self):
-        shape = np.shape(self.cka)
+        shape = np.array(self.cka, dtype=float).shape
         for name, matrix in self.relation_divergence.items():
             if len(shape) != 2 or np.shape(matrix) != shape:
                 raise ValueError(f"relation_divergence.{name} is {np.shape(matrix)}; allowed: {shape}, as cka")

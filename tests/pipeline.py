@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,8 +26,10 @@ def command(folder: Path, *arguments: str, seconds: int = 60, **environment: str
 
 def clone(folder: Path) -> None:
     """The files of a fresh clone if everything here were committed now: parameters of the fixtures, no results."""
-    listed = command(ROOT, "git", "ls-files", "-co", "--exclude-standard").stdout.splitlines()
-    assert listed, "git lists no files: this test needs a clone, not a bare copy of the files"
+    with tempfile.TemporaryDirectory() as empty:  # a repository of its own, since the files may be from a ZIP
+        assert command(ROOT, "git", "init", "--quiet", "--bare", empty).returncode == 0
+        here = ["git", "--git-dir", empty, "--work-tree", str(ROOT)]
+        listed = command(ROOT, *here, "ls-files", "-o", "--exclude-standard").stdout.splitlines()
     for name in listed:
         made = re.match(r"(profiles/\w+/)?(reports/(?!tuning/)|dvc\.lock|plan\.yaml)", name)
         other = name.startswith("profiles/") and not name.startswith("profiles/smoke/")

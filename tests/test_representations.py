@@ -8,8 +8,10 @@ import pytest
 import tiny
 import torch
 from datasets import DatasetDict
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
+from study import StudyError
 from study.data import storage
 from study.data.pretrained import load_tokenizer
 from study.data.tasks import TASKS
@@ -77,6 +79,54 @@ def test_every_student_of_the_grid_is_compared_with_its_teacher(folder):
         weights = (layout.student(f"{model.method}_L2-H24_1") / "model.safetensors").read_bytes()
         assert model.weights == hashlib.sha256(weights).hexdigest()
     assert result.models[0].cka != result.models[1].cka
+
+
+def test_a_collapsed_layer_costs_its_own_pairs_alone(folder, capsys):
+    """The last layer of one student gives every token its bias, 0.3; the one below it is as it was."""
+    plan = tiny.plan(folder, representations={"sequences": 8, "relation_sequences": 2})
+    layout, (description,) = plan.layout("english"), plan.of(LayerComparison)
+    for run in plan.of(Run):
+        distil(run, layout, layout.student(run.model))
+    whole = represent(description, layout, folder / "whole.json").models
+    student = layout.student("mlm_L2-H24_1")
+    weights = load_file(student / "model.safetensors")
+    (norm,) = {name for name in weights if name.endswith("layer.1.output.LayerNorm.weight")}
+    weights[norm] = torch.zeros_like(weights[norm])
+    weights[norm.replace("weight", "bias")] = torch.full_like(weights[norm], 0.3)
+    save_file(weights, student / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    represent(description, layout, folder / "representations.json")
+    told = capsys.readouterr().out
+    assert told.count("4 of 8 pairs of layers have no CKA: one is collapsed") == 1
+    none, mlm = read_record(folder / "representations.json", RepresentationsResult).models
+    assert none == whole[0] and mlm.cka == [whole[1].cka[0], [None] * 4]
+    assert all(value >= 0 for matrix in mlm.relation_divergence.values() for line in matrix for value in line)
+    weights[norm.replace("weight", "bias")][0] = torch.nan
+    save_file(weights, student / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StudyError, match="mlm_L2-H24_1: its hidden states are not finite"):
+        represent(description, layout, folder / "representations.json")
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e6])
+def test_what_is_left_by_rounding_is_no_likeness(size):
+    torch.manual_seed(0)
+    other = torch.randn(40, 3)
+    states = torch.full((40, 3), 0.1 * size)
+    assert linear_cka(states, other) is linear_cka(other, states) is None
+    assert linear_cka(states + 1e-3 * size * other, other) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_width_that_the_teachers_heads_do_not_divide_is_compared_by_fewer_heads(folder):
+    """Width 6 beside a teacher of 4 heads: 2 divide both."""
+    students = {"L2-H6": {"layers": 2, "width": 6, "heads": 3, "intermediate": 12}}
+    grid = {"methods": ["mlm"], "students": {"english": ["L2-H6"]}}
+    sizes = {"sequences": 8, "relation_sequences": 2}
+    plan = tiny.plan(folder, students=students, grid=grid, initialisation="random", representations=sizes)
+    layout, (description,) = plan.layout("english"), plan.of(LayerComparison)
+    for run in plan.of(Run):
+        distil(run, layout, layout.student(run.model))
+    result = represent(description, layout, folder / "representations.json")
+    assert result.relation_heads == 2 and len(result.models[0].relation_divergence["key"]) == 2
 
 
 def test_the_last_layer_is_what_the_shorter_student_lacks(folder):

@@ -90,10 +90,21 @@ def test_a_killed_run_continues_and_ends_with_the_same_weights_bit_for_bit(folde
     assert tiny.identical(tiny.weights(folder / "student"), tiny.weights(folder / "whole"))
     curves = [[(entry["step"], entry["loss"]) for entry in record["curve"]] for record in (resumed, whole)]
     assert curves[0] == curves[1]
-    curves = [{entry["step"]: entry["loss"] for entry in record["training_curve"]} for record in (resumed, whole)]
-    assert curves[0].keys() == curves[1].keys()
-    for step, loss in curves[1].items():  # the Trainer means over the steps since the last log, or since it resumed
-        assert curves[0][step] == loss or saved < step < saved + 10
+    curves = [[(entry["step"], entry["loss"]) for entry in record["training_curve"]] for record in (resumed, whole)]
+    assert curves[0] == curves[1] and len(curves[0]) == 10
+
+
+def test_a_training_loss_is_the_mean_over_the_same_steps_wherever_a_run_was_interrupted(folder, monkeypatch):
+    """Of the losses of steps 1 to 10, the checkpoint has six."""
+    budget = {"distillation": {"steps": 12, "evaluate_every": 3, "save_every": 3}}
+    whole = distilled(folder, "whole", "mlm", **budget)["training"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, "checkpoint-6")
+        distilled(folder, "student", "mlm", **budget)
+    resumed = distilled(folder, "student", "mlm", **budget)["training"]
+    for record in (whole, resumed):
+        assert [point["step"] for point in record["training_curve"]] == [10]
+    assert resumed["training_curve"][0]["loss"] == whole["training_curve"][0]["loss"]
 
 
 @pytest.mark.parametrize("steps", [2, 4, 6])

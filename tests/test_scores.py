@@ -322,7 +322,7 @@ def test_a_result_file_says_what_made_it(tmp_path):
     assert commit(tmp_path) is None and commit(tmp_path / "missing") is None
     study = Path(__file__).parents[1]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=study, capture_output=True, text=True).stdout
-    assert commit(study) == (head[:12] or None)
+    assert commit(study) in (None, head[:12], f"{head[:12]}+")  # tests may run beside changes, or in a ZIP
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from constructed_results import change, make_study, write_grid
 
 from study import StudyError
+from study.analysis.figures.representations import layer_similarity
 from study.analysis.numbers.similarity import likeness, load_similarity, sentences, write_similarity
 
 
@@ -40,6 +42,37 @@ def test_likeness_beside_quality(study):
     assert "in points: `none` -1.0, `mlm` +0.0, `od` +1.0, `hs-last` +2.0." in said
     write_similarity(layers, probes, table.reset_index(), root)
     assert all((root / f"{name}.csv").is_file() for name in ("layers", "probes", "likeness"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_said_of_collapsed_layers(study):
+    """`od` has collapsed last layers at one seed, then every method at both."""
+    root, made, folder = study
+    path = folder / "representations.json"
+    models = json.loads(path.read_text())["models"]
+    for model in models:
+        if model["method"] == "od" and model["seed"] == 2:
+            model["cka"][1] = [None] * 4
+    change(path, models=models)
+    layers, probes = load_similarity(made.comparison, made.layout)
+    table = likeness(layers, probes, made.analyse().macro).set_index("method")
+    assert table["last_layers"].tolist() == pytest.approx([0.5, 0.54, float("nan"), 0.62], nan_ok=True)
+    assert table["depth_kept"].tolist() == pytest.approx([1, 1, float("nan"), 1], nan_ok=True)
+    assert table["divergence"].notna().all() and table["macro"].notna().all()
+    said = sentences(table.reset_index())
+    assert "over 2 methods" in said and "since one gives every token the same state: `od`. What" in said
+    assert "nan" not in said and "`od` +1.0" in said
+    panel = layer_similarity(layers).axes[2]
+    assert np.isnan(panel.images[0].get_array().filled(np.nan)[1]).all()
+    write_similarity(layers, probes, table.reset_index(), root)
+    assert "od,L3-H384,2,2,4,,1.42" in (root / "layers.csv").read_text()
+    for model in models:
+        model["cka"] = [[None] * 4] * 2
+    change(path, models=models)
+    layers, probes = load_similarity(made.comparison, made.layout)
+    said = sentences(likeness(layers, probes, made.analyse().macro))
+    assert "most like" not in said and "`none`, `mlm`, `od`, `hs-last`. What" in said
+    layer_similarity(layers).savefig(root / "empty.png")
 
 
 def test_a_missing_run_and_damaged_or_missing_files_are_named(study):

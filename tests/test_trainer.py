@@ -9,7 +9,7 @@ import tiny
 from tiny_training import METHODS, descend, objective_of, stream
 
 from study import StudyError
-from study.distillation.trainer import Checkpoints, Clock, last_complete_checkpoint
+from study.distillation.trainer import Checkpoints, Clock, DivergedError, last_complete_checkpoint
 
 
 @pytest.fixture
@@ -37,8 +37,9 @@ def test_gradients_under_accumulation_are_those_without(tmp_path, words, method)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_checkpoints_outlive_crashes_but_not_success(tmp_path):
-    for error, left in ((RuntimeError, True), (KeyboardInterrupt, True), (StudyError, False), (None, False)):
+def test_checkpoints_outlive_crashes_and_full_disks_but_not_success(tmp_path):
+    kept = {RuntimeError: True, KeyboardInterrupt: True, StudyError: True, DivergedError: False, None: False}
+    for error, left in kept.items():
         checkpoints = Checkpoints(tmp_path, {"of": str(error)})
         try:
             with checkpoints as run:

@@ -18,15 +18,16 @@ Tables = dict[str, pd.DataFrame]
 
 
 def cards(curves: dict[str, Tables]) -> HTML | None:
-    """A card for every setting: the method that closes most of the gap on test data, at the largest budget first."""
+    """A card for every setting and kind of task: what closes most of the gap on test data, the largest budget first."""
+    kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
-    for setting, tables in curves.items():
-        gap = tables["gap"].query("group == 'all'").sort_values("tokens", ascending=False, kind="stable")
+    for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
+        gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
         (most, rows), *others = gap.groupby("tokens", sort=False)
         best = rows.loc[rows["closed"].idxmax()]
         between = interval(best["low"], best["high"], 0).strip(" ()") or "unknown"
         models = f"{best['models']} distilled model{'s' if best['models'] != 1 else ''}"
-        lines = [f"of the gap from untrained to teacher closed by {label(best['method'])}"]
+        lines = [f"of the gap from untrained to teacher on {GROUP_WORDS[kind]} closed by {label(best['method'])}"]
         lines += [f"the highest of {len(rows)} methods on test data; {models}, 95 % interval {between}"]
         for tokens, own in others:
             first = own.loc[own["closed"].idxmax()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +77,7 @@ class Explorer:
         return read_activations(model, self.encode(sentence), hidden_layers=layers, attention_layers=layers)
 
     def attention(self, sentence: str, method: str, student: str, teacher_layer: int | None = None) -> Figure:
-        """Relations of queries, keys and values (mean over the teacher's number of heads): teacher above student.
+        """Relations of queries, keys and values (mean over heads, as many as the teacher's if they divide both widths).
 
         Args:
             teacher_layer: 1..L_T; by default the last but one, from which MHA transfer distils. The student's is its
@@ -87,7 +88,8 @@ class Explorer:
         teacher_layer = depth - 1 if teacher_layer is None else teacher_layer
         if not 1 <= teacher_layer <= depth:
             raise StudyError(f"teacher layer {teacher_layer}; allowed: 1 to {depth}")
-        heads, tokens = self.teacher.config.num_attention_heads, self.tokens(sentence)
+        heads = math.gcd(self.teacher.config.num_attention_heads, model.config.hidden_size)
+        tokens = self.tokens(sentence)
         shown = (
             (f"teacher, layer {teacher_layer}", self.teacher, teacher_layer),
             (f"{method} {student}, last layer", model, model.config.num_hidden_layers),

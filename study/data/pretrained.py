@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
@@ -43,6 +49,12 @@ EMBEDDED: dict[str, Callable[[Path], object]] = {
 }
 
 
+#: What libraries raise where files of a model are not what their names say.
+UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError)
+#: Beginning of a file in place of which Git LFS has the content.
+LFS = b"version https://git-lfs"
+
+
 def load_pretrained(teacher: Teacher) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The teacher's pre-trained model in float32 and its tokenizer: with its own head where ``head`` is ``own``.
 
@@ -62,16 +74,15 @@ def load_pretrained(teacher: Teacher) -> tuple[PreTrainedModel, PreTrainedTokeni
         family = FAMILIES[told["family"]]
         try:
             tokenizer = AutoTokenizer.from_pretrained(place or name, **source)
-            options = source | {"dtype": torch.float32, "output_loading_info": True}
+            options = source | {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
             if own_head:
                 model, loaded_keys = AutoModelForMaskedLM.from_pretrained(place or name, **options)
             else:
                 bare = {"add_pooling_layer": False} if family.pooler else {}
                 model, loaded_keys = AutoModel.from_pretrained(place or name, **bare, **options)
-        except (OSError, ValueError) as error:
-            raise StudyError(
-                f"teacher {teacher.name!r} cannot be loaded; {ALLOWED} ({str(error).splitlines()[0]})"
-            ) from None
+        except UNREADABLE as error:
+            why = reason(error, place / source["subfolder"] if place else None)
+            raise StudyError(f"teacher {teacher.name!r} cannot be loaded; {ALLOWED} ({why})") from None
         _check_weights(f"teacher {teacher.name}", loaded_keys, family)
         check_tokenizer(teacher.name, tokenizer, model.config, place / source["subfolder"] if place else None)
     return model, tokenizer
@@ -81,18 +92,19 @@ def load_model(folder: Path, attention_implementation: str, head: bool = True) -
     """A model the study has saved, as a masked language model (``head``) or as a bare encoder, in float32.
 
     Raises:
-        StudyError: nothing is saved there, or weights are missing or too many.
+        StudyError: nothing is saved there, files are damaged, or weights are missing or too many.
     """
-    _check_saved(folder)
-    family = family_of(AutoConfig.from_pretrained(folder))
     options: dict[str, Any] = {"attn_implementation": attention_implementation, "output_loading_info": True}
-    if head:
-        model, loaded_keys = AutoModelForMaskedLM.from_pretrained(folder, **options)
-    else:
-        bare = {"add_pooling_layer": False} if family.pooler else {}
-        model, loaded_keys = AutoModel.from_pretrained(folder, **bare, **options)
-    # A head over an encoder that was saved without one is random, and used by nothing that is saved or scored.
-    without = () if has_language_modelling_head(folder) else family.heads_of_files
+    options["use_safetensors"] = True
+    with _reading_saved(folder):
+        family = family_of(AutoConfig.from_pretrained(folder))
+        if head:
+            model, loaded_keys = AutoModelForMaskedLM.from_pretrained(folder, **options)
+        else:
+            bare = {"add_pooling_layer": False} if family.pooler else {}
+            model, loaded_keys = AutoModel.from_pretrained(folder, **bare, **options)
+        # A head over an encoder that was saved without one is random, and used by nothing that is saved or scored.
+        without = () if has_language_modelling_head(folder) else family.heads_of_files
     _check_weights(str(folder), loaded_keys, family, without)
     return model
 
@@ -101,10 +113,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model; teacher and students of a setting share it.
 
     Raises:
-        StudyError: nothing is saved there.
+        StudyError: nothing is saved there, or files are damaged.
     """
-    _check_saved(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    with _reading_saved(folder):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -113,15 +125,30 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     Raises:
         StudyError: the folder cannot be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for file in folder.iterdir():
             if file.is_file() and not file.is_symlink():
                 file.chmod(0o644)  # weights come out readable by their owner alone
-    except OSError as error:
-        raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Whatever libraries raise because they cannot write weights into ``folder``, as one line.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        disk = next(path for path in (folder, *folder.parents) if path.is_dir())
+        if shutil.disk_usage(disk).free < 2**20:  # PyTorch says where it stopped, not why
+            why = os.strerror(errno.ENOSPC)
+        raise StudyError(f"{folder}: cannot be written ({why})") from None
 
 
 def has_language_modelling_head(folder: Path) -> bool:
@@ -182,6 +209,26 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Any, 
             )
 
 
-def _check_saved(folder: Path) -> None:
+def reason(error: Exception, folder: Path | None = None) -> str:
+    """Why files of ``folder`` cannot be read, in one line that names the file where it can be told."""
+    for file in sorted(path for path in folder.iterdir() if path.is_file()) if folder and folder.is_dir() else ():
+        with file.open("rb") as stream:
+            if stream.read(len(LFS)) == LFS:
+                return f"{file.name} is a pointer of Git LFS: run `git lfs pull` where it is from"
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
+        except ValueError as mistake:
+            return f"{file.name} is no JSON: {mistake}"
+    damaged = "damaged weights: " if isinstance(error, SafetensorError) else ""
+    return damaged + (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _reading_saved(folder: Path) -> Iterator[None]:
     if not (folder / "config.json").is_file():
         raise StudyError(f"{folder}: no saved model; run the stage that writes it first (make repro)")
+    try:
+        yield
+    except UNREADABLE as error:
+        raise StudyError(f"{folder}: cannot be read ({reason(error, folder)}); run the stage that writes it") from None

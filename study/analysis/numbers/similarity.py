@@ -18,9 +18,10 @@ from study.records import RepresentationsResult, read_record, short_name
 def load_similarity(comparison: Comparison, layout: Layout) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every pair of layers of every run of the grid, one row each; and every linear probe.
 
-    Columns of the first: method, student, seed, layer (of the student, 1..L_S), teacher_layer (1..L_T), cka, divergence
-    (of the attention relations, mean over queries, keys and values, nats). Of the second: method, student, seed, task,
-    last (score of a probe on the last layer, development data, 0-1), last_but_one (on the layer below it).
+    Columns of the first: method, student, seed, layer (of the student, 1..L_S), teacher_layer (1..L_T), cka (NaN where
+    one of the layers is collapsed), divergence (of the attention relations, mean over queries, keys and values, nats).
+    Of the second: method, student, seed, task, last (score of a probe on the last layer, development data, 0-1),
+    last_but_one (on the layer below it).
 
     Raises:
         StudyError: the file is missing or invalid, or lacks a run of the grid.
@@ -36,7 +37,7 @@ def load_similarity(comparison: Comparison, layout: Layout) -> tuple[pd.DataFram
         run = {"method": method, "student": student, "seed": seed}
         probes += [run | {"task": task} | probe.model_dump() for task, probe in model.probes.items()]
         divergence = np.mean(list(model.relation_divergence.values()), axis=0)
-        for (layer, teacher_layer), cka in np.ndenumerate(model.cka):
+        for (layer, teacher_layer), cka in np.ndenumerate(np.array(model.cka, dtype=float)):
             row = run | {"layer": layer + 1, "teacher_layer": teacher_layer + 1}
             rows.append(row | {"cka": cka, "divergence": divergence[layer, teacher_layer]})
     return pd.DataFrame(rows), pd.DataFrame(probes)
@@ -45,11 +46,12 @@ def load_similarity(comparison: Comparison, layout: Layout) -> tuple[pd.DataFram
 def likeness(similarity: pd.DataFrame, probes: pd.DataFrame, macro: pd.DataFrame) -> pd.DataFrame:
     """One row per student and method: how alike its layers are to the teacher's, beside what it scores.
 
-    Columns: student, method, last_layers (CKA of the two last layers), depth_kept (Spearman's rho of a student layer
-    and the teacher layer most like it: 1 if the order of layers is kept; NaN where it is the same for all),
-    divergence (of attention relations, the student's last layer from the teacher's last but one), last_layer_adds (to
-    a linear probe, over the layer below it, mean over tasks in points of development data), macro (test, 0-100); means
-    over distillation seeds.
+    Columns: student, method, last_layers (CKA of the two last layers; NaN where one is collapsed), depth_kept
+    (Spearman's rho of a student layer and the teacher layer most like it, collapsed layers aside: 1 if the order of
+    layers is kept; NaN where it is the same for all), divergence (of attention relations, the student's last layer from
+    the teacher's last but one), last_layer_adds (to a linear probe, over the layer below it, mean over tasks in points
+    of development data), macro (test, 0-100); means over distillation seeds. A pair of layers that is collapsed at one
+    seed has no mean.
 
     Args:
         similarity, probes: :func:`load_similarity`. macro: :func:`results.macro`.
@@ -57,9 +59,9 @@ def likeness(similarity: pd.DataFrame, probes: pd.DataFrame, macro: pd.DataFrame
     deepest, top = similarity["teacher_layer"].max(), similarity.groupby("student")["layer"].transform("max")
     rows = []
     for (student, method), layers in similarity.groupby(["student", "method"], sort=False):
-        mean = layers.groupby(["layer", "teacher_layer"])[["cka", "divergence"]].mean()
+        mean = layers.groupby(["layer", "teacher_layer"])[["cka", "divergence"]].mean(skipna=False)
         last = top[layers.index[0]]
-        nearest = mean["cka"].unstack().idxmax(axis=1)
+        nearest = mean["cka"].unstack().dropna(how="all").idxmax(axis=1)
         order = spearmanr(nearest.index, nearest).statistic if nearest.nunique() > 1 else np.nan
         row = {"student": student, "method": method, "last_layers": mean.loc[(last, deepest), "cka"]}
         rows.append(row | {"depth_kept": order, "divergence": mean.loc[(last, deepest - 1), "divergence"]})
@@ -75,16 +77,20 @@ def sentences(table: pd.DataFrame) -> str:
     lines = []
     for student, rows in table.groupby("student", sort=False):
         trained = rows[~rows["method"].isin([FLOOR, TEACHER])]
-        near, best = trained.loc[trained["last_layers"].idxmax()], trained.loc[trained["macro"].idxmax()]
-        rho = spearmanr(trained["last_layers"], trained["macro"])
-        lines.append(
-            f"* {student}: the last layer most like the teacher's is that of `{near.method}` (CKA"
-            f" {near.last_layers:.2f}); the best macro test score has `{best.method}` (CKA {best.last_layers:.2f})."
-            f" Rank correlation of CKA and score over {len(trained)} methods, which are not independent of each other:"
-            f" {rho.statistic:+.2f}. What the last layer adds to a linear probe, in points: "
-            + ", ".join(f"`{row.method}` {row.last_layer_adds:+.1f}" for row in rows.itertuples())
-            + "."
-        )
+        alike, best = trained.dropna(subset="last_layers"), trained.loc[trained["macro"].idxmax()]
+        told = f"* {student}: "
+        if len(alike):
+            near, rho = alike.loc[alike["last_layers"].idxmax()], spearmanr(alike["last_layers"], alike["macro"])
+            of_best = "no CKA" if np.isnan(best.last_layers) else f"CKA {best.last_layers:.2f}"
+            told += (
+                f"the last layer most like the teacher's is that of `{near.method}` (CKA {near.last_layers:.2f}); the"
+                f" best macro test score has `{best.method}` ({of_best}). Rank correlation of CKA and score over"
+                f" {len(alike)} methods, which are not independent of each other: {rho.statistic:+.2f}. "
+            )
+        if names := [f"`{row.method}`" for row in rows[rows["last_layers"].isna()].itertuples()]:
+            told += f"No CKA of the last layers, since one gives every token the same state: {', '.join(names)}. "
+        added = ", ".join(f"`{row.method}` {row.last_layer_adds:+.1f}" for row in rows.itertuples())
+        lines.append(f"{told}What the last layer adds to a linear probe, in points: {added}.")
     return "\n".join(["**Found.**", "", *lines])
 
 
