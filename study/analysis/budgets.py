@@ -36,11 +36,13 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
     return answers(shown)
 
 
-def verdicts(setting: str, tables: Tables, group: str = "all") -> Styler | None:
-    """Verdict and decisive effect of every claim at every budget, of a group of tasks."""
+def verdicts(setting: str, tables: Tables, group: str | None = None) -> Styler | None:
+    """Verdict and decisive effect of every claim at every budget, of a group of tasks: by default the first judged."""
+    if group is None and not tables["verdicts"].empty:
+        group = tables["verdicts"]["group"].iloc[0]
     judged = tables["verdicts"].query("group == @group")
     by_budget = {f"{millions(t)} tokens": rows for t, rows in judged.groupby("tokens")}
-    caption = f"{GROUP_WORDS[group].capitalize()}; effects in percent of the gap."
+    caption = f"{GROUP_WORDS[group or 'all'].capitalize()}; effects in percent of the gap."
     return strip(by_budget, caption, f"verdicts-{group}", setting)
 
 

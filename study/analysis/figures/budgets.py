@@ -59,11 +59,11 @@ def gap_closed(comparison: Comparison, closed: pd.DataFrame) -> Figure:
         axes.set(
             title=GROUP_WORDS[str(group)],
             xscale="log",
-            xlabel="tokens",
+            xlabel="tokens (millions)",
             ylim=(lowest, max(105, own["closed"].max() + 6)),
         )
         axes.set_ylabel("gap closed (%)" if group == groups[0] else "")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: millions(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: millions(value).removesuffix(" M")))
         axes.set_xticks(sorted(closed["tokens"].unique()))
         axes.minorticks_off()
         axes.margins(x=0.12)
