@@ -32,7 +32,7 @@ from study.files import Layout, StudyError
 from study.plan import Plan
 from study.records import write_record
 from study.runtime import use_bf16
-from study.sections import BASE_BUDGET, Encoder, Runtimes
+from study.sections import Encoder, Runtimes
 from study.shipping import parity
 from study.shipping.formats import MODEL, WRITERS, quantise
 
@@ -64,7 +64,7 @@ def measure_runtimes(plan: Plan, setting: str, output: Path) -> RuntimesResult:
     Memory: peak of a new process that loads tokenizer and model and encodes three texts.
 
     Quality: development scores of a linear probe fitted on float32 states (:func:`study.shipping.parity.probe_scores`)
-    of the teacher and each run of the grid (first seed, base budget) that is trained here.
+    of the teacher and each method of the grid (first seed, the largest budget that is trained here).
 
     Source: this study's choice.
 
@@ -249,10 +249,12 @@ def _footprints(models: dict[str, Any], runtimes: list[str], folder: Path) -> li
 def _qualities(plan: Plan, layout: Layout, runtimes: list[str]) -> list[Quality]:
     """Teacher and trained runs, each in the precisions that the runtimes compute in."""
     seed = plan.params.grid.seeds[0]
-    runs = [run for run in plan.of(Run, layout.setting) if run.seed == seed and run.budget == BASE_BUDGET]
-    runs = [run for run in runs if run.method in plan.params.grid.methods]
+    runs = [run for run in plan.of(Run, layout.setting) if run.seed == seed and run.method in plan.params.grid.methods]
+    runs.sort(key=lambda run: run.distillation.steps * run.distillation.batch_size)
+    here = [run for run in runs if (layout.student(run.model) / "model.safetensors").is_file()]
+    largest = {(run.student, run.method): run for run in (*runs[::-1], *here)}  # of those here, if any is
     entries = [(TEACHER, TEACHER, TEACHER, layout.teacher)]
-    entries += [(run.student, run.method, run.model, layout.student(run.model)) for run in runs]
+    entries += [(run.student, run.method, run.model, layout.student(run.model)) for run in largest.values()]
     precisions = {PRECISIONS[runtime] for runtime in runtimes} - {"fp32"}
     tokenizer = load_tokenizer(layout.teacher)
     ids = torch.tensor(load_corpus(layout.corpus)["validation"][: parity.TEXTS]["input_ids"])
