@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from study.files import StudyError
-from study.plan import Plan, write_plan
+from study.plan import Plan
+from study.plan_files import write_plan
 
 MARKS = Path("scratch", "cells")
 

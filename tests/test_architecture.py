@@ -21,6 +21,7 @@ FLOORS = [
     ["study.params", "study.revisions", "study.records"],
     ["study.descriptions"],
     ["study.plan", "study.runtime"],
+    ["study.plan_files"],
     ["study"],
     ["study.execution"],
     ["study.data"],

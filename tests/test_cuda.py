@@ -61,11 +61,10 @@ def test_recorded_steps_train_as_single_kernels_do(tmp_path, method, precision):
         assert (recorded[name] - weight).norm() <= 1e-3 * weight.norm() + 1e-5, name
 
 
-def test_a_run_on_the_processor_ends_near_the_one_on_the_gpu(tmp_path, monkeypatch):
+def test_a_run_on_the_processor_learns_what_the_one_on_the_gpu_does(tmp_path, monkeypatch):
+    """Of a student with copied layers: projected ones depend on the signs of eigenvectors, which devices choose."""
     tiny.workspace(tmp_path)
-    distilled(tmp_path, "gpu", "hs-uniform+last")
+    ours = distilled(tmp_path, "gpu", "hs-uniform+last", student="L2-H24")["training"]["curve"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    distilled(tmp_path, "cpu", "hs-uniform+last")
-    ours, theirs = tiny.weights(tmp_path / "gpu"), tiny.weights(tmp_path / "cpu")
-    for name, weight in theirs.items():
-        assert (ours[name] - weight).norm() <= 0.02 * weight.norm() + 1e-4, name
+    theirs = distilled(tmp_path, "cpu", "hs-uniform+last", student="L2-H24")["training"]["curve"]
+    assert [point["loss"] for point in ours] == pytest.approx([point["loss"] for point in theirs], rel=0.02)

@@ -77,6 +77,19 @@ def gap(setting: str, tables: Tables) -> Styler:
     return styled(rows, "gap", caption, setting=setting, words=["tasks", "method"], groups=[r["tasks"] for r in rows])
 
 
+def trends(setting: str, tables: Tables) -> Styler | None:
+    """What ten times the tokens close of the gap, and where a method's line meets the leader's; None of one budget."""
+    rows = [
+        {"tasks": row.group, "method": label(row.method), "at the smallest budget": number(row.first, 1)}
+        | {"per ten times the tokens": number(row.per_decade, 1, "+") + interval(row.low, row.high, 1, "+")}
+        | {"meets the leader at": NOTHING if pd.isna(row.meets) else millions(row.meets), "models": row.runs}
+        for row in tables["trends"].itertuples()
+    ]
+    caption = "Percent of the gap, a line through a method's runs. Leader: the line highest at the smallest budget."
+    groups = [row["tasks"] for row in rows]
+    return styled(rows, "trends", caption, setting=setting, words=["tasks", "method"], groups=groups) if rows else None
+
+
 def references(setting: str, tables: Tables) -> Styler:
     """The two ends of the gap: test scores of the untrained student and of the teacher, by task."""
     rows = [

@@ -14,6 +14,7 @@ import xarray as xr
 from study.analysis.numbers import claims
 from study.analysis.numbers.results import FLOOR, check_mixture, check_versions
 from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
+from study.analysis.numbers.trends import trends
 from study.descriptions import TEACHER, Comparison, model_name
 from study.files import Layout, StudyError, write_file
 from study.records import Environment, RunResult, read_record, short_name
@@ -244,7 +245,7 @@ def _placed(rows: pd.DataFrame, place: dict[str, Any]) -> pd.DataFrame:
 
 
 def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
-    """:func:`table` (``gap``), :func:`references`, :func:`verdicts` and their contrasts by name.
+    """:func:`table` (``gap``), :func:`references`, :func:`verdicts`, their contrasts and :func:`trends` by name.
 
     Raises:
         StudyError: scores are incomplete.
@@ -252,7 +253,8 @@ def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
     closed = all_closed(budgets)
     gap = table(budgets, closed)
     judged, compared = verdicts(budgets, closed, gap)
-    return {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
+    tables = {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
+    return tables | {"trends": trends(closed, budgets.tokens)}
 
 
 def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:

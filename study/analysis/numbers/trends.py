@@ -1,0 +1,58 @@
+"""How scores change with the tokens that students read, and where methods change places."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from statsmodels.formula.api import ols
+
+_RUN = ("student", "distillation_seed")
+COLUMNS = ["group", "method", "first", "per_decade", "low", "high", "runs", "leader", "meets"]
+
+
+def trends(closed: dict[tuple[str, str], dict[str, xr.DataArray]], tokens: dict[str, int]) -> pd.DataFrame:
+    r"""Per group of tasks and method, how much of the gap ten times the tokens close.
+
+    .. math:: c_{mr} = a_m + d_m \log_{10}(t_r / t_0) + e_{mr}
+
+    by ordinary least squares over the runs r of a group, c the percent of the gap that a run closes over the group's
+    tasks, t its tokens, t_0 those of the smallest budget. Errors have one variance for all methods. A line is a
+    summary: a method that levels off lies below it at both ends. Source: this study's choice.
+
+    Args:
+        closed: (group, budget) -> method -> shares of the gap, as of
+            :func:`study.analysis.numbers.budgets.all_closed`. tokens: budget -> tokens.
+
+    Returns:
+        One row per group and method that was run at two budgets or more: first (a, percent), per_decade (d) with its
+        95 % interval low to high, runs, leader (the method with the greatest a), and meets: tokens at which the line
+        reaches the leader's, within those that were run; NaN where it does not. Empty without several budgets.
+    """
+    smallest = min(tokens.values())
+    rows = [
+        {"group": group, "method": method, "decades": np.log10(tokens[budget] / smallest), "closed": 100 * value}
+        for (group, budget), methods in closed.items()
+        for method, shares in methods.items()
+        for value in shares.mean([axis for axis in shares.dims if axis not in _RUN]).values.ravel()
+    ]
+    runs = pd.DataFrame(rows)
+    several = runs.groupby(["group", "method"])["decades"].transform("nunique") > 1
+    found = [_lines(str(group), own, smallest) for group, own in runs[several].groupby("group", sort=False)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
+
+
+def _lines(group: str, runs: pd.DataFrame, smallest: int) -> pd.DataFrame:
+    fitted = ols("closed ~ 0 + C(method) + C(method):decades", runs).fit()
+    between = fitted.conf_int()
+    lines = []
+    for method, own in runs.groupby("method", sort=False):
+        first, slope = f"C(method)[{method}]", f"C(method)[{method}]:decades"
+        line = {"group": group, "method": method, "first": fitted.params[first], "per_decade": fitted.params[slope]}
+        lines.append(line | {"low": between.loc[slope, 0], "high": between.loc[slope, 1], "runs": len(own)})
+    table = pd.DataFrame(lines)
+    leader = table.loc[table["first"].idxmax()]
+    faster = table["per_decade"] - leader["per_decade"]
+    decades = ((leader["first"] - table["first"]) / faster.where(faster > 0)).where(table["method"] != leader["method"])
+    reached = decades.where(decades <= runs["decades"].max())
+    return table.assign(leader=leader["method"], meets=smallest * 10**reached)[COLUMNS]
