@@ -42,13 +42,13 @@ class Cells:
                 for other in stale
                 if other is not stage and _touch(_paths(stage.deps), made[id(other)])
             }
-        chosen = [stage for stage in stale if kind in (None, _kind(stage))]
+            chosen = _of_kind(stale, kind, stages)
         return [s for s in chosen if id(s) not in waiting], [s for s in chosen if id(s) in waiting]
 
     def all(self, kind: str | None = None) -> list[Any]:
         """Every stage, or every one of a kind, in the order of dvc.yaml."""
         with self._repository() as (_, stages):
-            return [stage for stage in stages if kind in (None, _kind(stage))]
+            return _of_kind(stages, kind, stages)
 
     def state(self, stage: Any) -> str:
         """``finished`` and not on record yet, ``started`` (running or failed), or ``not started``."""
@@ -102,8 +102,11 @@ class Cells:
             raise StudyError(f"DVC: {' '.join(str(error).split())}") from None
 
 
-def _kind(stage: Any) -> str:
-    return stage.name.partition("@")[0]
+def _of_kind(chosen: list[Any], kind: str | None, stages: list[Any]) -> list[Any]:
+    kinds = dict.fromkeys(stage.name.partition("@")[0] for stage in stages)
+    if kind is not None and kind not in kinds:
+        raise StudyError(f"stage {kind!r} is unknown; allowed: {', '.join(kinds)}")
+    return [stage for stage in chosen if kind in (None, stage.name.partition("@")[0])]
 
 
 def _paths(entries: list[Any]) -> list[Path]:

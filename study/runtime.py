@@ -16,6 +16,9 @@ import torch
 
 from study.files import StudyError
 
+#: Where latency and steps of `make benchmark` are measured.
+PROCESSOR = torch.device("cpu")
+
 
 def compute_device() -> torch.device:
     """Where models are trained and read: the GPU in use (the first that is visible, unless set), else the processor."""

@@ -207,6 +207,7 @@ def test_tables_and_figure_are_written(tmp_path):
         "contrasts.csv",
         "gap.csv",
         "references.csv",
+        "trends.csv",
         "verdicts.csv",
     ]
     assert references(budgets)["teacher"].tolist() == [90] * 3

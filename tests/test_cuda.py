@@ -61,6 +61,21 @@ def test_recorded_steps_train_as_single_kernels_do(tmp_path, method, precision):
         assert (recorded[name] - weight).norm() <= 1e-3 * weight.norm() + 1e-5, name
 
 
+def test_accumulated_steps_are_not_replayed(tmp_path):
+    tiny.workspace(tmp_path)
+    halves = {"distillation": {"accumulation_steps": 2}}
+    for name, paths in (("single", []), ("asked", ["cuda-graphs"])):
+        distilled(tmp_path, name, "od", fast_paths=paths, **halves)
+    assert tiny.identical(tiny.weights(tmp_path / "single"), tiny.weights(tmp_path / "asked"))
+
+
+def test_a_pruned_start_is_made_there(tmp_path):
+    tiny.workspace(tmp_path)
+    students = {"L2-F24": {"layers": 2, "width": 24, "heads": 4, "intermediate": 24}}
+    distilled(tmp_path, "pruned", "mlm", student="L2-F24", students=students, initialisation="pruned-uniform")
+    assert tiny.weights(tmp_path / "pruned")
+
+
 def test_a_run_on_the_processor_learns_what_the_one_on_the_gpu_does(tmp_path, monkeypatch):
     """Of a student with copied layers: projected ones depend on the signs of eigenvectors, which devices choose."""
     tiny.workspace(tmp_path)

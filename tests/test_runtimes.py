@@ -28,8 +28,9 @@ def result(scores: dict[tuple[str, str, str], float], milliseconds: dict[tuple[s
             for model, runtime in milliseconds
         ],
         qualities=[
-            Quality(model=model, method=method, precision=precision, cosine=1.0, tasks={"a": score, "b": score + 0.2})
+            Quality(model=model, method=method, run=model, precision=precision, cosine=1.0, tasks=tasks)
             for (model, method, precision), score in scores.items()
+            for tasks in [{"a": score, "b": score + 0.2}]
         ],
     )  # fmt: skip
 

@@ -50,10 +50,14 @@ class Footprint(Record):
 
 
 class Quality(Record):
-    """Task -> development score of a linear probe fitted on the float32 states; ``cosine``: smallest, with those."""
+    """Task -> development score of a linear probe fitted on the float32 states; ``cosine``: smallest, with those.
+
+    ``run``: the name of the trained run, which says its budget; ``teacher``.
+    """
 
     model: str
     method: str
+    run: str
     precision: str
     cosine: float
     tasks: dict[str, float]
@@ -84,7 +88,7 @@ def timings(result: RuntimesResult) -> pd.DataFrame:
 def choices(result: RuntimesResult, batch_size: int = 1, threads: int = 1) -> pd.DataFrame:
     """Every model with weights in every runtime: quality, latency on texts as served, size; slowest first.
 
-    Columns: model, method, runtime, precision, score (mean development score of the probe over tasks, 0-100), loss
+    Columns: model, method, run, runtime, precision, score (mean development score of the probe over tasks, 0-100), loss
     (points below the teacher in float32), milliseconds (median), p90, speed_up, megabytes (file), memory_megabytes
     (process), recommended: trained, above the untrained student of its shape and precision, and no faster row of
     that kind scores as high. Differences of scores below their sampling error are not told apart by that rule.
@@ -101,13 +105,13 @@ def choices(result: RuntimesResult, batch_size: int = 1, threads: int = 1) -> pd
             if row.model != quality.model or PRECISIONS[row.runtime] != quality.precision:
                 continue
             size = sizes.loc[(row.model, row.runtime)]
-            facts = {"model": row.model, "method": quality.method, "runtime": row.runtime}
+            facts = {"model": row.model, "method": quality.method, "run": quality.run, "runtime": row.runtime}
             facts |= {"precision": quality.precision, "score": score, "milliseconds": row.p50, "p90": row.p90}
             facts |= {"speed_up": row.speed_up, "megabytes": size["file_bytes"] / 1e6}
             rows.append(facts | {"memory_megabytes": size["memory_bytes"] / 1e6})
     table = pd.DataFrame(rows).sort_values("milliseconds", ascending=False, ignore_index=True)
     whole = table.query("model == 'teacher' and precision == 'fp32'")["score"].iloc[0]
-    table.insert(5, "loss", whole - table["score"])
+    table.insert(6, "loss", whole - table["score"])
     floors = table[table["method"] == FLOOR].groupby(["model", "precision"])["score"].first()
     floor = table.join(floors.rename("floor"), on=["model", "precision"])["floor"].fillna(float("-inf"))
     able = table["score"].where((table["method"] != FLOOR) & (table["score"] > floor), float("-inf"))

@@ -115,7 +115,7 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
             revisions=run.revisions,
             initialisation=run.initialisation,
             inputs=budget.inputs,
-            fast_paths=list(run.fast_paths),
+            fast_paths=applied(run.fast_paths),
             **trained,
         ).model_dump(exclude_none=True)
         save_trained(objective.student, tokenizer, record, output)
@@ -204,6 +204,12 @@ def start_fast_paths(
         objective.teacher_outputs = next((store for store in stores if store.open()), None)
         if objective.teacher_outputs is None:
             print(f"{teacher_outputs}: the disk is too full to share what the teacher computes", flush=True)
+
+
+def applied(fast_paths: Sequence[FastPath]) -> list[str]:
+    """Those of ``fast_paths`` that a device knows: a GPU computes its teacher, a processor replays nothing."""
+    other = "shared-teacher" if compute_device().type == "cuda" else "cuda-graphs"
+    return [path for path in fast_paths if path != other]
 
 
 def progress_title(run: Run, others: Sequence[Run]) -> str:

@@ -85,7 +85,8 @@ def _gate(gates: dict[Any, Tensor], key: Any, units: int | None) -> Callable:
 
     def hook(module: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
         states = inputs[0].unflatten(-1, (units or inputs[0].shape[-1], -1))  # (B, T, units, channels of a unit)
-        gates[key] = torch.ones(len(states), 1, states.shape[2], 1, dtype=states.dtype, requires_grad=True)
+        ones = torch.ones(len(states), 1, states.shape[2], 1, dtype=states.dtype, device=states.device)
+        gates[key] = ones.requires_grad_()
         return ((states * gates[key]).flatten(2),)
 
     return hook

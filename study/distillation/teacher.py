@@ -14,6 +14,7 @@ from study import methods
 from study.data.corpus import corpus_hash, load_corpus
 from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import TEACHER, TeacherAdaptation
+from study.distillation.distil import applied
 from study.distillation.heads import with_language_modelling_head
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.output import MaskedLanguageModelling, masked_words
@@ -95,7 +96,7 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
             options=method.model_dump(),
             revisions=description.revisions,
             inputs=method.inputs,
-            fast_paths=list(description.fast_paths),
+            fast_paths=applied(description.fast_paths),
             stopped=ended,
             **trained,
         ).model_dump(exclude_none=True)

@@ -191,7 +191,9 @@ def train(
     )
     if objective.teacher is not None:
         nn.Module.to(objective.teacher, arguments.device)
-    if graphs and arguments.device.type == "cuda" and not processes.joined():  # which exchange gradients meanwhile
+    # Several processes exchange gradients meanwhile, and accumulated ones would share the memory of the next replay.
+    alone = not processes.joined()
+    if graphs and arguments.device.type == "cuda" and alone and arguments.gradient_accumulation_steps == 1:
         first = default_data_collator([training[i] for i in range(arguments.per_device_train_batch_size)])
         record_step(objective, {key: x.to(arguments.device) for key, x in first.items()}, arguments.bf16)
     sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -17,7 +17,7 @@ from study.distillation.students import create_student
 from study.evaluation.provenance import provenance, weights_hash
 from study.files import Layout
 from study.records import LatencyResult, Measurement, write_record
-from study.runtime import autocast, use_bf16
+from study.runtime import PROCESSOR, autocast, use_bf16
 from study.sections import Latency
 
 
@@ -34,8 +34,7 @@ def measure_latency(description: LatencyMeasurement, layout: Layout, output: Pat
     Raises:
         StudyError: a model is missing or the file cannot be written.
     """
-    device = torch.device("cpu")
-    protocol, bf16 = description.latency, use_bf16(description.precision, device)
+    protocol, bf16 = description.latency, use_bf16(description.precision, PROCESSOR)
     teacher = load_model(layout.teacher, description.attention_implementation).eval()
     encoder: Any = teacher.base_model
     hashes = {"teacher": weights_hash(layout.teacher)}
@@ -66,7 +65,7 @@ def measure_latency(description: LatencyMeasurement, layout: Layout, output: Pat
                     measurements.append(_measurement(TEACHER, batch_size, threads, seconds[:, 1], seconds[:, 1]))
     torch.set_num_threads(threads_before)
     result = LatencyResult(
-        **provenance(description, layout, hashes, device),
+        **provenance(description, layout, hashes, PROCESSOR),
         sequence_length=protocol.sequence_length,
         precision="bf16" if bf16 else "fp32",
         runs=protocol.runs,

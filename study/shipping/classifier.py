@@ -72,7 +72,7 @@ def export_classifier(plan: Plan, name: str, task: str, kind: str, to: Path | No
         kept: list[MeanPoolingClassifier] = []
         seed, rate = description.finetuning.seeds[0], _learning_rate(description, layout, task)
         finetune(description, source, learnt, splits, tokenizer, seed, rate, look_at_test=False, keep=kept.append)
-        model = _Classifier(kept[0], learnt.labels or ()).eval()
+        model = _Classifier(kept[0].cpu(), learnt.labels or ()).eval()
         _write(model, tokenizer, kind, folder, layout)
         collate = Collator(tokenizer, description.finetuning.pad_to_multiple_of)
         labels = np.array(splits["development"]["labels"])

@@ -89,8 +89,8 @@ class ExportedEncoder(nn.Module):
     ) -> BaseModelOutput:
         if token_type_ids is not None and token_type_ids.any():
             raise ValueError("an exported encoder reads one text at a time; allowed: finetuning.pairs = separate")
-        states = self.run({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
-        return BaseModelOutput(last_hidden_state=torch.from_numpy(states))
+        states = self.run({"input_ids": input_ids.cpu().numpy(), "attention_mask": attention_mask.cpu().numpy()})
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(states).to(input_ids.device))
 
 
 def onnx_encoder(path: Path, config: PretrainedConfig, threads: int = 1) -> ExportedEncoder:

@@ -31,7 +31,7 @@ from study.families import positions
 from study.files import Layout, StudyError
 from study.plan import Plan
 from study.records import write_record
-from study.runtime import use_bf16
+from study.runtime import PROCESSOR, use_bf16
 from study.sections import Encoder, Runtimes
 from study.shipping import parity
 from study.shipping.formats import MODEL, WRITERS, quantise
@@ -93,7 +93,7 @@ def measure_runtimes(plan: Plan, setting: str, output: Path) -> RuntimesResult:
         torch.set_num_threads(threads_before)
         qualities = _qualities(plan, layout, runtimes)
     result = RuntimesResult(
-        **provenance(description, layout, {TEACHER: weights_hash(layout.teacher)}),
+        **provenance(description, layout, {TEACHER: weights_hash(layout.teacher)}, PROCESSOR),
         absent=absent,
         load=[round(value, 2) for value in (began, os.getloadavg()[0])],
         timings=timings,
@@ -105,7 +105,7 @@ def measure_runtimes(plan: Plan, setting: str, output: Path) -> RuntimesResult:
 
 
 def _absent(protocol: Runtimes) -> dict[str, str]:
-    if "bf16" in protocol.runtimes and not use_bf16("auto"):
+    if "bf16" in protocol.runtimes and not use_bf16("auto", PROCESSOR):
         return {"bf16": "the processor has no bf16 instructions"}
     return {}
 
@@ -276,7 +276,9 @@ def _qualities(plan: Plan, layout: Layout, runtimes: list[str]) -> list[Quality]
             for place, (precision, model) in enumerate({"fp32": original, **others}.items()):
                 cosine = parity.deviation(original, model, ids)["cosine"]
                 tasks = {task: values[place] for task, values in scores.items()}
-                entry = Quality(model=shape, method=method, precision=precision, cosine=cosine, tasks=tasks)
+                entry = Quality(
+                    model=shape, method=method, run=model_name, precision=precision, cosine=cosine, tasks=tasks
+                )
                 found.append(entry)
                 mean = 100 * sum(tasks.values()) / len(tasks)
                 print(f"quality: {model_name} {precision} | {mean:.1f} | cosine {cosine:.5f}", flush=True)

@@ -45,7 +45,7 @@ from study.distillation.objectives import OBJECTIVES, Objective
 from study.distillation.trainer import DistillationTrainer, common_arguments, freeze_untrained, switch_off_dropout
 from study.files import StudyError, write_json
 from study.methods import FastPath, Trained
-from study.runtime import environment, keep_freed_memory, use_bf16
+from study.runtime import PROCESSOR, environment, keep_freed_memory, use_bf16
 from study.sections import Encoder
 from study.speed.floor import floor
 from study.speed.parts import PARTS, StepTimer
@@ -103,7 +103,7 @@ def benchmark(params: Params, output: str | os.PathLike) -> dict[str, Any]:
             raise StudyError(f"benchmark.peers: {name!r} is unknown; allowed: {', '.join(PEERS)}")
     subjects: list[Subject] = [
         {"kind": "method", "name": name, "precision": precision, "fast_paths": paths[:count]}
-        for precision in (["bf16", "fp32"] if use_bf16("auto") else ["fp32"])
+        for precision in (["bf16", "fp32"] if use_bf16("auto", PROCESSOR) else ["fp32"])
         for name in settings.methods
         for paths in [applicable(params.methods[name].objective, precision)]
         for count in range(len(paths) + 1)
@@ -113,7 +113,7 @@ def benchmark(params: Params, output: str | os.PathLike) -> dict[str, Any]:
         "benchmark": settings.model_dump(),
         "subjects": [subject | {"rounds": []} for subject in subjects],
         "peaks": _in_a_process(params, {"kind": "peaks"}),
-        "environment": environment(),
+        "environment": environment(PROCESSOR),
     }
     for turn in range(settings.rounds):
         for i, subject in enumerate(subjects):
@@ -142,7 +142,7 @@ def levers(params: Params, output: str | os.PathLike) -> dict[str, Any]:
     Raises:
         StudyError: the file cannot be written.
     """
-    precision = "bf16" if use_bf16("auto") else "fp32"
+    precision = "bf16" if use_bf16("auto", PROCESSOR) else "fp32"
     result: dict[str, Any] = {"benchmark": params.benchmark.model_dump(), "precision": precision, "levers": []}
     for name, lever in LEVERS.items():
         for method in (method for method in lever.methods if method in params.benchmark.methods):
@@ -157,7 +157,7 @@ def levers(params: Params, output: str | os.PathLike) -> dict[str, Any]:
                 rounds.append(dict(zip(("without", "with"), speeds, strict=True)))
                 print(f"benchmark {name} | {method} | {speeds[1] / speeds[0]:.2f} x as fast", flush=True)
             result["levers"].append({"lever": name, "method": method, "rounds": rounds})
-    result["environment"] = environment()
+    result["environment"] = environment(PROCESSOR)
     write_json(output, result)
     return result
 
@@ -176,7 +176,7 @@ def applicable(objective: str, precision: str) -> list[FastPath]:
 
 def machine() -> str:
     """A name for this machine's kind of processor, as a folder: models and their instructions differ in speed."""
-    here = environment()
+    here = environment(PROCESSOR)
     return re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['instructions']}".lower()).strip("-")
 
 
@@ -311,7 +311,7 @@ def measure_peaks(repeats: int = 10) -> dict[str, float]:
 
     peaks, side = {}, 2048
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        if name == "fp32" or use_bf16("auto"):
+        if name == "fp32" or use_bf16("auto", PROCESSOR):
             left, right, out = torch.randn(3, side, side).to(dtype)
             peaks[name] = 2 * side**3 / fastest(lambda: torch.mm(left, right, out=out))  # noqa: B023
     source = torch.ones(2**26)
