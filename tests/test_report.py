@@ -181,7 +181,10 @@ def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
     text = words_of(page)
     assert {path.name for path in (tmp_path / "reports/html").iterdir()} == {"index.html", "budgets_english.html"}
     # floor: 0.60, teacher: 0.80; mlm: 0.61 at the base, 0.70 at the longer budget
-    assert "English: 2 M tokens 50 % of the gap from untrained to teacher closed by MLM: no teacher" in text
+    assert (
+        "English: 2 M tokens 50 % of the gap from untrained to teacher on sentence tasks closed by MLM: no teacher"
+        in text
+    )
     assert "with 0.2 M tokens: 5 % by MLM: no teacher" in text
     assert "the highest of 1 methods on test data; 1 distilled model, 95 % interval" in text
     assert "Which student should I ship?" not in text and "What does speed cost?" not in text

@@ -47,6 +47,12 @@ def test_a_method_of_one_budget_has_no_trend_and_neither_has_a_study_of_one():
     for budget in ("base", "large"):
         del found["context", budget]["se"]
     assert list(trends(found, TOKENS)["method"]) == ["hs", "od"]
+    two = {
+        key: {name: own.isel(distillation_seed=[1]) for name, own in methods.items()}
+        for key, methods in closed(0.01).items()
+        if key[1] != "large"
+    }
+    assert trends(two, TOKENS)[["low", "high"]].isna().all(axis=None)
     alone = {key: methods for key, methods in closed(0.01).items() if key[1] == "base"}
     assert trends(alone, TOKENS).empty
 

@@ -26,8 +26,9 @@ def trends(closed: dict[tuple[str, str], dict[str, xr.DataArray]], tokens: dict[
 
     Returns:
         One row per group and method that was run at two budgets or more: first (a, percent), per_decade (d) with its
-        95 % interval low to high, runs, leader (the method with the greatest a), and meets: tokens at which the line
-        reaches the leader's, within those that were run; NaN where it does not. Empty without several budgets.
+        95 % interval low to high (NaN where no run is left over for errors), runs, leader (the method with the
+        greatest a), and meets: tokens at which the line reaches the leader's, within those that were run; NaN where it
+        does not. Empty without several budgets.
     """
     smallest = min(tokens.values())
     rows = [
@@ -44,7 +45,7 @@ def trends(closed: dict[tuple[str, str], dict[str, xr.DataArray]], tokens: dict[
 
 def _lines(group: str, runs: pd.DataFrame, smallest: int) -> pd.DataFrame:
     fitted = ols("closed ~ 0 + C(method) + C(method):decades", runs).fit()
-    between = fitted.conf_int()
+    between = fitted.conf_int() if fitted.df_resid else pd.DataFrame(np.nan, fitted.params.index, [0, 1])
     lines = []
     for method, own in runs.groupby("method", sort=False):
         first, slope = f"C(method)[{method}]", f"C(method)[{method}]:decades"
