@@ -20,6 +20,7 @@ from study.distillation.objectives import OBJECTIVES, base
 from study.distillation.objectives.base import masked_logits
 from study.distillation.taps import PROJECTIONS, Activations
 from study.distillation.teacher_outputs import TeacherOutputs
+from study.distillation.trainer import applied
 from study.methods import FastPath
 
 TEACHER_METHODS = ["od", "hs-uniform-consecutive", "mha-minilmv2", "mha-direct", "se-cosine"]
@@ -425,3 +426,12 @@ def test_a_student_is_the_same_with_and_without(folder, method, precision):
     moved = sum((slow[name] - start[name.removeprefix("bert.")]).norm() ** 2 for name in slow).sqrt()
     apart = sum((fast[name] - slow[name]).norm() ** 2 for name in slow).sqrt()
     assert apart <= (1e-5 if precision == "fp32" else 1e-2) * moved
+
+
+@pytest.mark.parametrize(("device", "steps", "left_out"), [
+    ("cpu", 1, {"cuda-graphs"}), ("cuda", 1, {"shared-teacher"}), ("cuda", 2, {"shared-teacher", "cuda-graphs"})
+])  # fmt: skip
+def test_paths_that_are_of_no_use_are_neither_taken_nor_recorded(monkeypatch, device, steps, left_out):
+    monkeypatch.setattr("study.distillation.trainer.compute_device", lambda: torch.device(device))
+    paths = list(get_args(FastPath))
+    assert applied(paths, steps) == [path for path in paths if path not in left_out]

@@ -25,6 +25,7 @@ from study.distillation.taps import Layers
 from study.distillation.teacher_outputs import TeacherOutputs
 from study.distillation.trainer import (
     Checkpoints,
+    applied,
     common_arguments,
     digest,
     freeze_untrained,
@@ -97,8 +98,9 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     objective = prepare_objective(run, budget, student, teacher, start)
     stream, validation = sequences(run, budget, corpus, tokenizer)
     outputs_identity = _outputs_identity(run, budget)
+    paths = applied(run.fast_paths, budget.accumulation_steps)
     start_fast_paths(
-        run.fast_paths,
+        paths,
         use_bf16(run.precision),
         objective,
         layout.teacher_outputs / digest(outputs_identity | {"inputs": record["hashes"]}),
@@ -106,8 +108,8 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
         layers_of_others(run, budget, others, teacher.config.num_hidden_layers),
     )
     with Checkpoints(layout.checkpoints, {"run": run.model_dump(mode="json"), "inputs": record["hashes"]}) as folder:
-        title, graphs = progress_title(run, others), "cuda-graphs" in run.fast_paths
-        trained = train(objective, stream, validation, _arguments(run, budget, folder), title, graphs=graphs)
+        arguments, title = _arguments(run, budget, folder), progress_title(run, others)
+        trained = train(objective, stream, validation, arguments, title, graphs="cuda-graphs" in paths)
         record["training"] = Training(
             objective=run.objective.objective,
             learning_rate=run.objective.learning_rate,
@@ -115,7 +117,7 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
             revisions=run.revisions,
             initialisation=run.initialisation,
             inputs=budget.inputs,
-            fast_paths=applied(run.fast_paths),
+            fast_paths=list(paths),
             **trained,
         ).model_dump(exclude_none=True)
         save_trained(objective.student, tokenizer, record, output)
@@ -196,20 +198,13 @@ def start_fast_paths(
         return
     if "rounded-teacher" in fast_paths and bf16:
         objective.round_teacher()
-    computed = compute_device().type != "cpu"  # a GPU computes them sooner than a disk gives them
-    if "shared-teacher" in fast_paths and not computed:
+    if "shared-teacher" in fast_paths:
         dtype = torch.bfloat16 if bf16 or objective.rounds_outputs else torch.float32
         size, needed = (*shape, objective.teacher.config.hidden_size), objective.teacher_layers()
         stores = (TeacherOutputs(teacher_outputs, size, dtype, needed, also) for also in (others, None))
         objective.teacher_outputs = next((store for store in stores if store.open()), None)
         if objective.teacher_outputs is None:
             print(f"{teacher_outputs}: the disk is too full to share what the teacher computes", flush=True)
-
-
-def applied(fast_paths: Sequence[FastPath]) -> list[str]:
-    """Those of ``fast_paths`` that a device knows: a GPU computes its teacher, a processor replays nothing."""
-    other = "shared-teacher" if compute_device().type == "cuda" else "cuda-graphs"
-    return [path for path in fast_paths if path != other]
 
 
 def progress_title(run: Run, others: Sequence[Run]) -> str:

@@ -37,12 +37,11 @@ def record_step(objective: Objective, batch: Batch, bf16: bool) -> None:
     step = _Step(objective, keys)
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
         graphed: Any = torch.cuda.make_graphed_callables(step, tuple(batch.values()), allow_unused_input=True)
-    plain = objective.forward
 
     def forward(**batch: Tensor) -> dict[str, Tensor]:
         replays = objective.training and torch.is_grad_enabled()
         if replays and {key: x.shape for key, x in batch.items()} == shapes:
             return {"loss": graphed(*(batch[key] for key in keys))}
-        return plain(**batch)
+        return step.plain(**batch)
 
     objective.forward = forward  # type: ignore[method-assign]

@@ -14,11 +14,10 @@ from study import methods
 from study.data.corpus import corpus_hash, load_corpus
 from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import TEACHER, TeacherAdaptation
-from study.distillation.distil import applied
 from study.distillation.heads import with_language_modelling_head
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.output import MaskedLanguageModelling, masked_words
-from study.distillation.trainer import Checkpoints, common_arguments, save_trained, switch_off_dropout, train
+from study.distillation.trainer import Checkpoints, applied, common_arguments, save_trained, switch_off_dropout, train
 from study.files import Layout, StudyError, content_hash, make_folder
 from study.records import CurvePoint, Training
 from study.runtime import keep_freed_memory, use_bf16
@@ -62,7 +61,8 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
     method = methods.MaskedLanguageModelling(
         objective="masked_language_modelling", learning_rate=budget.learning_rate, inputs="masked"
     )
-    if "kept-memory" in description.fast_paths:
+    paths = applied(description.fast_paths)
+    if "kept-memory" in paths:
         keep_freed_memory()
     identity = {"teacher": description.model_dump(mode="json"), "inputs": hashes}
     with Checkpoints(layout.checkpoints, identity) as folder:
@@ -87,7 +87,7 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
             arguments,
             f"{description.setting} teacher",
             [EarlyStoppingCallback(budget.patience, budget.min_improvement)],
-            "cuda-graphs" in description.fast_paths,
+            "cuda-graphs" in paths,
         )
         ended = "step limit" if trained["steps"] == budget.steps else "held-out loss no longer improves"
         record["training"] = Training(
@@ -96,7 +96,7 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
             options=method.model_dump(),
             revisions=description.revisions,
             inputs=method.inputs,
-            fast_paths=applied(description.fast_paths),
+            fast_paths=list(paths),
             stopped=ended,
             **trained,
         ).model_dump(exclude_none=True)

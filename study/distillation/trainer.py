@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import Objective
 from study.execution import forget_launchers
 from study.files import StudyError, write_json
+from study.methods import FastPath
 from study.runtime import compute_device, environment
 
 #: Optimiser steps between two training losses.
@@ -166,7 +168,7 @@ def train(
     """Train ``objective`` from the last complete checkpoint in ``arguments.output_dir``, or from the start.
 
     Args:
-        graphs: whether a GPU that trains alone is to replay its steps (:func:`study.distillation.graphs.record_step`).
+        graphs: whether steps are replayed (:func:`study.distillation.graphs.record_step`), as :func:`applied` says.
 
     Returns:
         Fields of :class:`study.records.Training`: the curve of held-out losses, the training losses, steps, tokens,
@@ -191,9 +193,7 @@ def train(
     )
     if objective.teacher is not None:
         nn.Module.to(objective.teacher, arguments.device)
-    # Several processes exchange gradients meanwhile, and accumulated ones would share the memory of the next replay.
-    alone = not processes.joined()
-    if graphs and arguments.device.type == "cuda" and alone and arguments.gradient_accumulation_steps == 1:
+    if graphs:
         first = default_data_collator([training[i] for i in range(arguments.per_device_train_batch_size)])
         record_step(objective, {key: x.to(arguments.device) for key, x in first.items()}, arguments.bf16)
     sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -224,6 +224,17 @@ def train(
         "curve": curve("eval_loss"),
         "training_curve": curve("loss"),
     }
+
+
+def applied(fast_paths: Sequence[FastPath], accumulation_steps: int = 1) -> list[FastPath]:
+    """Those of ``fast_paths`` that are of use here, which are then taken and recorded.
+
+    A GPU computes what a teacher gives sooner than a disk has it. It alone replays steps, and not where several
+    processes exchange gradients meanwhile, or where accumulated ones would share the memory of the next replay.
+    """
+    gpu = compute_device().type == "cuda"
+    useless = {"shared-teacher": gpu, "cuda-graphs": not gpu or processes.joined() or accumulation_steps > 1}
+    return [path for path in fast_paths if not useless.get(path)]
 
 
 def common_arguments(bf16: bool, batch_size: int) -> dict[str, Any]:

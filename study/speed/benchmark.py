@@ -260,7 +260,7 @@ def measure_method(params: Params, subject: Subject) -> dict[str, Any]:
             learning_rate=1e-5,
             seed=0,
             **common_arguments(bf16, settings.batch_size)
-            | {"eval_strategy": "no", "save_strategy": "no"}
+            | {"eval_strategy": "no", "save_strategy": "no", "use_cpu": True}
             | lever.arguments,
         )
         shape = len(stream), settings.sequence_length
