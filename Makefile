@@ -23,7 +23,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check new plan repro report export students runtimes tune peers benchmark costs test test-fast test-units test-faults test-pipeline lint lab clean
+.PHONY: help environment check new plan repro report export students runtimes tune peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -113,6 +113,10 @@ test-pipeline: environment
 
 lint: environment  ## style, spelling and types
 	ruff check . && ruff format --check . && codespell && mypy
+
+audit: environment  ## known vulnerabilities of the pinned packages, as a report (the package index's database)
+	@[ -x $(VENV)/audit/bin/pip-audit ] || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	@python tests/faults/audit.py $(VENV)/audit/bin/pip-audit
 
 lab: environment  ## open the notebooks
 	TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

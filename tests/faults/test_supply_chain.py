@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from audit import report
 
 from study.data.sources import SOURCES
 
@@ -39,3 +40,18 @@ def test_every_source_has_a_checksum():
 def test_extracted_models_hold_no_pickle():
     members = [member for source in SOURCES.values() for member in source.members]
     assert not [member for member in members if member.endswith((".pt", ".pth", ".pkl", "pytorch_model.bin"))]
+
+
+def test_the_audit_tells_vulnerabilities_and_counts_what_was_not_looked_up():
+    found = {"id": "PYSEC-2026-1", "fix_versions": ["2.0"], "aliases": [], "description": "..."}
+    answer = {
+        "dependencies": [
+            {"name": "a", "version": "1.0", "vulns": [found]},
+            {"name": "b", "version": "1.0", "vulns": []},
+            {"name": "c", "skip_reason": "Dependency not found"},
+        ]
+    }
+    assert report(json.dumps(answer)) == [
+        "pip-audit: 2 of 3 pinned packages are in the database that was asked",
+        "a 1.0: PYSEC-2026-1, mended in 2.0",
+    ]
