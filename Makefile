@@ -23,7 +23,7 @@ IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
 SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check new plan repro report export students runtimes tune peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
+.PHONY: help environment check new plan repro report export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,9 @@ costs: environment check  ## what runs cost: the cost model, checked and applied
 
 runtimes: environment check  ## what serves teacher and students how fast, and what it loses (SETTING=english; a quiet machine)
 	python -m study run notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes
+
+dynamics: plan  ## what a student's layers lose and gain while it trains (PROFILE=evidence SETTING=english; after its teacher)
+	python -m study run notebooks/68_dynamics.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/dynamics
 
 test: environment  ## all tests, the smoke profile end to end among them, side by side
 	@$(MAKE) --no-print-directory -j 2 test-units test-pipeline

@@ -12,6 +12,7 @@ from study.declarations import OwnTask
 from study.families import FAMILIES
 from study.methods import (
     PRUNING,
+    TAKEN,
     AttentionDistribution,
     AttentionRelation,
     AttentionScore,
@@ -255,6 +256,12 @@ class Params(Section):
 
     def _layers_fit(self, name: str, teacher: Teacher, initialisation: str) -> None:
         student, family = self.students[name], teacher.family or "bert"  # embedded teachers do not say theirs
+        left = teacher.layers - TAKEN.get(initialisation, 0)
+        if student.layers > left:
+            raise ValueError(
+                f"students.{name}.layers = {student.layers}: initialisation {initialisation!r} takes its layers from"
+                f" {left} of the teacher's; allowed: at most {left}"
+            )
         others = "'teacher-embeddings' and 'random'"
         if student.family and student.family != family:
             raise ValueError(
@@ -281,7 +288,7 @@ class Params(Section):
     def _method_fits(self, name: str, student_name: str, teacher: Teacher) -> None:
         method, student = self.methods[name], self.students[student_name]
         initialisation = method.initialisation or self.initialisation
-        if initialisation == "teacher-layers" or initialisation in PRUNING:
+        if initialisation in TAKEN or initialisation in PRUNING:
             self._layers_fit(student_name, teacher, initialisation)
         rated = self.memberships[name].extends if name in self.memberships else name
         if student.learning_rates and isinstance(method, Trained) and rated not in student.learning_rates:

@@ -46,8 +46,16 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Initialisation = Literal[
-    "random", "teacher-embeddings", "teacher-layers", "pruned-uniform", "pruned-top", "pruned-bottom"
+    "random",
+    "teacher-embeddings",
+    "teacher-layers",
+    "teacher-layers-but-last",
+    "pruned-uniform",
+    "pruned-top",
+    "pruned-bottom",
 ]
+#: Initialisations that take layers out of the teacher -> how many of its last ones are left out.
+TAKEN = {"teacher-layers": 0, "teacher-layers-but-last": 1}
 #: Initialisations that prune the teacher -> which of its layers stay.
 PRUNING = {"pruned-uniform": "uniform", "pruned-top": "top", "pruned-bottom": "bottom"}
 Inputs = Literal["masked", "plain"]
@@ -108,6 +116,8 @@ class Trained(Sparse):
     """What a method may set for itself instead of the value that all methods share: for ablations.
 
     ``equal_compute`` names a method: training then takes as many steps as cost the operations of that one's.
+    ``layer_decay`` d: layer i of L_S learns at d^(L_S - i) times the rate, embeddings at d^L_S times. Source: ELECTRA
+    (2003.10555), appendix B.
     """
 
     learning_rate: LearningRate
@@ -115,6 +125,7 @@ class Trained(Sparse):
     inputs: Inputs | None = None
     steps: Positive | None = None
     equal_compute: str | None = None
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _one_number_of_steps(self):
@@ -159,10 +170,13 @@ class SentenceEmbedding(Trained):
 
 
 class AttentionRelation(Trained):
+    """``value_weight``: of the value relation beside those of queries and keys, which weigh 1."""
+
     objective: Literal["attention_relation"]
     teacher_layer_from_top: Annotated[int, Field(ge=0)] = 1
     relation_heads: Positive = 12
     fitted_start: bool = False
+    value_weight: Weight | None = None
 
 
 class DirectAttention(Trained):

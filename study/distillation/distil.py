@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, default_data_collator
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from study.data.corpus import corpus_hash, load_corpus
 from study.data.pretrained import load_model, load_tokenizer
@@ -43,7 +49,9 @@ from study.sections import Distillation
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
 
 
-def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -> dict[str, Any]:
+def distil(
+    run: Run, layout: Layout, output: Path, others: Sequence[Run] = (), callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Distil one student and save it to ``output`` (loadable by ``from_pretrained``) with its ``record.json``.
 
     A run that was killed continues from its last checkpoint when called again with the same description, corpus and
@@ -52,6 +60,7 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     Args:
         others: the runs of the plan. Where the teacher has to be computed, what they read of it is kept for them too;
             and the progress says which of them this is. The student does not depend on them.
+        callbacks: of the Trainer, which watch.
 
     Returns:
         The record: ``run`` (its names), ``hashes`` of corpus and teacher, ``training`` (fields of
@@ -109,7 +118,7 @@ def distil(run: Run, layout: Layout, output: Path, others: Sequence[Run] = ()) -
     )
     with Checkpoints(layout.checkpoints, {"run": run.model_dump(mode="json"), "inputs": record["hashes"]}) as folder:
         arguments, title = _arguments(run, budget, folder), progress_title(run, others)
-        trained = train(objective, stream, validation, arguments, title, graphs="cuda-graphs" in paths)
+        trained = train(objective, stream, validation, arguments, title, [*callbacks], "cuda-graphs" in paths)
         record["training"] = Training(
             objective=run.objective.objective,
             learning_rate=run.objective.learning_rate,

@@ -16,7 +16,7 @@ from study.distillation.pruning import Importance, kept_layers, prune_layers
 from study.distillation.taps import state_of
 from study.families import FAMILIES, Block, family_of, part, positions
 from study.files import StudyError
-from study.methods import PRUNING
+from study.methods import PRUNING, TAKEN
 from study.sections import Encoder
 
 #: Positions of a student of another family than its teacher's, at most. Source: BERT.
@@ -41,8 +41,9 @@ def create_student(
         initialisation: ``random`` (the family's own), ``teacher-embeddings`` (word embeddings of the teacher,
             projected on their leading right-singular vectors when the student is narrower, the rest random),
             ``teacher-layers`` (also the layers of the ``uniform`` mapping and the head: copied where all widths match,
-            else projected, see :func:`project_teacher`) or ``pruned-...`` (also layers and the head, with fewer heads
-            and neurons, see :func:`study.distillation.pruning.prune_layers`).
+            else projected, see :func:`project_teacher`), ``teacher-layers-but-last`` (the same mapping onto the
+            teacher's layers without its last, so that the student's last begins as L_T - 1) or ``pruned-...`` (also
+            layers and the head, with fewer heads and neurons, see :func:`study.distillation.pruning.prune_layers`).
         sample: (sequences, tokens) of corpus text, needed only where layers are projected.
         seed: of the random part.
         importance: of the teacher's heads and neurons, needed only where some are pruned.
@@ -61,9 +62,10 @@ def create_student(
         student = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
     if initialisation == "teacher-embeddings":
         _copy_word_embeddings(student, teacher)
-    elif initialisation == "teacher-layers":
-        _layers_can_be_taken(student, teacher)
-        layers = {i: j for i, (j,) in layer_mapping("uniform", teacher.config.num_hidden_layers, sizes.layers).items()}
+    elif initialisation in TAKEN:
+        _layers_can_be_taken(student, teacher, initialisation)
+        depth = teacher.config.num_hidden_layers - TAKEN[initialisation]
+        layers = {i: j for i, (j,) in layer_mapping("uniform", depth, sizes.layers).items()}
         if (sizes.width, sizes.intermediate) == _widths(teacher):
             _copy_layers(student, teacher, layers)
         else:
@@ -105,9 +107,7 @@ def _widths(model: PreTrainedModel) -> tuple[int, int]:
     return width, intermediate
 
 
-def _layers_can_be_taken(
-    student: PreTrainedModel, teacher: PreTrainedModel, initialisation: str = "teacher-layers"
-) -> None:
+def _layers_can_be_taken(student: PreTrainedModel, teacher: PreTrainedModel, initialisation: str) -> None:
     own, family = teacher.config.model_type, student.config.model_type
     width, inner = teacher.config.hidden_size, _word_embeddings(teacher).shape[1]
     reason = None

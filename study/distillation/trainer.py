@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from study.distillation.graphs import record_step
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives.base import Objective
 from study.execution import forget_launchers
+from study.families import family_of, part
 from study.files import StudyError, write_json
 from study.methods import FastPath
 from study.runtime import compute_device, environment
@@ -122,6 +124,16 @@ class DistillationTrainer(Trainer):
         (clock,) = (callback for callback in self.callback_handler.callbacks if isinstance(callback, Clock))
         return clock
 
+    def create_optimizer(self, *arguments: Any, **named: Any) -> torch.optim.Optimizer:
+        """The Trainer's, its groups split by learning rate where the method has a ``layer_decay``."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*arguments, **named)
+        decay = getattr(getattr(self.model, "method", None), "layer_decay", None)
+        if made and decay is not None:
+            assert isinstance(self.model, Objective)
+            optimizer.param_groups[:] = split_by_layer(optimizer.param_groups, self.model.student, decay)
+        return optimizer
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.clock.loss = self._tr_loss.item()
         self.clock.steps = self.state.global_step - self._globalstep_last_logged
@@ -179,8 +191,8 @@ def train(
     """
     with processes.first_goes_first():
         checkpoint = last_complete_checkpoint(Path(str(arguments.output_dir)))
-    for part in objective.singles():
-        part.gathers = True
+    for single in objective.singles():
+        single.gathers = True
     arguments.eval_on_start = checkpoint is None  # else the curve would hold that step twice
     objective.accepts_loss_kwargs = False  # type: ignore[assignment]  # its losses are means: the Trainer has to divide
     trainer = DistillationTrainer(
@@ -224,6 +236,26 @@ def train(
         "curve": curve("eval_loss"),
         "training_curve": curve("loss"),
     }
+
+
+def split_by_layer(groups: list[dict[str, Any]], student: PreTrainedModel, decay: float) -> list[dict[str, Any]]:
+    """An optimiser's groups, one for each learning rate: d^(L_S - i) times the group's for layer i, 0 the embeddings.
+
+    What stands outside the encoder (heads, learned maps) keeps its rate.
+    """
+    layers = part(student.base_model, family_of(student).layers)
+    depth = {id(parameter): 0 for parameter in student.base_model.parameters()}
+    depth |= {id(parameter): i for i, layer in enumerate(layers, 1) for parameter in layer.parameters()}
+    split = []
+    for group in groups:
+        chosen: dict[int, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            chosen[depth.get(id(parameter), len(layers))].append(parameter)
+        split += [
+            {**group, "params": parameters, "lr": group["lr"] * decay ** (len(layers) - i)}
+            for i, parameters in sorted(chosen.items())
+        ]
+    return split
 
 
 def applied(fast_paths: Sequence[FastPath], accumulation_steps: int = 1) -> list[FastPath]:

@@ -48,7 +48,7 @@ class Attention(Objective):
 
 
 class AttentionRelation(Attention):
-    """MiniLMv2: sum over Q, K, V of :func:`study.distillation.losses.attention_relation`."""
+    """MiniLMv2: sum over Q, K, V of :func:`study.distillation.losses.attention_relation`, V times ``value_weight``."""
 
     method: methods.AttentionRelation
 
@@ -81,8 +81,12 @@ class AttentionRelation(Attention):
             fit_linear(part(layer, path), inputs, targets)
 
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
-        pairs = self.pairs(student, teacher)
-        return sum(self.losses.attention_relation(s, t, self.method.relation_heads) for _, s, t in pairs)
+        weights = {} if self.method.value_weight is None else {"value": self.method.value_weight}
+        total: Any = 0
+        for name, s, t in self.pairs(student, teacher):
+            divergence = self.losses.attention_relation(s, t, self.method.relation_heads)
+            total = total + (weights[name] * divergence if name in weights else divergence)
+        return total
 
 
 class DirectAttention(Attention):

@@ -1,0 +1,85 @@
+"""Figures of a student's layers while it trains."""
+
+from __future__ import annotations
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from study.analysis.dynamics import MEASURES
+from study.analysis.figures.style import GREY, LOOK, SPARE, STYLES, Style, handle, label, method_legend, new_figure
+from study.records import DynamicsResult
+
+#: Shades from the embeddings to the last layer, the last one darkest.
+SHADES = ("#b0b0b0", "#7fa8d9", "#3f7fc1", "#08306b", "#04204a")
+
+
+def _tokens(axes: Axes, measured: pd.DataFrame) -> None:
+    """Tokens on an axis that starts at 0 and is logarithmic from the first snapshot on."""
+    seen = sorted(measured["tokens"].unique())
+    axes.set_xscale("symlog", linthresh=seen[1], linscale=0.6)
+    axes.xaxis.set_major_locator(FixedLocator([0, *seen[1::2]]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2g} M" if value else "0"))
+    axes.grid()
+
+
+@matplotlib.rc_context(LOOK)
+def layers_by_tokens(measured: pd.DataFrame, result: DynamicsResult, methods: list[str]) -> Figure:
+    """Score of a probe of every layer against tokens read: a row per task, a column per method, a line per layer.
+
+    Dashed: the teacher's last layer. Hollow: the end of a run of a larger budget.
+
+    Args:
+        measured: :func:`study.analysis.dynamics.measures` of ``result``.
+    """
+    tasks = [*result.teacher]
+    figure = new_figure(0.8 + 1.7 * len(tasks))
+    grid = figure.subplots(len(tasks), len(methods), sharex=True, sharey="row", squeeze=False)
+    depth = measured["layer"].max()
+    for panels, task in zip(grid, tasks, strict=True):
+        for axes, method in zip(panels, methods, strict=True):
+            own = measured[(measured["method"] == method) & (measured["measure"] == task)]
+            for (layer, budget), line in own.groupby(["layer", "budget"]):
+                face = None if budget == result.runs[0].budget else "white"
+                look = {"color": SHADES[-1 - (depth - layer)], "marker": "o", "markerfacecolor": face}
+                axes.plot(line["tokens"], line["value"], markersize=3 if face is None else 4, linewidth=1.4, **look)
+            axes.axhline(100 * result.teacher[task][-1], color=GREY, linestyle="--", linewidth=1)
+            _tokens(axes, measured)
+        panels[0].set_ylabel(f"{task}\n(development, 0\u2013100)")
+    for axes, method in zip(grid[0], methods, strict=True):
+        axes.set_title(label(method))
+    figure.supxlabel("tokens read", fontsize=9)
+    names = ["embeddings", *(f"layer {i}" for i in range(1, depth)), f"layer {depth}, the last"]
+    handles = [handle(name, shade, "o", "-") for name, shade in zip(names, SHADES[-1 - depth :], strict=True)]
+    figure.legend(
+        handles=[*handles, handle("teacher\u2019s last", GREY, "", "--")], loc="outside right upper", frameon=False
+    )
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def last_layer_by_tokens(measured: pd.DataFrame, result: DynamicsResult) -> Figure:
+    """Measures of the last layer against tokens read, a line per method: probes, CKA and divergence of relations."""
+    last = measured[(measured["layer"] == measured["layer"].max()) & (measured["budget"] == result.runs[0].budget)]
+    look = {}
+    for place, run in enumerate(run for run in result.runs if run.budget == result.runs[0].budget):
+        look[run.method] = STYLES.get(run.method) or Style(run.method, *SPARE[place % len(SPARE)])
+    asked = [*result.teacher, *MEASURES]
+    figure = new_figure(5.0)
+    grid = figure.subplots(-(-len(asked) // 2), 2, sharex=True, squeeze=False)
+    for axes, measure in zip(grid.flat, asked, strict=False):
+        for method, style in look.items():
+            line = last[(last["method"] == method) & (last["measure"] == measure)]
+            axes.plot(
+                line["tokens"], line["value"], color=style.color, marker=style.marker, markersize=5, linewidth=1.2
+            )
+        if measure in result.teacher:
+            axes.axhline(100 * result.teacher[measure][-1], color=GREY, linestyle="--", linewidth=1)
+        axes.set_title(MEASURES.get(measure, f"{measure} (dashed: teacher)"))
+        _tokens(axes, measured)
+    figure.supxlabel("tokens read", fontsize=9)
+    method_legend(figure, look)
+    return figure
