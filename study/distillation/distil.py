@@ -72,16 +72,7 @@ def distil(
     """
     processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
     make_folder(output.parent)
-    tokenizer = load_tokenizer(layout.teacher)
-    teacher = load_model(layout.teacher, run.attention_implementation)
-    if not all(parameter.isfinite().all() for parameter in teacher.parameters()):
-        raise StudyError(f"{layout.teacher}: holds weights that are not finite; run the stage that writes it again")
-    corpus = load_corpus(layout.corpus)
-    if len(corpus["train"]) < run.distillation.batch_size:
-        raise StudyError(
-            f"{layout.corpus}: {len(corpus['train'])} training sequences; distillation.batch_size ="
-            f" {run.distillation.batch_size} needs at least one batch"
-        )
+    tokenizer, teacher, corpus = _inputs(run, layout)
     stream = MaskedSequences(
         corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES, sampled=_samples_positions(run)
     )
@@ -131,6 +122,21 @@ def distil(
         ).model_dump(exclude_none=True)
         save_trained(objective.student, tokenizer, record, output)
     return record
+
+
+def _inputs(run: Run, layout: Layout) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, DatasetDict]:
+    """Tokenizer, teacher and corpus, looked at before any work."""
+    tokenizer = load_tokenizer(layout.teacher)
+    teacher = load_model(layout.teacher, run.attention_implementation)
+    if not all(parameter.isfinite().all() for parameter in teacher.parameters()):
+        raise StudyError(f"{layout.teacher}: holds weights that are not finite; run the stage that writes it again")
+    corpus = load_corpus(layout.corpus)
+    if len(corpus["train"]) < run.distillation.batch_size:
+        raise StudyError(
+            f"{layout.corpus}: {len(corpus['train'])} training sequences; distillation.batch_size ="
+            f" {run.distillation.batch_size} needs at least one batch"
+        )
+    return tokenizer, teacher, corpus
 
 
 def training_budget(run: Run, teacher: PreTrainedModel, start: dict[str, Tensor]) -> Distillation:
