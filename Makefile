@@ -2,6 +2,10 @@
 PYTHON ?= python3
 JOBS ?= 2
 PROFILE ?= laptop
+ENGINE ?= make
+ifneq ($(filter-out make ray,$(ENGINE)),)
+$(error ENGINE = $(ENGINE); allowed: make, or ray (docs/cluster.md))
+endif
 ifneq ($(shell printf '%s' '$(JOBS)' | grep -cxE '[1-9][0-9]?'),1)
 $(error JOBS = $(JOBS); allowed: a number of processes from 1 to 99)
 endif
@@ -48,7 +52,10 @@ plan: environment  ## resolve params.yaml under PROFILE: a description of every 
 	@python -m study plan $(PROFILE)
 	@cd $(FOLDER) && mkdir -p scratch && dvc stage list --name-only > scratch/stages
 
-repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by side
+repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by side; ENGINE=ray RAY_ADDRESS=auto CPUS=1 GPUS=0.5 on a cluster
+ifeq ($(ENGINE),ray)
+	@export STUDY_STARTER=$$PPID && python -m study grid $(PROFILE) $(if $(RAY_ADDRESS),--address $(RAY_ADDRESS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(GPUS),--gpus $(GPUS))
+else
 	$(IN) dvc repro plan notebooks sources
 	$(IN) $(STAGES) '^tasks@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^corpus@' | $(SIDE_BY_SIDE)
@@ -59,6 +66,7 @@ repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by
 	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro
+endif
 
 report: plan  ## figures and pages of PROFILE again, from its committed results alone
 	$(IN) dvc repro plan notebooks

@@ -7,6 +7,7 @@ python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study tunings [PROFILE]         print the descriptions of what `make tune` tries
 python -m study tuned [PROFILE]           print the learning rates that reports/tuning speaks for
 python -m study cells [PROFILE]           print what is stale, or commands that run it on any engine
+python -m study grid [PROFILE]            run what is stale on a Ray cluster, and put it on record
 python -m study distil DESCRIPTION        train one student, by as many processes as torchrun starts
 python -m study report [PROFILE]          turn the executed analyses into the HTML report
 python -m study students [PROFILE]        print the students that the report recommends
@@ -110,7 +111,9 @@ def _cells(options: argparse.Namespace) -> None:
 
     cells = Cells(resolve(options.profile))
     if options.record:
-        print("\n".join(f"on record: {name}" for name in cells.record()) or "nothing finished since the last time")
+        with cells.alone():
+            recorded = cells.record()
+        print("\n".join(f"on record: {name}" for name in recorded) or "nothing finished since the last time")
         return
     ready, waiting = (cells.all(options.stage), []) if options.all else cells.ready(options.stage)
     if options.commands:
@@ -119,6 +122,14 @@ def _cells(options: argparse.Namespace) -> None:
         print("".join(f"{stage.name} {cells.state(stage)}\n" for stage in ready), end="")
     if waiting:
         print(f"{len(waiting)} more wait for these or others to be on record", file=sys.stderr)
+
+
+def _grid(options: argparse.Namespace) -> None:
+    from study.cells import Cells
+    from study.grid import Request, run_grid
+
+    end_with_starter()
+    run_grid(Cells(resolve(options.profile)), Request(options.cpus, options.gpus, options.address or None))
 
 
 def _distil(options: argparse.Namespace) -> None:
@@ -168,7 +179,7 @@ def _students(options: argparse.Namespace) -> None:
 
 
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
-COMMANDS |= {"cells": _cells, "distil": _distil, "export": _export, "new": _new, "students": _students}
+COMMANDS |= {"cells": _cells, "grid": _grid, "distil": _distil, "export": _export, "new": _new, "students": _students}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         "tuned": "print the learning rates chosen by `make tune`",
         "report": "write the HTML report",
         "cells": "print the stale stages that can run now, or their commands",
+        "grid": "run the stale stages as tasks of Ray (docs/cluster.md)",
         "students": "print the runs of the students that the report recommends",
     }
     for name, text in helps.items():
@@ -193,6 +205,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--record", action="store_true", help="put what has finished on record (one process)")
             command.add_argument("--stage", metavar="KIND", help="of one kind alone: tasks, corpus, ..., report")
             command.add_argument("--all", action="store_true", help="what is not stale, too")
+        if name == "grid":
+            command.add_argument(
+                "--cpus", type=int, default=1, help="of a task, which are its threads too (default: 1)"
+            )
+            command.add_argument(
+                "--gpus", type=float, help="of a task with models, 0 to 1 (default: 1 if there are any)"
+            )
+            command.add_argument("--address", help="auto or host:port of a running Ray (default: one of this machine)")
         if name == "plan":
             command.add_argument("--listed", action="store_true", help="descriptions alone: plan.yaml must be right")
     run = commands.add_parser("run", help="execute a notebook")

@@ -35,17 +35,21 @@ def shell(folder: Path, command: str) -> subprocess.CompletedProcess:
     return subprocess.run(["sh", "-c", command], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True)
 
 
-@pytest.fixture
-def study(tmp_path, monkeypatch) -> Cells:
-    """A profile of three stages under DVC, none of which has run."""
+def study_of(tmp_path: Path, monkeypatch, pipeline: str) -> Cells:
+    """A profile of some stages under DVC, none of which has run."""
     folder = tmp_path / "study" / "profiles" / "small"
     (folder / "plan").mkdir(parents=True)
-    (folder / "dvc.yaml").write_text(PIPELINE)
+    (folder / "dvc.yaml").write_text(pipeline)
     for name in ("one", "two"):
         (folder / "plan" / f"{name}.json").write_text(f"the {name}\n")
     assert shell(tmp_path / "study", "dvc init --no-scm --quiet && dvc config core.analytics false").returncode == 0
     monkeypatch.setattr(cells, "write_plan", lambda plan: 0)  # what it writes stands above
     return Cells(Plan("small", tmp_path / "study", folder, None, []))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Cells:
+    return study_of(tmp_path, monkeypatch, PIPELINE)
 
 
 def names(stages) -> list[str]:
@@ -81,7 +85,7 @@ def test_a_failed_one_is_not_put_on_record_and_can_be_run_again(study):
     text = (study.plan.folder / "plan" / "one.json").read_text()
     (study.plan.folder / "plan" / "one.json").unlink()
     assert run(study, one) != 0 and study.state(one) == "started" and study.state(two) == "not started"
-    assert study.record() == []
+    assert study.record() == [] and not (study.plan.folder / "out" / "one").exists()  # what it wrote is not in place
     (study.plan.folder / "plan" / "one.json").write_text(text)
     assert run(study, one) == 0 and study.record() == ["make@one"] and names(study.ready()[0]) == ["make@two"]
 
@@ -90,9 +94,20 @@ def test_what_ran_on_inputs_that_changed_meanwhile_is_not_put_on_record(study):
     (one, two), _ = study.ready()
     assert run(study, one) == run(study, two) == 0
     (study.plan.folder / "plan" / "two.json").write_text("another\n")
-    with pytest.raises(StudyError, match=r"run them again: make@two \(two.json\)"):
+    with pytest.raises(StudyError, match=r"run them again: make@two \(plan/two.json\)"):
         study.record()
     ready, waiting = study.ready()
     assert names(ready) == ["make@two"] and names(waiting) == ["join"]
     assert run(study, ready[0]) == 0 and study.record() == ["make@two"]
     assert (study.plan.folder / "out" / "two" / "text").read_text() == "ANOTHER\n"
+
+
+def test_what_is_gone_is_named_and_all_else_is_put_on_record(study):
+    (one, two), _ = study.ready()
+    assert run(study, one) == run(study, two) == 0
+    (study.plan.folder / "plan" / "one.json").unlink()
+    with pytest.raises(StudyError, match=r"missing, run them again: make@one \(plan/one.json\)$"):
+        study.record()
+    assert b"make@two" in (study.plan.folder / "dvc.lock").read_bytes()
+    (study.plan.folder / "plan" / "one.json").write_text("the one\n")
+    assert names(study.ready()[0]) == ["make@one"]
