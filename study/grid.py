@@ -6,6 +6,7 @@ starts again continues from the stage's checkpoint. A command ends soon after th
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -222,7 +223,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         _check_answers(str(address))
     alone: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": 2**27}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **alone)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
     except (ConnectionError, RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())[:200]
         raise StudyError(f"RAY_ADDRESS = {address}: {told}; allowed: auto or host:port of a running Ray") from None
