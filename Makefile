@@ -25,7 +25,9 @@ FOLDER := $(if $(filter laptop,$(PROFILE)),.,profiles/$(PROFILE))
 # Every recipe runs in the profile's folder; a stage ends when this process does.
 IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
-SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
+# GNU xargs numbers what runs side by side: each takes the GPU of its number.
+NUMBERED := $(shell xargs --process-slot-var=STUDY_JOB true < /dev/null 2> /dev/null && echo --process-slot-var=STUDY_JOB)
+SIDE_BY_SIDE = xargs $(NUMBERED) -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
 .PHONY: help environment check new plan repro report export students runtimes tune peers benchmark costs test test-fast test-units test-faults test-pipeline lint lab clean
 
@@ -83,7 +85,7 @@ students: plan  ## the students that the report of PROFILE recommends: pulled wh
 tune: plan  ## choose learning rates on development data (writes reports/tuning)
 	$(IN) dvc repro plan notebooks
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro
-	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed $(FOLDER)/scratch/executed/tune_$$0_$$1.ipynb \
 	  -p description ../$(FOLDER)/plan/tune/$$0_$$1.json -p output ../$$2/$$0/$$1.json'
 	rm -rf $(FOLDER)/scratch/teacher_outputs

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from study.descriptions import own_data
-from study.execution import be_quiet, end_with_starter, run_notebook, unchanged
+from study.execution import be_quiet, end_with_starter, run_notebook, take_one_gpu, unchanged
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
 from study.plan import resolve
 from study.plan_files import write_plan
@@ -134,6 +134,7 @@ def _grid(options: argparse.Namespace) -> None:
 
 def _distil(options: argparse.Namespace) -> None:
     be_quiet()
+    take_one_gpu()
     from study.descriptions import Run, open_description, runs_beside
     from study.distillation import processes
     from study.distillation.distil import distil
@@ -156,6 +157,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    take_one_gpu()
     from study.shipping.export import export
 
     plan = resolve(options.profile)

@@ -75,7 +75,9 @@ class Cells:
         outs = [str(path.relative_to(self.plan.folder.resolve())) for path in _paths(stage.outs)]
         command, moved, removed = " ".join(stage.cmd.split()), [], []
         for out in outs:
-            command, found = re.subn(rf"(?<![\w.+-]){re.escape(out)}(?![\w.+-])", f"$own/{out}", command)
+            found = 0
+            if "/" in out:  # a bare name may be another word of the command
+                command, found = re.subn(rf"(?<![\w.+-]){re.escape(out)}(?![\w.+-])", f"$own/{out}", command)
             moved += [out] * bool(found)
             removed += [out] * (not found)  # its place is not the command's to choose
         lines = [f"mkdir -p {MARKS}", f"rm -f {finished}", f"touch {started}"]

@@ -111,3 +111,14 @@ def test_what_is_gone_is_named_and_all_else_is_put_on_record(study):
     assert b"make@two" in (study.plan.folder / "dvc.lock").read_bytes()
     (study.plan.folder / "plan" / "one.json").write_text("the one\n")
     assert names(study.ready()[0]) == ["make@one"]
+
+
+def test_only_paths_are_put_elsewhere_in_a_command(study):
+    """Of the real pipeline: `python -m study plan` writes the folder `plan`."""
+    here = Cells(Plan("small", study.plan.root, study.plan.folder, None, []))
+    (study.plan.folder / "dvc.yaml").write_text(
+        "stages: {plan: {cmd: echo plan > plan, outs: [plan]}, b: {cmd: cp a/b+c a/b && touch a/b.x, outs: [a/b]}}"
+    )
+    plan, other = here.all()
+    assert "rm -rf plan && echo plan > plan && mv " in here.command(plan)
+    assert "cp a/b+c $own/a/b && touch a/b.x && rm -rf a/b" in here.command(other)

@@ -32,18 +32,18 @@ stages:
       outs: ["out/${item}"]
   crash:
     cmd: >-
-      if [ -f checkpoint ]; then cat checkpoint > crashed; else echo half > checkpoint; echo partial > crashed;
-      kill -9 $STUDY_STARTER; sleep 1; exit 1; fi
+      mkdir -p made && if [ -f checkpoint ]; then cat checkpoint > made/crash; else echo half > checkpoint;
+      echo partial > made/crash; kill -9 $STUDY_STARTER; sleep 1; exit 1; fi
     deps: [plan/one.json]
-    outs: [crashed]
+    outs: [made/crash]
   latency:
     cmd: ls scratch/cells/*.started | wc -l | tr -d ' ' > alone
     deps: [plan/one.json]
     outs:
       - alone: {cache: false}
   join:
-    cmd: cat out/*/text crashed > all.txt
-    deps: [out, crashed]
+    cmd: cat out/*/text made/crash > all.txt
+    deps: [out, made/crash]
     outs:
       - all.txt: {cache: false}
 """
@@ -74,7 +74,7 @@ def test_a_grid_on_ray_leaves_what_dvc_repro_leaves_and_a_second_call_does_nothi
     told = capsys.readouterr().out
     locks = [read_yaml(root / "profiles" / "small" / "dvc.lock") for root in (study.plan.root, whole)]
     assert locks[0] == locks[1]  # in the order in which stages ended
-    for name in ("all.txt", "out/one/text", "crashed", "alone"):
+    for name in ("all.txt", "out/one/text", "made/crash", "alone"):
         files = [root / "profiles" / "small" / name for root in (study.plan.root, whole)]
         assert files[0].read_bytes() == files[1].read_bytes(), name
     assert told.count("| done\n") == 5 and "failed 0" in told.splitlines()[-1]
@@ -106,7 +106,9 @@ def test_failures_are_named_all_else_runs_and_only_what_is_missing_runs_again(lo
 def test_a_study_whose_parameters_change_meanwhile_starts_nothing_more(local, study):
     (study.plan.root / "params.yaml").write_text("a: 1\n")
     (study.plan.folder / "checkpoint").write_text("half\n")
-    changing = PIPELINE.replace("cat checkpoint > crashed", "cat checkpoint > crashed; echo b >> ../../params.yaml")
+    changing = PIPELINE.replace(
+        "cat checkpoint > made/crash", "cat checkpoint > made/crash; echo b >> ../../params.yaml"
+    )
     (study.plan.folder / "dvc.yaml").write_text(changing)
     with pytest.raises(StudyError, match="params.yaml changed while the study was run"):
         run_grid(study, Request())

@@ -33,7 +33,7 @@ from study.distillation.objectives.base import Objective
 from study.execution import forget_launchers
 from study.files import StudyError, write_json
 from study.methods import FastPath
-from study.runtime import compute_device, environment
+from study.runtime import compute_device, environment, one_device
 
 #: Optimiser steps between two training losses.
 LOGGED_EVERY = 10
@@ -112,7 +112,7 @@ class DistillationTrainer(Trainer):
     """
 
     def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
+        super().__init__(*arguments, **named | {"args": one_device(named["args"])})
         self.add_callback(Clock())
         self.add_callback(Unlogged(self))
 
