@@ -112,8 +112,10 @@ def _cells(options: argparse.Namespace) -> None:
     cells = Cells(resolve(options.profile))
     if options.record:
         with cells.alone():
-            recorded = cells.record()
+            recorded, refused = cells.record()
         print("\n".join(f"on record: {name}" for name in recorded) or "nothing finished since the last time")
+        if refused:
+            raise StudyError("; ".join(f"run {name} again: {why}" for name, why in refused.items()))
         return
     ready, waiting = (cells.all(options.stage), []) if options.all else cells.ready(options.stage)
     if options.commands:

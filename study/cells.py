@@ -92,14 +92,14 @@ class Cells:
         inside = [] if here == Path() else [f"cd {shlex.quote(str(here))}"]
         return " && ".join([*inside, *lines, f"mv {started} {finished}"])
 
-    def record(self) -> list[str]:
-        """Put finished stages on record, one at a time; their names.
+    def record(self) -> tuple[list[str], dict[str, str]]:
+        """Put finished stages on record, one at a time.
 
-        Raises:
-            StudyError: something that a stage depends on has changed since it began, or is gone as its outcome may be:
-                that one is to be run again. All others are on record.
+        Returns:
+            Names of those on record, and of those that have to be run again -> why: something that they depend on
+            changed after they began, or is gone, as their outcome may be.
         """
-        recorded, changed, gone = [], [], []
+        recorded, refused = [], {}
         with self._repository() as (repository, stages):
             for stage in stages:
                 mark = self._mark(stage.name, "finished")
@@ -108,23 +108,16 @@ class Cells:
                 missing = [path for path in _paths([*stage.deps, *stage.outs]) if not path.exists()]
                 newer = [path for path in _paths(stage.deps) if _newest(path) > mark.stat().st_mtime_ns]
                 if missing:
-                    gone.append(f"{stage.name} ({self._short(missing[0])})")
+                    refused[stage.name] = f"{self._short(missing[0])} is missing"
                 elif newer:
-                    changed.append(f"{stage.name} ({self._short(newer[0])})")
+                    refused[stage.name] = f"{self._short(newer[0])} changed after it began"
                 else:
                     repository.commit(stage.name, force=True)
                     recorded.append(stage.name)
                 mark.unlink()
                 for own in self.marks.glob(f"{escape(stage.name)}.??????/"):
                     shutil.rmtree(own, ignore_errors=True)
-        told = [
-            f"{why}, run them again: {', '.join(names)}"
-            for why, names in (("inputs changed after these began", changed), ("files of these are missing", gone))
-            if names
-        ]
-        if told:
-            raise StudyError("; ".join(told))
-        return recorded
+        return recorded, refused
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -91,10 +91,8 @@ class Driver:
             self.ray.wait(list(self.running))
             for reference in self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0.0)[0]:
                 self._end(reference)
-            try:
-                self.cells.record()  # all that has ended meanwhile at once: reading the plan takes longer than a commit
-            except StudyError as error:
-                problems = [str(error)]
+            _, refused = self.cells.record()  # all that ended meanwhile: the plan is read once, which takes longest
+            self.failed |= refused
         problems += [f"{name}: {why} ({self._log(name)})" for name, why in self.failed.items()]
         if problems:
             raise StudyError("; ".join(problems))

@@ -123,7 +123,7 @@ class DistillationTrainer(Trainer):
         return clock
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.clock.loss = self._tr_loss.item()
+        self.clock.loss = processes.total(self._tr_loss.clone()).item() / processes.count()  # as a log has it
         self.clock.steps = self.state.global_step - self._globalstep_last_logged
         with writing(Path(str(self.args.output_dir))):
             super()._save_checkpoint(model, trial)
