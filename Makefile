@@ -2,6 +2,10 @@
 PYTHON ?= python3
 JOBS ?= 2
 PROFILE ?= laptop
+ENGINE ?= make
+ifneq ($(filter-out make ray,$(ENGINE)),)
+$(error ENGINE = $(ENGINE); allowed: make, or ray (docs/cluster.md))
+endif
 ifneq ($(shell printf '%s' '$(JOBS)' | grep -cxE '[1-9][0-9]?'),1)
 $(error JOBS = $(JOBS); allowed: a number of processes from 1 to 99)
 endif
@@ -21,7 +25,9 @@ FOLDER := $(if $(filter laptop,$(PROFILE)),.,profiles/$(PROFILE))
 # Every recipe runs in the profile's folder; a stage ends when this process does.
 IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
 STAGES = < scratch/stages grep -E
-SIDE_BY_SIDE = xargs -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
+# GNU xargs numbers what runs side by side: each takes the GPU of its number.
+NUMBERED := $(shell xargs --process-slot-var=STUDY_JOB true < /dev/null 2> /dev/null && echo --process-slot-var=STUDY_JOB)
+SIDE_BY_SIDE = xargs $(NUMBERED) -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
 .PHONY: help environment check new plan repro report export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
 
@@ -48,7 +54,10 @@ plan: environment  ## resolve params.yaml under PROFILE: a description of every 
 	@python -m study plan $(PROFILE)
 	@cd $(FOLDER) && mkdir -p scratch && dvc stage list --name-only > scratch/stages
 
-repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by side
+repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by side; ENGINE=ray RAY_ADDRESS=auto CPUS=1 GPUS=0.5 on a cluster
+ifeq ($(ENGINE),ray)
+	@export STUDY_STARTER=$$PPID && python -m study grid $(PROFILE) $(if $(RAY_ADDRESS),--address $(RAY_ADDRESS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(GPUS),--gpus $(GPUS))
+else
 	$(IN) dvc repro plan notebooks sources
 	$(IN) $(STAGES) '^tasks@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^corpus@' | $(SIDE_BY_SIDE)
@@ -59,6 +68,7 @@ repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by
 	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro
+endif
 
 report: plan  ## figures and pages of PROFILE again, from its committed results alone
 	$(IN) dvc repro plan notebooks
@@ -75,7 +85,7 @@ students: plan  ## the students that the report of PROFILE recommends: pulled wh
 tune: plan  ## choose learning rates on development data (writes reports/tuning)
 	$(IN) dvc repro plan notebooks
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro
-	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed $(FOLDER)/scratch/executed/tune_$$0_$$1.ipynb \
 	  -p description ../$(FOLDER)/plan/tune/$$0_$$1.json -p output ../$$2/$$0/$$1.json'
 	rm -rf $(FOLDER)/scratch/teacher_outputs

@@ -7,6 +7,7 @@ python -m study run NOTEBOOK -p KEY VALUE execute a notebook with parameters
 python -m study tunings [PROFILE]         print the descriptions of what `make tune` tries
 python -m study tuned [PROFILE]           print the learning rates that reports/tuning speaks for
 python -m study cells [PROFILE]           print what is stale, or commands that run it on any engine
+python -m study grid [PROFILE]            run what is stale on a Ray cluster, and put it on record
 python -m study distil DESCRIPTION        train one student, by as many processes as torchrun starts
 python -m study report [PROFILE]          turn the executed analyses into the HTML report
 python -m study students [PROFILE]        print the students that the report recommends
@@ -24,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from study.descriptions import own_data
-from study.execution import be_quiet, end_with_starter, run_notebook, unchanged
+from study.execution import be_quiet, end_with_starter, run_notebook, take_one_gpu, unchanged
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
 from study.plan import resolve
 from study.plan_files import write_plan
@@ -110,7 +111,11 @@ def _cells(options: argparse.Namespace) -> None:
 
     cells = Cells(resolve(options.profile))
     if options.record:
-        print("\n".join(f"on record: {name}" for name in cells.record()) or "nothing finished since the last time")
+        with cells.alone():
+            recorded, refused = cells.record()
+        print("\n".join(f"on record: {name}" for name in recorded) or "nothing finished since the last time")
+        if refused:
+            raise StudyError("; ".join(f"run {name} again: {why}" for name, why in refused.items()))
         return
     ready, waiting = (cells.all(options.stage), []) if options.all else cells.ready(options.stage)
     if options.commands:
@@ -121,8 +126,17 @@ def _cells(options: argparse.Namespace) -> None:
         print(f"{len(waiting)} more wait for these or others to be on record", file=sys.stderr)
 
 
+def _grid(options: argparse.Namespace) -> None:
+    from study.cells import Cells
+    from study.grid import Request, run_grid
+
+    end_with_starter()
+    run_grid(Cells(resolve(options.profile)), Request(options.cpus, options.gpus, options.address or None))
+
+
 def _distil(options: argparse.Namespace) -> None:
     be_quiet()
+    take_one_gpu()
     from study.descriptions import Run, open_description, runs_beside
     from study.distillation import processes
     from study.distillation.distil import distil
@@ -145,6 +159,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    take_one_gpu()
     from study.shipping.export import export
 
     plan = resolve(options.profile)
@@ -168,7 +183,7 @@ def _students(options: argparse.Namespace) -> None:
 
 
 COMMANDS = {"check": _check, "plan": _plan, "run": _run, "tunings": _tunings, "tuned": _tuned, "report": _report}
-COMMANDS |= {"cells": _cells, "distil": _distil, "export": _export, "new": _new, "students": _students}
+COMMANDS |= {"cells": _cells, "grid": _grid, "distil": _distil, "export": _export, "new": _new, "students": _students}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "tuned": "print the learning rates chosen by `make tune`",
         "report": "write the HTML report",
         "cells": "print the stale stages that can run now, or their commands",
+        "grid": "run the stale stages as tasks of Ray (docs/cluster.md)",
         "students": "print the runs of the students that the report recommends",
     }
     for name, text in helps.items():
@@ -193,6 +209,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--record", action="store_true", help="put what has finished on record (one process)")
             command.add_argument("--stage", metavar="KIND", help="of one kind alone: tasks, corpus, ..., report")
             command.add_argument("--all", action="store_true", help="what is not stale, too")
+        if name == "grid":
+            command.add_argument(
+                "--cpus", type=int, default=1, help="of a task, which are its threads too (default: 1)"
+            )
+            command.add_argument(
+                "--gpus", type=float, help="of a task with models, 0 to 1 (default: 1 if there are any)"
+            )
+            command.add_argument("--address", help="auto or host:port of a running Ray (default: one of this machine)")
         if name == "plan":
             command.add_argument("--listed", action="store_true", help="descriptions alone: plan.yaml must be right")
     run = commands.add_parser("run", help="execute a notebook")

@@ -1,16 +1,26 @@
 """The cells of a study for whatever runs them (Slurm, a shell, ...): commands of what is stale, outcomes put on record.
 
-DVC says what is stale and keeps the record; a command does what DVC would do for one stage, without its lock. It leaves
-a mark in ``scratch/cells``: ``<stage>.started`` when it begins, renamed to ``<stage>.finished`` when it has succeeded.
+DVC says what is stale and keeps the record; a command does what DVC would do for one stage, without its lock. It writes
+into a folder of its own in ``scratch/cells`` and moves the outcome in place when it is whole. It leaves a mark there:
+``<stage>.started`` when it begins, renamed to ``<stage>.finished`` when it has succeeded.
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
+import re
 import shlex
-from collections.abc import Iterator
+import shutil
+import socket
+from collections.abc import Collection, Iterator
 from contextlib import chdir, contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
+
+from networkx import topological_sort
 
 from study.files import StudyError
 from study.plan import Plan
@@ -26,29 +36,33 @@ class Cells:
         write_plan(plan)
         self.plan, self.marks = plan, plan.folder / MARKS
 
-    def ready(self, kind: str | None = None) -> tuple[list[Any], list[Any]]:
-        """Stale stages whose inputs are there, which may run side by side, and those that wait for others.
+    def ready(self, kind: str | None = None, busy: Collection[str] = ()) -> tuple[list[Any], list[Any]]:
+        """Stale stages whose inputs are as they will stay, which may run side by side, and what waits for any of them.
+
+        Whether a stage that waits is stale, its inputs will tell.
 
         Args:
             kind: one kind of stage alone, such as ``distill``.
+            busy: names of stages that are being run: others wait for them.
         """
+        ready: list[Any] = []
+        unsettled: set[Any] = set()
         with self._repository() as (repository, stages):
+            graph = repository.index.graph  # a stage -> those it depends on
             with repository.lock:
-                stale = [stage for stage in stages if stage.status()]
-            made = {id(stage): _paths(stage.outs) for stage in stale}
-            waiting = {
-                id(stage)
-                for stage in stale
-                for other in stale
-                if other is not stage and _touch(_paths(stage.deps), made[id(other)])
-            }
-            chosen = _of_kind(stale, kind, stages)
-        return [s for s in chosen if id(s) not in waiting], [s for s in chosen if id(s) in waiting]
+                for stage in reversed(list(topological_sort(graph))):
+                    if unsettled.intersection(graph.successors(stage)) or stage.name in busy:
+                        unsettled.add(stage)
+                    elif stage.status():
+                        unsettled.add(stage)
+                        ready.append(stage)
+            chosen = [stage for stage in _of_kind(stages, kind) if stage in unsettled and stage.name not in busy]
+        return [stage for stage in chosen if stage in ready], [stage for stage in chosen if stage not in ready]
 
     def all(self, kind: str | None = None) -> list[Any]:
         """Every stage, or every one of a kind, in the order of dvc.yaml."""
         with self._repository() as (_, stages):
-            return _of_kind(stages, kind, stages)
+            return _of_kind(stages, kind)
 
     def state(self, stage: Any) -> str:
         """``finished`` and not on record yet, ``started`` (running or failed), or ``not started``."""
@@ -57,35 +71,77 @@ class Cells:
 
     def command(self, stage: Any) -> str:
         """One line that runs a stage from the study's folder, as often as it is needed."""
-        started, finished = (MARKS / f"{stage.name}.{state}" for state in ("started", "finished"))
+        started, finished = (shlex.quote(str(MARKS / f"{stage.name}.{state}")) for state in ("started", "finished"))
         outs = [str(path.relative_to(self.plan.folder.resolve())) for path in _paths(stage.outs)]
-        first = [f"mkdir -p {MARKS}", f"rm -f {finished}", f"touch {started}", f"rm -rf {shlex.join(outs)}"]
+        command, moved, removed = " ".join(stage.cmd.split()), [], []
+        for out in outs:
+            found = 0
+            if "/" in out:  # a bare name may be another word of the command
+                command, found = re.subn(rf"(?<![\w.+-]){re.escape(out)}(?![\w.+-])", f"$own/{out}", command)
+            moved += [out] * bool(found)
+            removed += [out] * (not found)  # its place is not the command's to choose
+        lines = [f"mkdir -p {MARKS}", f"rm -f {finished}", f"touch {started}"]
+        lines += [f"own=$(mktemp -d {MARKS}/{shlex.quote(stage.name)}.XXXXXX)"]
+        folders = dict.fromkeys(str(Path(out).parent) for out in moved)
+        lines += ["mkdir -p " + " ".join(f'"$own"/{shlex.quote(folder)}' for folder in folders)] if moved else []
+        lines += [f"rm -rf {shlex.join(removed)}"] if removed else []
+        lines += [command]
+        for out in map(shlex.quote, moved):
+            lines += [f"rm -rf {out}", f"mkdir -p $(dirname {out})", f'mv "$own"/{out} {out}']
         here = self.plan.folder.relative_to(self.plan.root)
         inside = [] if here == Path() else [f"cd {shlex.quote(str(here))}"]
-        return " && ".join([*inside, *first, " ".join(stage.cmd.split()), f"mv {started} {finished}"])
+        return " && ".join([*inside, *lines, f"mv {started} {finished}"])
 
-    def record(self) -> list[str]:
-        """Put finished stages on record, one at a time; their names.
+    def record(self) -> tuple[list[str], dict[str, str]]:
+        """Put finished stages on record, one at a time.
 
-        Raises:
-            StudyError: something that a stage depends on has changed since it began: that one is to be run again.
+        Returns:
+            Names of those on record, and of those that have to be run again -> why: something that they depend on
+            changed after they began, or is gone, as their outcome may be.
         """
-        recorded, changed = [], []
+        recorded, refused = [], {}
         with self._repository() as (repository, stages):
             for stage in stages:
                 mark = self._mark(stage.name, "finished")
                 if not mark.is_file():
                     continue
+                missing = [path for path in _paths([*stage.deps, *stage.outs]) if not path.exists()]
                 newer = [path for path in _paths(stage.deps) if _newest(path) > mark.stat().st_mtime_ns]
-                if newer:
-                    changed.append(f"{stage.name} ({newer[0].name})")
+                if missing:
+                    refused[stage.name] = f"{self._short(missing[0])} is missing"
+                elif newer:
+                    refused[stage.name] = f"{self._short(newer[0])} changed after it began"
                 else:
                     repository.commit(stage.name, force=True)
                     recorded.append(stage.name)
                 mark.unlink()
-        if changed:
-            raise StudyError(f"inputs changed after these began, run them again: {', '.join(changed)}")
-        return recorded
+                for own in self.marks.glob(f"{escape(stage.name)}.??????/"):
+                    shutil.rmtree(own, ignore_errors=True)
+        return recorded, refused
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuse a second driver on the study, also one of another machine that shares its folder.
+
+        Raises:
+            StudyError: there is one.
+        """
+        self.marks.mkdir(parents=True, exist_ok=True)
+        with (self.marks / "driver").open("a+") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                held.seek(0)
+                other = held.read().strip() or "unknown"
+                raise StudyError(f"{self.plan.folder}: a driver runs on this study already: {other}") from None
+            held.truncate(0)
+            held.write(f"process {os.getpid()} of {socket.gethostname()}")
+            held.flush()
+            yield
+
+    def _short(self, path: Path) -> Path:
+        folder = self.plan.folder.resolve()
+        return path.relative_to(folder) if path.is_relative_to(folder) else path
 
     def _mark(self, name: str, state: str) -> Path:
         return self.marks / f"{name}.{state}"
@@ -95,6 +151,7 @@ class Cells:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # not every change of the lock file
         try:
             with chdir(self.plan.folder), Repo() as repository:  # names of stages are those of the working folder
                 yield repository, list(repository.stage.load_all())
@@ -102,20 +159,20 @@ class Cells:
             raise StudyError(f"DVC: {' '.join(str(error).split())}") from None
 
 
-def _of_kind(chosen: list[Any], kind: str | None, stages: list[Any]) -> list[Any]:
-    kinds = dict.fromkeys(stage.name.partition("@")[0] for stage in stages)
+def _of_kind(stages: list[Any], kind: str | None) -> list[Any]:
+    kinds = dict.fromkeys(kind_of(stage) for stage in stages)
     if kind is not None and kind not in kinds:
         raise StudyError(f"stage {kind!r} is unknown; allowed: {', '.join(kinds)}")
-    return [stage for stage in chosen if kind in (None, stage.name.partition("@")[0])]
+    return [stage for stage in stages if kind in (None, kind_of(stage))]
+
+
+def kind_of(stage: Any) -> str:
+    """``distill`` of ``distill@english_od_L3-H192_1``."""
+    return str(stage.name).partition("@")[0]
 
 
 def _paths(entries: list[Any]) -> list[Path]:
     return [Path(entry.fs_path) for entry in entries]
-
-
-def _touch(inputs: list[Path], outputs: list[Path]) -> bool:
-    """Whether one of the inputs is an output, lies in one or holds one."""
-    return any(a == b or a in b.parents or b in a.parents for a in inputs for b in outputs)
 
 
 def _newest(path: Path) -> int:

@@ -19,6 +19,8 @@ from study.files import StudyError, find_root, make_folder
 LAUNCHERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 #: Environment variable with the process id of the command that started all of this (the Makefile sets it).
 STARTER = "STUDY_STARTER"
+#: Environment variable with the number of a command among those that run side by side (the Makefile sets it).
+JOB = "STUDY_JOB"
 
 
 def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], root: Path | None = None) -> None:
@@ -136,6 +138,30 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def take_one_gpu() -> None:
+    """Leave this process, and those that it starts, one GPU: of the visible ones that of its job number, in turn.
+
+    To be called before CUDA starts. One of several processes sees all: :func:`study.distillation.processes.join`
+    takes its own. Without it, transformers' Trainer would divide batches over all GPUs (DataParallel).
+    """
+    visible = [] if launched() else visible_gpus()
+    if len(visible) > 1:
+        job = os.environ.get(JOB, "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(job if job.isdigit() else 0) % len(visible)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA would see, as CUDA_VISIBLE_DEVICES names them or by number."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    if not any(Path("/dev").glob("nvidia[0-9]*")):  # nothing heavy is loaded where there are none
+        return []
+    import torch  # counts them without starting CUDA
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
 def forget_launchers(alone: bool = True) -> None:
     """Take out the variables by which launchers of distributed training steer accelerate and PyTorch.
 
@@ -163,6 +189,7 @@ def _set_environment() -> None:
     Its Python and packages are those of this process, and its figures are drawn into the notebook.
     """
     forget_launchers()
+    take_one_gpu()
     if os.environ.get("STUDY_SOURCES"):  # a kernel works in another folder than the command
         os.environ["STUDY_SOURCES"] = str(Path(os.environ["STUDY_SOURCES"]).expanduser().resolve())
     be_quiet()

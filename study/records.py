@@ -181,6 +181,8 @@ class RunResult(ResultFile):
 
 
 class Measurement(Record):
+    """``device``, ``processor`` (its name) and ``precision``: where and how it ran, if params ask for devices."""
+
     student: str
     batch_size: int
     threads: int
@@ -190,6 +192,9 @@ class Measurement(Record):
     sequences_per_second: float
     teacher_median_seconds: float
     speed_up: float
+    device: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    processor: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    precision: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class LatencyResult(ResultFile):

@@ -25,11 +25,27 @@ def compute_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def one_device(arguments: Any) -> Any:
+    """Arguments of transformers' Trainer that never divide a batch over the GPUs of a process (DataParallel)."""
+    arguments._n_gpu = min(1, arguments.n_gpu)  # what it sets when it is first asked
+    return arguments
+
+
 def use_bf16(precision: str, device: torch.device | None = None) -> bool:
-    """Whether to run under bf16 autocast: ``auto`` means where the device has bf16 instructions of its own."""
-    if precision != "auto":
-        return precision == "bf16"
-    if (device or compute_device()).type == "cuda":
+    """Whether to run under bf16 autocast: ``auto`` means where the device has bf16 instructions of its own.
+
+    Raises:
+        StudyError: ``bf16`` where it has none: it would be emulated, slower than fp32 and no more exact.
+    """
+    device = device or compute_device()
+    if precision == "bf16" and not has_bf16(device):
+        raise StudyError(f"precision = bf16: {_processor(device)} has no bf16 instructions; allowed: auto, fp32")
+    return precision == "bf16" or (precision == "auto" and has_bf16(device))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bf16 by instructions of its own."""
+    if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 

@@ -283,12 +283,15 @@ class Finetuning(Section):
         return self
 
 
-class Latency(Section):
+class Latency(Sparse):
+    """``devices``: where it is measured; None: on the processor. Analyses show the first."""
+
     sequence_length: Annotated[int, Field(ge=2)]
     batch_sizes: list[Positive] = Field(min_length=1)
     warmup_runs: Annotated[int, Field(ge=0)]
     runs: Annotated[int, Field(ge=3)]
     threads: list[Positive] = Field(min_length=1)
+    devices: list[Literal["cpu", "cuda"]] | None = Field(default=None, min_length=1)
 
 
 class Runtimes(Section):

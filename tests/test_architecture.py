@@ -29,6 +29,7 @@ FLOORS = [
     ["study.evaluation"],
     ["study.analysis"],
     ["study.speed", "study.shipping", "study.new", "study.cells"],
+    ["study.grid"],
     ["study.__main__"],
 ]
 #: Analyses read small files alone; the explorer looks into models.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from study import StudyError, cells
+from study import cells
 from study.cells import Cells
 from study.plan import Plan
 
@@ -35,17 +35,21 @@ def shell(folder: Path, command: str) -> subprocess.CompletedProcess:
     return subprocess.run(["sh", "-c", command], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True)
 
 
-@pytest.fixture
-def study(tmp_path, monkeypatch) -> Cells:
-    """A profile of three stages under DVC, none of which has run."""
+def study_of(tmp_path: Path, monkeypatch, pipeline: str) -> Cells:
+    """A profile of some stages under DVC, none of which has run."""
     folder = tmp_path / "study" / "profiles" / "small"
     (folder / "plan").mkdir(parents=True)
-    (folder / "dvc.yaml").write_text(PIPELINE)
+    (folder / "dvc.yaml").write_text(pipeline)
     for name in ("one", "two"):
         (folder / "plan" / f"{name}.json").write_text(f"the {name}\n")
     assert shell(tmp_path / "study", "dvc init --no-scm --quiet && dvc config core.analytics false").returncode == 0
     monkeypatch.setattr(cells, "write_plan", lambda plan: 0)  # what it writes stands above
     return Cells(Plan("small", tmp_path / "study", folder, None, []))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Cells:
+    return study_of(tmp_path, monkeypatch, PIPELINE)
 
 
 def names(stages) -> list[str]:
@@ -66,13 +70,13 @@ def test_waves_of_commands_leave_what_dvc_repro_leaves(study):
     while (wave := study.ready())[0]:
         for stage in reversed(wave[0]):  # in any order
             assert run(study, stage) == 0 and study.state(stage) == "finished"
-        waves.append((names(wave[0]), names(wave[1]), study.record()))
+        waves.append((names(wave[0]), names(wave[1]), study.record()[0]))
     assert waves == [(["make@one", "make@two"], ["join"], ["make@one", "make@two"]), (["join"], [], ["join"])]
     for name in ("dvc.lock", "all.txt", "out/one/text"):
         files = [root / "profiles" / "small" / name for root in (study.plan.root, whole)]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert b"up to date" in shell(study.plan.folder, "dvc status").stdout
-    assert study.ready() == ([], []) and study.record() == []
+    assert study.ready() == ([], []) and study.record() == ([], {})
     assert names(study.all()) == ["make@one", "make@two", "join"] and names(study.all("join")) == ["join"]
 
 
@@ -81,18 +85,39 @@ def test_a_failed_one_is_not_put_on_record_and_can_be_run_again(study):
     text = (study.plan.folder / "plan" / "one.json").read_text()
     (study.plan.folder / "plan" / "one.json").unlink()
     assert run(study, one) != 0 and study.state(one) == "started" and study.state(two) == "not started"
-    assert study.record() == []
+    assert (
+        study.record() == ([], {}) and not (study.plan.folder / "out" / "one").exists()
+    )  # all in its own
     (study.plan.folder / "plan" / "one.json").write_text(text)
-    assert run(study, one) == 0 and study.record() == ["make@one"] and names(study.ready()[0]) == ["make@two"]
+    assert run(study, one) == 0 and study.record() == (["make@one"], {}) and names(study.ready()[0]) == ["make@two"]
 
 
 def test_what_ran_on_inputs_that_changed_meanwhile_is_not_put_on_record(study):
     (one, two), _ = study.ready()
     assert run(study, one) == run(study, two) == 0
     (study.plan.folder / "plan" / "two.json").write_text("another\n")
-    with pytest.raises(StudyError, match=r"run them again: make@two \(two.json\)"):
-        study.record()
+    assert study.record() == (["make@one"], {"make@two": "plan/two.json changed after it began"})
     ready, waiting = study.ready()
     assert names(ready) == ["make@two"] and names(waiting) == ["join"]
-    assert run(study, ready[0]) == 0 and study.record() == ["make@two"]
+    assert run(study, ready[0]) == 0 and study.record() == (["make@two"], {})
     assert (study.plan.folder / "out" / "two" / "text").read_text() == "ANOTHER\n"
+
+
+def test_what_is_gone_is_named_and_all_else_is_put_on_record(study):
+    (one, two), _ = study.ready()
+    assert run(study, one) == run(study, two) == 0
+    (study.plan.folder / "plan" / "one.json").unlink()
+    assert study.record() == (["make@two"], {"make@one": "plan/one.json is missing"})
+    (study.plan.folder / "plan" / "one.json").write_text("the one\n")
+    assert names(study.ready()[0]) == ["make@one"]
+
+
+def test_only_paths_are_put_elsewhere_in_a_command(study):
+    """Of the real pipeline: `python -m study plan` writes the folder `plan`."""
+    here = Cells(Plan("small", study.plan.root, study.plan.folder, None, []))
+    (study.plan.folder / "dvc.yaml").write_text(
+        "stages: {plan: {cmd: echo plan > plan, outs: [plan]}, b: {cmd: cp a/b+c a/b && touch a/b.x, outs: [a/b]}}"
+    )
+    plan, other = here.all()
+    assert "rm -rf plan && echo plan > plan && mv " in here.command(plan)
+    assert "cp a/b+c $own/a/b && touch a/b.x && rm -rf a/b" in here.command(other)

@@ -8,6 +8,8 @@ import torch
 from tiny_training import METHODS, ONE_OF_EACH, RIVALS, distilled, objective_of, stream
 from transformers import default_data_collator
 
+from study.descriptions import LatencyMeasurement
+from study.evaluation.latency import measure_latency
 from study.runtime import compute_device
 
 pytestmark = [
@@ -83,3 +85,13 @@ def test_a_run_on_the_processor_learns_what_the_one_on_the_gpu_does(tmp_path, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     theirs = distilled(tmp_path, "cpu", "hs-uniform+last", student="L2-H24")["training"]["curve"]
     assert [point["loss"] for point in ours] == pytest.approx([point["loss"] for point in theirs], rel=0.02)
+
+
+def test_latency_is_measured_on_the_devices_asked_for(tmp_path):
+    tiny.workspace(tmp_path)
+    protocol = {"sequence_length": 16, "batch_sizes": [1], "warmup_runs": 1, "runs": 3, "threads": [1]}
+    plan = tiny.plan(tmp_path, latency=protocol | {"devices": ["cuda", "cpu"]})
+    (description,) = plan.of(LatencyMeasurement)
+    measured = measure_latency(description, plan.layout("english"), tmp_path / "latency.json").measurements
+    assert [entry.device for entry in measured] == ["cuda", "cuda", "cpu", "cpu"]
+    assert measured[0].processor == torch.cuda.get_device_name() != measured[2].processor

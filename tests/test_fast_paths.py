@@ -278,7 +278,7 @@ def count_teacher_passes(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_one_run_has_read_of_the_teacher_the_next_does_not_compute(folder, monkeypatch, precision):
+def test_what_one_run_has_read_of_the_teacher_the_next_does_not_compute(folder, emulated_bf16, monkeypatch, precision):
     """Held-out sequences too. What is not there yet is computed, and another seed shares nothing."""
     steps = tiny.parameters(folder).distillation.steps
 
@@ -406,7 +406,7 @@ def test_kept_memory_is_not_faulted_in_again():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", TEACHER_METHODS)
-def test_a_student_is_the_same_with_and_without(folder, method, precision):
+def test_a_student_is_the_same_with_and_without(folder, emulated_bf16, method, precision):
     """Bit for bit, except that fused losses round their sums differently.
 
     Adam with a small epsilon would make full steps of gradients that are rounding errors alone, as of key biases.

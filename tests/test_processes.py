@@ -71,11 +71,17 @@ def test_two_processes_train_the_student_that_one_does_on_the_same_sequences(tmp
 def test_other_numbers_of_processes_continue_a_checkpoint(folder, monkeypatch, capsys, seed, output):
     """Of one process by two, and of two processes by one: as if never interrupted."""
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(tiny_processes.trainer, "LOGGED_EVERY", tiny_processes.LOGGED_EVERY)
     if seed == 2:
         assert not (folder / output).exists()
         distilled(folder, output, METHOD, seed=seed, distillation=BUDGET)
         assert "continues from step 4 of 8" in capsys.readouterr().out
-    distilled(folder, f"whole-{seed}", METHOD, seed=seed, distillation=BUDGET)
+    whole = distilled(folder, f"whole-{seed}", METHOD, seed=seed, distillation=BUDGET)["training"]
+    record = json.loads((folder / output / "record.json").read_text())["training"]
+    for curve in ("training_curve", "curve"):
+        losses = [[(point["step"], point["loss"]) for point in own[curve]] for own in (record, whole)]
+        assert losses[0] == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in losses[1]]
+    assert [point["step"] for point in record["training_curve"]] == [7]  # of both parts
     distilled(folder, f"start-{seed}", "none", seed=seed)
     start, alone, others = (encoder_weights(folder / name) for name in (f"start-{seed}", f"whole-{seed}", output))
     check_weights(start, alone, others)

@@ -46,6 +46,16 @@ def test_every_missing_file_is_named_in_one_line(study):
     assert "mlm" not in str(error.value) and str(root) not in str(error.value) and "\n" not in str(error.value)
 
 
+def test_of_several_devices_the_first_is_shown(study):
+    once = load(study).latency
+    path = study[2] / "latency.json"
+    measured = json.loads(path.read_text())["measurements"]
+    slow = [entry | {"median_seconds": 9.0, "device": "cpu", "precision": "fp32"} for entry in measured]
+    change(path, measurements=[entry | {"device": "cuda", "processor": "a card"} for entry in measured] + slow)
+    shown = load(study).latency
+    assert set(shown["device"]) == {"cuda"} and list(shown["median_seconds"]) == list(once["median_seconds"])
+
+
 def test_a_truncated_file_is_named(study):
     path = study[2] / "od_L3-H384_1.json"
     path.write_text(path.read_text()[:500])

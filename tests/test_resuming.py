@@ -158,7 +158,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_checkpoint_of_another_configuration_is_never_picked_up(folder, monkeypatch, capsys, name):
+def test_a_checkpoint_of_another_configuration_is_never_picked_up(folder, emulated_bf16, monkeypatch, capsys, name):
     leave_a_checkpoint(folder, monkeypatch)
     capsys.readouterr()
     distilled(folder, "other", "mlm", **OFTEN | OTHERS[name])

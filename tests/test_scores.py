@@ -365,3 +365,20 @@ def test_latency_is_measured_beside_the_teacher(folder):
         assert ratio / 3 < entry.speed_up < 3 * ratio
     teacher = result.measurements[1]
     assert teacher.teacher_median_seconds == teacher.median_seconds and teacher.speed_up == 1
+    assert '"device"' not in (folder / "latency.json").read_text()
+
+
+def test_latency_on_devices_asked_for_says_where_it_ran(folder, monkeypatch):
+    protocol = {"sequence_length": 16, "batch_sizes": [1], "warmup_runs": 1, "runs": 3, "threads": [1]}
+    (description,) = tiny.plan(folder, latency=protocol | {"devices": ["cpu"]}).of(LatencyMeasurement)
+    layout = tiny.plan(folder).layout("english")
+    result = measure_latency(description, layout, folder / "latency.json")
+    where = {(entry.device, entry.processor, entry.precision) for entry in result.measurements}
+    assert where == {("cpu", result.environment.processor, "fp32")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (asked,) = tiny.plan(folder, latency=protocol | {"devices": ["cpu", "cuda"]}).of(LatencyMeasurement)
+    with pytest.raises(
+        StudyError, match=r"^latency.devices = \['cpu', 'cuda'\]: no GPU is visible here; allowed: \[cpu\]$"
+    ):
+        measure_latency(asked, layout, folder / "asked.json")
+    assert not (folder / "asked.json").exists()

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import tiny
+import torch
 from tiny_training import METHODS, descend, objective_of, stream
+from transformers import Trainer, TrainingArguments
 
 from study import StudyError
-from study.distillation.trainer import Checkpoints, Clock, DivergedError, last_complete_checkpoint
+from study.distillation.trainer import (
+    Checkpoints,
+    Clock,
+    DistillationTrainer,
+    DivergedError,
+    common_arguments,
+    last_complete_checkpoint,
+)
+from study.execution import take_one_gpu
+from study.runtime import use_bf16
 
 
 @pytest.fixture
@@ -67,3 +79,50 @@ def test_a_clock_adds_to_what_a_checkpoint_kept():
     clock.start()
     kept = Clock.from_state(clock.state())
     assert 5.0 <= kept.seconds() <= clock.seconds() < 6.0
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, words, monkeypatch):
+    """transformers' own Trainer would double the batch and wrap the model in DataParallel."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    objective, numbers = objective_of(tiny.parameters(tmp_path), "mlm"), []
+    for kind in (Trainer, DistillationTrainer):
+        options = common_arguments(False, 8) | {"use_cpu": False, "eval_strategy": "no", "save_strategy": "no"}
+        arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, max_steps=1, **options)
+        trainer = kind(model=objective, args=arguments)
+        wrapped = isinstance(trainer._wrap_model(objective), torch.nn.DataParallel)
+        numbers.append((trainer.args.n_gpu, trainer.args.train_batch_size, wrapped))
+    assert numbers[1] == (1, 4, False) != numbers[0]
+
+
+@pytest.mark.parametrize(
+    ("visible", "job", "left"),
+    [
+        ("0,1,2", "0", "0"),
+        ("0,1,2", "4", "1"),
+        ("GPU-a, GPU-b", "1", "GPU-b"),
+        ("3,5", None, "3"),
+        ("3", "1", "3"),
+        ("", "1", ""),
+    ],
+)
+def test_commands_side_by_side_take_a_gpu_each(monkeypatch, visible, job, left):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("STUDY_JOB", job) if job else monkeypatch.delenv("STUDY_JOB", raising=False)
+    take_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+def test_one_of_several_processes_sees_all_gpus(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0,1"}.items():
+        monkeypatch.setenv(name, value)
+    take_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_bf16_where_there_are_no_instructions_for_it_is_refused(monkeypatch):
+    monkeypatch.setattr("study.runtime.has_bf16", lambda device: False)
+    assert not use_bf16("auto") and not use_bf16("fp32")
+    with pytest.raises(StudyError, match=r"^precision = bf16: .* has no bf16 instructions; allowed: auto, fp32$"):
+        use_bf16("bf16")
+    monkeypatch.setattr("study.runtime.has_bf16", lambda device: True)
+    assert use_bf16("auto") and use_bf16("bf16") and not use_bf16("fp32")

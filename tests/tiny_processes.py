@@ -31,6 +31,8 @@ CASES = [("se-relational", 1), ("hs+pairs", 1), ("od", 1), ("mlm", 2), ("od-samp
 CASES += [("mha-minilmv2", 2), ("mha-direct", 2), ("se-mse", 2), ("scores", 2), ("minilm", 2), ("distilbert", 2)]
 BUDGET = {"evaluate_every": 2, "save_every": 2, "steps": 8, "accumulation_steps": 2}
 METHOD = "hs-uniform+last"
+#: Of a run that stops at step 6 and has a checkpoint of step 4: what it logs there is of both parts.
+LOGGED_EVERY = 7
 
 
 class Recorded(MaskedSequences):
@@ -63,17 +65,17 @@ def trained(folder: Path, method: str, accumulation: int) -> dict[str, Any]:
 
 def interrupted(run: Run, layout: Layout, output: Path) -> None:
     """Train as far as step 6 and stop there as by Ctrl-C: the last checkpoint is that of step 4."""
-    original = trainer.Progress.on_log
+    original, every = trainer.Progress.on_log, trainer.LOGGED_EVERY
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.global_step == 6:
             raise KeyboardInterrupt
         original(self, args, state, control, logs, **kwargs)
 
-    trainer.Progress.on_log = on_log
+    trainer.Progress.on_log, trainer.LOGGED_EVERY = on_log, LOGGED_EVERY
     with contextlib.suppress(KeyboardInterrupt):
         distil(run, layout, output)
-    trainer.Progress.on_log = original
+    trainer.Progress.on_log, trainer.LOGGED_EVERY = original, every
 
 
 def launch(number: int, *command: str, folder: Path) -> subprocess.CompletedProcess:
@@ -87,6 +89,7 @@ def launch(number: int, *command: str, folder: Path) -> subprocess.CompletedProc
 
 if __name__ == "__main__":
     here = Path.cwd()
+    trainer.LOGGED_EVERY = LOGGED_EVERY
     with processes.one_voice():
         processes.join()
         torch.save([trained(here, *case) for case in CASES], here / f"{processes.rank()}.pt")

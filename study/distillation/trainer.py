@@ -35,7 +35,7 @@ from study.execution import forget_launchers
 from study.families import family_of, part
 from study.files import StudyError, write_json
 from study.methods import FastPath
-from study.runtime import compute_device, environment
+from study.runtime import compute_device, environment, one_device
 
 #: Optimiser steps between two training losses.
 LOGGED_EVERY = 10
@@ -114,7 +114,7 @@ class DistillationTrainer(Trainer):
     """
 
     def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **named)
+        super().__init__(*arguments, **named | {"args": one_device(named["args"])})
         self.add_callback(Clock())
         self.add_callback(Unlogged(self))
 
@@ -135,7 +135,7 @@ class DistillationTrainer(Trainer):
         return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.clock.loss = self._tr_loss.item()
+        self.clock.loss = processes.total(self._tr_loss.clone()).item() / processes.count()  # as a log has it
         self.clock.steps = self.state.global_step - self._globalstep_last_logged
         with writing(Path(str(self.args.output_dir))):
             super()._save_checkpoint(model, trial)

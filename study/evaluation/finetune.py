@@ -31,7 +31,7 @@ from study.descriptions import Admission, Evaluation, LayerComparison, Tuning
 from study.evaluation.metrics import task_metrics
 from study.families import family_of
 from study.files import Layout, StudyError
-from study.runtime import autocast, compute_device, keep_freed_memory, use_bf16
+from study.runtime import autocast, compute_device, keep_freed_memory, one_device, use_bf16
 from study.sections import Finetuning, TaskBudget
 
 #: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
@@ -361,7 +361,7 @@ def finetune(
         )
         trainer = Trainer(
             model=model,
-            args=arguments,
+            args=one_device(arguments),
             train_dataset=splits["train"],
             eval_dataset=splits["development"],
             data_collator=collate,

@@ -153,9 +153,8 @@ def _results(
     shared |= latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
     names = comparison.references if REFERENCE in comparison.students else comparison.students
     models = (TEACHER, *(names or ()))
-    measurements = sorted(
-        (m for m in latency.measurements if m.student in models), key=lambda m: models.index(m.student)
-    )
+    shown = [m for m in latency.measurements if m.student in models and m.device == latency.measurements[0].device]
+    measurements = sorted(shown, key=lambda m: models.index(m.student))
     return Results(
         comparison=comparison,
         scores=pd.DataFrame(scores),
