@@ -30,6 +30,7 @@ from study.methods import (
     Variant,
     parts_of,
 )
+from study.neighbours_options import Neighbour
 from study.sections import (
     BASE_BUDGET,
     PROBES,
@@ -80,6 +81,7 @@ class Params(Section):
     variants: dict[str, Variant] = {}
     memberships: dict[str, Membership] = {}
     references: dict[str, Reference] = {}
+    neighbours: dict[str, Neighbour] = {}
     finetuning: Finetuning
     latency: Latency
     runtimes: Runtimes
@@ -133,6 +135,8 @@ class Params(Section):
                 )
         for setting, names in self.grid.references.items():
             self._references_fit(names, self.settings[setting].teacher.width)
+        for setting, names in self.grid.neighbours.items():
+            self._neighbours_fit(names, setting)
         return self
 
     def _references_fit(self, names: list[str], width: int) -> None:
@@ -141,9 +145,25 @@ class Params(Section):
             if isinstance(own, Static) and own.width > width:
                 raise ValueError(f"references.{name}.width = {own.width}; allowed: at most {width}, as the teacher has")
 
+    def _neighbours_fit(self, names: list[str], setting: str) -> None:
+        learnt = self.learnt_tasks(setting)
+        for name in names:
+            for task in self.neighbours[name].tasks or ():
+                if task not in learnt:
+                    raise ValueError(
+                        f"neighbours.{name}.tasks: {task!r} is none that settings.{setting} learns;"
+                        f" allowed: {', '.join(learnt)}"
+                    )
+
+    def learnt_tasks(self, setting: str) -> list[str]:
+        """The setting's tasks that models are fine-tuned on, those that are probes left out."""
+        own = self.settings[setting].tasks
+        return [t for t in own if not (t in PROBES or (t in self.tasks and self.tasks[t].retrieval))]
+
     def _names_are_plain(self) -> None:
         named: dict[str, Iterable[str]] = {"settings": self.settings, "students": self.students}
         named |= {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets, "references": self.references}
+        named |= {"neighbours": self.neighbours}
         for key, names in named.items():
             for name in names:
                 if not NAME.fullmatch(name):
@@ -162,12 +182,14 @@ class Params(Section):
             ("grid.ablations", grid.ablations, self.settings),
             ("grid.budgets", grid.budgets, self.settings),
             ("grid.references", grid.references, self.settings),
+            ("grid.neighbours", grid.neighbours, self.settings),
             ("tuning.students", self.tuning.students, self.settings),
         ]
         for key, by_setting in (("grid.students", grid.students), ("tuning.students", self.tuning.students)):
             lists += [(f"{key}.{name}", own, self.students) for name, own in by_setting.items()]
         lists += [(f"grid.budgets.{name}", own, self.budgets) for name, own in grid.budgets.items()]
         lists += [(f"grid.references.{name}", own, self.references) for name, own in grid.references.items()]
+        lists += [(f"grid.neighbours.{name}", own, self.neighbours) for name, own in grid.neighbours.items()]
         for name, budget in self.budgets.items():
             if name == BASE_BUDGET:
                 raise ValueError(f"budgets.{name}: `distillation` itself has this name; allowed: any other name")
@@ -218,7 +240,7 @@ class Params(Section):
                     )
                 if name in embedded and name not in self.finetuning.tasks and setting in self.grid.settings:
                     raise ValueError(f"settings.{setting}.tasks: {name!r} has no entry under finetuning.tasks")
-            if all(name in PROBES or (name in self.tasks and self.tasks[name].retrieval) for name in chosen.tasks):
+            if not self.learnt_tasks(setting):
                 raise ValueError(
                     f"settings.{setting}.tasks = {chosen.tasks} are probes alone;"
                     " allowed: at least one task that is learnt"

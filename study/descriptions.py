@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from study.declarations import Declared, Hashes, OwnTask, OwnText, hashes_of
 from study.files import Layout, StudyError
 from study.methods import FastPath, Initialisation, Membership, Method, Reference, Section, Sparse
+from study.neighbours_options import TEACHER_MODEL, Neighbour
 from study.params import one_line
 from study.sections import (
     BASE_BUDGET,
@@ -239,6 +240,33 @@ class Tuning(Description, Precision):
     def file(self) -> str:
         """Name of its result file: method, student, and the budget if not the base."""
         return at_budget(f"{self.method}_{self.student}", self.budget)
+
+
+class NeighbourSystem(Description, Precision, Sparse):
+    """A system beside the grid, on one model: ``options`` say which and how."""
+
+    stage = "neighbour"
+    profile: str
+    neighbour: str
+    options: Neighbour
+    tasks: dict[str, TaskBudget]
+    finetuning: Finetuning
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}_{self.neighbour}"
+
+    def folder(self, layout: Layout) -> Path:
+        """Where the model is saved that it works on."""
+        return layout.teacher if self.options.model == TEACHER_MODEL else layout.student(self.options.model)
+
+
+class Neighbours(Description):
+    """The systems that stand beside the grid of a setting, in the order of params.yaml."""
+
+    stage = "neighbours"
+    profile: str
+    neighbours: list[str]
 
 
 class BudgetCells(Section):

@@ -78,6 +78,7 @@ class Layout:
         self.reports = self.folder / "reports"
         self.results = self.reports / "results" / setting
         self.representations = self.results / "representations.json"
+        self.systems = self.reports / "systems" / setting
         self.checkpoints = self.folder / "scratch" / "checkpoints"
         self.teacher_outputs = self.folder / "scratch" / "teacher_outputs"
 

@@ -87,6 +87,7 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
     presets = read_yaml(PRESETS)
     for section in ("tasks", "references"):
         values[section] = presets[section] | (values.get(section) or {})
+    values["neighbours"] = merge(presets["neighbours"], values.get("neighbours") or {})
     if isinstance(values.get("methods"), dict):
         values["methods"] = values["methods"] | merge(presets["methods"], values["methods"])
     methods, variants = values.get("methods"), values.get("variants") or {}

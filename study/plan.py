@@ -27,6 +27,8 @@ from study.descriptions import (
     Evaluation,
     LatencyMeasurement,
     LayerComparison,
+    Neighbours,
+    NeighbourSystem,
     Precision,
     ReferenceModel,
     Run,
@@ -38,7 +40,16 @@ from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_
 from study.methods import PRUNING, Method, Trained, Untrained
 from study.params import load_params
 from study.revisions import revisions
-from study.sections import ANALYSES, BASE_BUDGET, MASKED_WORDS, Adaptation, AnalysisName, Distillation, Encoder
+from study.sections import (
+    ANALYSES,
+    BASE_BUDGET,
+    MASKED_WORDS,
+    Adaptation,
+    AnalysisName,
+    Distillation,
+    Encoder,
+    TaskBudget,
+)
 from study.teachers import files_hash
 
 #: Families of behaviour that a teacher's stage rests on: its head is its own, or trained.
@@ -62,10 +73,15 @@ class Plan:
         """The descriptions of one kind, of all settings or of one."""
         return [d for d in self.descriptions if isinstance(d, kind) and setting in (None, d.setting)]
 
-    def analyses(self) -> dict[AnalysisName, str]:
-        """What is made of every setting's results, in the order of ANALYSES: name -> notebook."""
-        chosen, budgets = self.params.grid.analyses or ANALYSES, any(self.params.grid.budgets.values())
-        return {name: own for name, own in ANALYSES.items() if name in chosen and (name != "budgets" or budgets)}
+    def analyses(self, setting: str | None = None) -> dict[AnalysisName, str]:
+        """What is made of a setting's results (None: of any), in the order of ANALYSES: name -> notebook."""
+        grid = self.params.grid
+        chosen, without = set(grid.analyses or ANALYSES), set()
+        if not any(grid.budgets.values()):
+            without.add("budgets")
+        if not any(names for own, names in grid.neighbours.items() if setting in (None, own)):
+            without.add("neighbours")
+        return {name: own for name, own in ANALYSES.items() if name in chosen - without}
 
     def layout(self, setting: str) -> Layout:
         """Where the files of a setting are.
@@ -201,10 +217,10 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         revisions={},
     )
     runs = [make_run(params, setting, *cell) for cell in comparison.cells()]
-    yield from runs
-    yield from (make_run(params, setting, *cell) for cell in comparison.ablation_cells())
+    others = [make_run(params, setting, *cell) for cell in comparison.ablation_cells()]
     at_budgets = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
-    yield from (make_run(params, setting, *cell) for cell in at_budgets)
+    others += [make_run(params, setting, *cell) for cell in at_budgets]
+    yield from (*runs, *others)
     yield from _evaluations(params, profile, comparison, at_budgets)
     yield LatencyMeasurement(
         setting=setting,
@@ -226,6 +242,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         **precision,
     )
     yield from _tunings(params, profile, setting)
+    yield from _neighbours(params, profile, setting, {run.model for run in (*runs, *others)})
     yield comparison
 
 
@@ -313,6 +330,36 @@ def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
             **_judged(params, setting),
             **_precision(params),
         )
+
+
+def _neighbours(params: Params, profile: str, setting: str, runs: set[str]) -> Iterator[Description]:
+    names = params.grid.neighbours.get(setting, [])
+    for name in names:
+        options = params.neighbours[name]
+        if options.model not in (TEACHER, *runs):
+            raise StudyError(
+                f"neighbours.{name}.model = {options.model!r} is no run of {setting}; allowed: {TEACHER}, or a"
+                " student's <method>_<student>_<seed>, then _<budget> if not the base"
+            )
+        cuts = options.model_dump(include={"train", "development", "test"})
+        judged = _judged(params, setting, options.tasks or params.learnt_tasks(setting))
+        tasks = {task: own.model_copy(update=_least(own, cuts)) for task, own in judged["tasks"].items()}
+        yield NeighbourSystem(
+            setting=setting,
+            profile=profile,
+            neighbour=name,
+            options=options,
+            revisions=revisions(f"neighbour/{options.system}", "finetuning"),
+            **judged | {"tasks": tasks},
+            **_precision(params),
+        )
+    if names:
+        yield Neighbours(setting=setting, profile=profile, neighbours=names, revisions={})
+
+
+def _least(budget: TaskBudget, cuts: dict[str, int]) -> dict[str, int]:
+    """Of each split the smaller number of examples; None is all."""
+    return {split: min(cut, getattr(budget, split) or cut) for split, cut in cuts.items()}
 
 
 def _guesses_words(params: Params, setting: str) -> bool:

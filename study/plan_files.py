@@ -10,11 +10,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from study.descriptions import Admission, Comparison, Evaluation, ReferenceModel, Run, with_hashes
+from study.descriptions import Admission, Comparison, Evaluation, NeighbourSystem, ReferenceModel, Run, with_hashes
 from study.files import Layout, StudyError, tuning_folder, write_file
+from study.neighbours_options import NOTEBOOKS
 from study.plan import Plan
 
 LIST = "plan.yaml"
+#: Analysis -> what it reads: its folders in plan/ and in reports/; None: of all others.
+READ: dict[str | None, tuple[str, str]] = {None: ("compare", "results"), "neighbours": ("neighbours", "systems")}
 
 
 def write_plan(plan: Plan, listed: bool = False) -> int:
@@ -64,6 +67,16 @@ def _list(plan: Plan) -> str:
         layout = Layout(here, one.setting)
         model = one.folder(layout).relative_to(layout.runs).as_posix()
         evaluated[one.name] = {"setting": one.setting, "model": one.model, "folder": model}
+    systems = {
+        one.name: {
+            "setting": one.setting,
+            "name": one.neighbour,
+            "notebook": NOTEBOOKS[one.options.system],
+            "model": one.folder(layout).relative_to(layout.runs).as_posix(),
+        }
+        for one in plan.of(NeighbourSystem)
+        for layout in [Layout(here, one.setting)]
+    }
     values = {
         "profile": plan.profile,
         "here": here.as_posix(),
@@ -76,10 +89,12 @@ def _list(plan: Plan) -> str:
         "evaluated": evaluated,
         "analyses": {
             f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
+            | dict(zip(("plan", "results"), READ.get(analysis, READ[None]), strict=True))
             for comparison in plan.of(Comparison)
             for setting in [comparison.setting]
-            for analysis, notebook in plan.analyses().items()
+            for analysis, notebook in plan.analyses(setting).items()
         },
+        "systems": systems,
     }
     yaml: Any = YAML(typ="safe")
     stream = io.StringIO()

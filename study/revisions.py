@@ -34,6 +34,8 @@ REVISIONS: dict[str, int] = {
     "family/distilbert": 1,
     "family/electra": 1,
     "family/modernbert": 1,
+    # systems beside the grid
+    "neighbour/prequant": 1,  # quantisers, which weights are tuned, bits
     # data
     "cleaning": 1,  # cleaning, overlap with held-out texts, languages in turn, packing
     "vocabulary": 1,  # trimming

@@ -17,13 +17,14 @@ BASE_BUDGET = "base"
 MASKED_WORDS = ("masked-word", "masked-word-multilingual")
 PROBES = (*MASKED_WORDS, "retrieval")
 
-AnalysisName = Literal["comparison", "ablations", "representations", "budgets"]
+AnalysisName = Literal["comparison", "ablations", "representations", "budgets", "neighbours"]
 #: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
 ANALYSES: dict[AnalysisName, str] = {
     "comparison": "50_compare",
     "ablations": "52_ablations",
     "representations": "54_representations",
     "budgets": "56_budgets",  # of settings that have budgets beside the base
+    "neighbours": "58_neighbours",  # of settings that run one
 }
 #: Languages each task has data in, English first; tasks that are not named here have English alone.
 TASK_LANGUAGES = {
@@ -152,8 +153,8 @@ class Ablations(Section):
 class Grid(Section):
     """What is run and shown.
 
-    ``references``: by setting, rows beside the students that are evaluated alike. ``analyses``: what the report shows,
-    where not all that a study has; None: all.
+    ``references``: by setting, rows beside the students that are evaluated alike. ``neighbours``: by setting, systems
+    that are no such rows. ``analyses``: what the report shows, where not all that a study has; None: all.
     """
 
     settings: list[str] = Field(min_length=1)
@@ -163,6 +164,7 @@ class Grid(Section):
     budgets: dict[str, list[str]] = {}
     ablations: dict[str, Ablations] = {}
     references: dict[str, list[str]] = {}
+    neighbours: dict[str, list[str]] = {}
     analyses: list[AnalysisName] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["study.files", "study.families"],
     ["study.methods", "study.teachers"],
-    ["study.declarations"],
+    ["study.declarations", "study.neighbours_options"],
     ["study.sections"],
     ["study.config"],
     ["study.params", "study.revisions", "study.records"],
@@ -27,6 +27,7 @@ FLOORS = [
     ["study.data"],
     ["study.distillation"],
     ["study.evaluation"],
+    ["study.neighbours"],
     ["study.analysis"],
     ["study.speed", "study.shipping", "study.new", "study.cells"],
     ["study.grid"],
@@ -101,7 +102,7 @@ def test_losses_and_mappings_import_nothing_of_the_study():
 @pytest.mark.parametrize("path", WITHOUT_MODELS, ids=lambda path: path.stem)
 def test_analyses_import_neither_training_nor_torch(path):
     rooms = {room_of(target) for target in imports(path)}
-    assert not rooms & {"study.data", "study.distillation", "study.evaluation", "study.speed"}
+    assert not rooms & {"study.data", "study.distillation", "study.evaluation", "study.neighbours", "study.speed"}
     names = {
         alias.name.split(".")[0]
         for node in ast.walk(ast.parse(path.read_text()))

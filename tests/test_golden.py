@@ -6,6 +6,7 @@ thousand, and exact values. ``pytest tests/test_golden.py --record`` writes fami
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -53,6 +54,7 @@ from study.families import FAMILIES as FAMILIES_OF_STUDY
 from study.files import Layout
 from study.methods import PRUNING
 from study.methods import TEXTS as TEXT_NAMES
+from study.neighbours.prequant import SCALINGS, bits_per_weight, matrices, positions, quantise_in_place
 from study.revisions import REVISIONS
 from study.sections import Encoder, TaskBudget, Teacher
 
@@ -245,6 +247,21 @@ def table_reference(folder: Path) -> Values:
     return values
 
 
+def prequant(folder: Path) -> Values:
+    """Encoders of two bits, what is tuned of them, and what they take."""
+    values: Values = {}
+    for family in FAMILIES:
+        encoder = tiny.masked_language_model(family).base_model
+        for scaling in SCALINGS:
+            smaller = quantise_in_place(copy.deepcopy(encoder), 3, scaling)
+            values[f"{family} {scaling}"] = [own.abs().mean().item() for _, own in matrices(smaller)]
+        for rule in ("outliers", "error", "random"):
+            chosen = positions(encoder, smaller, rule, 0.01, seed=1)
+            values[f"{family} {rule}"] = digest({name: own.tolist() for name, own in chosen.items()})
+            values[f"{family} {rule} bits"] = [bits_per_weight(smaller, 3, "row", chosen)]
+    return values
+
+
 def text(name: str, folder: Path) -> Values:
     """The first documents of a text in each of its languages."""
     own = [known for known in TEXT_NAMES if known == name or known.startswith(f"{name}-")]
@@ -383,6 +400,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     **{f"teacher/{name}": partial(teacher, name) for name in ("all-minilm-l6-v2", "multilingual-e5-small")},
     "reference/published": published_reference,
     "reference/static_table": table_reference,
+    "neighbour/prequant": prequant,
     **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
     "own/text": own_text,

@@ -17,6 +17,7 @@ import pytest
 from papermill.translators import PythonTranslator
 from ruamel.yaml import YAML
 
+from study.neighbours_options import NOTEBOOKS as SYSTEMS
 from study.sections import ANALYSES
 
 ROOT = Path(__file__).parents[1]
@@ -28,16 +29,17 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 INTERACTIVE = {"05_methods", "70_explore"}  # they write nothing; executed by tests/test_smoke.py
 BY_THE_REPORT = {"80_report"}
 #: Stages whose cost is minutes or more: they depend on descriptions and never on code.
-EXPENSIVE = ("tasks", "corpus", "teacher", "distill", "evaluate", "represent", "latency")
+EXPENSIVE = ("tasks", "corpus", "teacher", "distill", "evaluate", "represent", "latency", "neighbour")
 NOTEBOOK_STAGES = [name for name, body in BODIES.items() if "study run" in body["cmd"]]
 
 
 def notebooks_of(name: str) -> list[str]:
-    """Names of the notebooks that a stage runs; those of the analyses are values of plan.yaml, here of every plan."""
+    """Names of the notebooks that a stage runs; those of analyses and neighbours are values of plan.yaml, here of
+    every plan."""
     (notebook,) = re.findall(r"study run \S*?scratch/notebooks/(\S+)\.ipynb", BODIES[name]["cmd"])
     if not notebook.startswith("${"):
         return [notebook]
-    return sorted(ANALYSES.values())
+    return sorted((SYSTEMS if name == "neighbour" else ANALYSES).values())
 
 
 def plan() -> dict:

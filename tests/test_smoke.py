@@ -57,13 +57,15 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         assert list((reports / "comparison" / setting).glob("*.csv"))
         assert json.loads((reports / "comparison" / setting / "headline.json").read_text())["students"]
         assert (reports / "representations" / setting / "layer_similarity.png").stat().st_size > 1000
+    beside = json.loads((reports / "systems" / "english" / "prequant.json").read_text())
+    assert [arm["name"] for arm in beside["arms"]] == ["outliers-row-4", "head-row-4", "random-row-4"]
     effects = (reports / "ablations" / "english" / "effects.csv").read_text()
     assert "from-top,mha-minilmv2,mha-minilmv2-from-top-0" in effects
     pages = {path.name: path.read_text() for path in (reports / "html").glob("*.html")}
     names = [
         f"{name}_{s}.html" for name in ("comparison", "ablations", "representations") for s in plan.params.settings
     ]
-    assert set(pages) == {"index.html", "explore.html", *names}
+    assert set(pages) == {"index.html", "explore.html", "neighbours_english.html", *names}
     for page in pages.values():
         assert str(tmp_path) not in page  # no path of this machine
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', pages["index.html"]):

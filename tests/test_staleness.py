@@ -36,6 +36,7 @@ def recorded(tmp_path_factory) -> Path:
         outputs += [f"runs/{setting}/{name}/data" for name in ("tasks", "corpus", "encoder", "teacher")]
     outputs += [f"runs/{run['setting']}/students/{run['model']}/data" for run in listed["distilled"].values()]
     outputs += [f"reports/results/{run['setting']}/{run['model']}.json" for run in listed["evaluated"].values()]
+    outputs += [f"reports/systems/{own['setting']}/{own['name']}.json" for own in listed["systems"].values()]
     for key, analysis in listed["analyses"].items():
         outputs += [f"runs/analyses/{key}.ipynb", f"reports/{analysis['analysis']}/{analysis['setting']}/table.csv"]
     for name in outputs:
@@ -200,7 +201,7 @@ def test_a_new_task_of_this_setting_reruns_evaluation_and_no_training(study):
 
 def test_another_budget_of_fine_tuning_reruns_evaluation_alone(study):
     edit_profile(study, lambda values: values["finetuning"].update(seeds=[1, 2]))
-    assert {name.partition("@")[0] for name in expensive(stale_after(study))} == {"evaluate"}
+    assert {name.partition("@")[0] for name in expensive(stale_after(study))} == {"evaluate", "neighbour"}
 
 
 @pytest.mark.parametrize("analysis", ["comparison", "ablations", "representations"])
@@ -214,7 +215,8 @@ def test_statistics_rerun_every_analysis_and_nothing_else(study):
     with (study / "study" / "analysis" / "numbers" / "statistics.py").open("a") as stream:
         stream.write("\n# a comment\n")
     names = ("comparison", "ablations", "representations")
-    assert stale_after(study) == both(*(f"analyse@{name}_{{}}" for name in names)) | {"report"}
+    beside = {"analyse@neighbours_english", "report"}
+    assert stale_after(study) == both(*(f"analyse@{name}_{{}}" for name in names)) | beside
 
 
 def test_executing_and_saving_a_notebook_reruns_nothing(study):
@@ -266,3 +268,20 @@ def test_a_row_beside_the_students_reruns_what_is_measured_beside_them(study):
     edit_profile(study, lambda values: values["grid"].update(references={"english": ["static-256"]}))
     row = "english_static-256_reference_0"
     assert expensive(stale_after(study)) == {f"reference@{row}", f"evaluate@{row}", "latency@english"}
+
+
+def test_a_changed_neighbour_is_run_alone(study):
+    edit_profile(study, lambda values: values["neighbours"]["prequant"].update(bits=[4, 2]))
+    assert stale_after(study) == {"neighbour@english_prequant"}
+
+
+def test_a_new_neighbour_reruns_nothing_of_another_method(study):
+    edit_profile(study, lambda values: values["neighbours"]["prequant"].pop("tasks"))
+    edit_profile(study, lambda values: values["grid"]["neighbours"].update(multilingual=["prequant"]))
+    beside = {f"neighbour@{setting}_prequant" for setting in SETTINGS} | {"analyse@neighbours_multilingual"}
+    assert stale_after(study) - {"report"} == beside
+
+
+def test_a_raised_revision_of_a_neighbour_reruns_it_alone(study):
+    edit(study / "study" / "revisions.py", r'"neighbour/prequant": 1', '"neighbour/prequant": 2')
+    assert stale_after(study) == {"neighbour@english_prequant"}

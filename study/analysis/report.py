@@ -18,7 +18,7 @@ from study.analysis.figures.style import DPI
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.results import result_files
 from study.analysis.numbers.tables import comparison_tables
-from study.descriptions import Comparison, model_name
+from study.descriptions import Comparison, NeighbourSystem, model_name
 from study.execution import run_notebook
 from study.files import Layout, StudyError, write_file
 from study.plan import Plan
@@ -70,11 +70,11 @@ def write_report(plan: Plan) -> Path:
     index = plan.folder / "runs" / "notebooks" / f"{INDEX}.ipynb"
     run_notebook(plan.root / "notebooks" / f"{INDEX}.ipynb", index, {"profile": plan.profile}, plan.root)
 
-    folders = [plan.layout(own.setting).analysis(name) for own in comparisons for name in plan.analyses()]
+    folders = [plan.layout(s).analysis(name) for s in (c.setting for c in comparisons) for name in plan.analyses(s)]
     pages = [Page(NAME, "answers", "", index, INDEX, folders, _linked(plan))]
     for comparison in comparisons:
         layout = plan.layout(comparison.setting)
-        for name, notebook in plan.analyses().items():
+        for name, notebook in plan.analyses(comparison.setting).items():
             files = {"Its numbers": sorted(layout.analysis(name).glob("*.csv"))}
             place = f"{name}_{layout.setting}.html", name, layout.setting, _executed(layout, name)
             pages.append(Page(*place, notebook, [layout.analysis(name)], files))
@@ -111,7 +111,7 @@ def _check(plan: Plan, analyses: list[Analysis]) -> None:
     needed: list[Path] = []
     for comparison in plan.of(Comparison):
         layout = plan.layout(comparison.setting)
-        shown = plan.analyses()
+        shown = plan.analyses(comparison.setting)
         needed += [_executed(layout, name) for name in shown]
         needed += [layout.analysis(name) / "gap_closed.png" for name in shown if name == "budgets"]
     for analysis in analyses:
@@ -128,11 +128,12 @@ def _linked(plan: Plan) -> dict[str, list[Path]]:
     linked: dict[str, list[Path]] = {}
     for comparison in plan.of(Comparison):
         layout, setting = plan.layout(comparison.setting), comparison.setting.capitalize()
-        made = [path for name in plan.analyses() for path in sorted(layout.analysis(name).iterdir())]
+        made = [path for name in plan.analyses(comparison.setting) for path in sorted(layout.analysis(name).iterdir())]
         results = [*result_files(comparison, layout)]
         results += [
             layout.result(model_name(*c, name)) for name in comparison.budgets for c in comparison.budget_cells(name)
         ]
+        results += [layout.systems / f"{own.neighbour}.json" for own in plan.of(NeighbourSystem, comparison.setting)]
         results += [path for name in OTHER_RESULTS if (path := layout.result(name)).is_file()]
         linked |= {
             f"{setting}, figures": [path for path in made if path.suffix == ".png"],

@@ -27,7 +27,7 @@ from transformers import (
 
 from study.data.pretrained import load_model
 from study.data.tasks import Task, find_task, load_task, subsample
-from study.descriptions import Admission, Evaluation, LayerComparison, Tuning
+from study.descriptions import Admission, Evaluation, LayerComparison, NeighbourSystem, Tuning
 from study.evaluation.metrics import task_metrics
 from study.families import family_of
 from study.files import Layout, StudyError
@@ -35,7 +35,7 @@ from study.runtime import autocast, compute_device, keep_freed_memory, one_devic
 from study.sections import Finetuning, TaskBudget
 
 #: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
-Judging = Admission | Evaluation | LayerComparison | Tuning
+Judging = Admission | Evaluation | LayerComparison | NeighbourSystem | Tuning
 
 
 class MeanPoolingClassifier(nn.Module):
@@ -315,20 +315,20 @@ def finetune(
     learning_rate: float,
     look_at_test: bool,
     keep: Callable[[MeanPoolingClassifier], object] | None = None,
+    prepare: Callable[[MeanPoolingClassifier], object] | None = None,
 ) -> FinetunedRun:
     """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
 
     Args:
         look_at_test: score the test splits with the model kept, not just a candidate. keep: called with that model.
+        prepare: called with the model before its first step, to say what of it is trained.
     """
     budget, bf16 = description.finetuning, use_bf16(description.precision)
     model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
-    frozen = {
-        split: frozen_score(description, model, task, examples, collate)
-        for split, examples in splits.items()
-        if look_at_test and split != "train"
-    }
-
+    probed = [split for split in splits if look_at_test and split != "train"]
+    frozen = {split: frozen_score(description, model, task, splits[split], collate) for split in probed}
+    if prepare:
+        prepare(model)
     steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from study.data.corpus import corpus_hash
-from study.descriptions import Admission, Evaluation, LatencyMeasurement, LayerComparison, Tuning
+from study.descriptions import Admission, Evaluation, LatencyMeasurement, LayerComparison, NeighbourSystem, Tuning
 from study.files import Layout, content_hash, file_hash
 from study.records import SCHEMA
 from study.runtime import commit, environment
 
 
 def provenance(
-    description: Admission | Evaluation | LatencyMeasurement | LayerComparison | Tuning,
+    description: Admission | Evaluation | LatencyMeasurement | LayerComparison | NeighbourSystem | Tuning,
     layout: Layout,
     hashes: Mapping[str, str],
     device: torch.device | None = None,

@@ -1,0 +1,99 @@
+"""Systems beside the grid as readers see them: what each is, its arms in a table and a figure, verdicts."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from study.analysis.answers import VERDICT_LOOKS
+from study.analysis.figures.style import GREY, STUDENT_STYLES, interval, new_figure, number
+from study.analysis.numbers.neighbours import arms, verdicts
+from study.analysis.presentation import styled
+from study.records import NeighbourResult
+
+CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is the first arm."
+#: Measures of this size are shown as they are; shares of one, as most scores are, times 100.
+LARGE = 1.0
+
+
+def about(result: NeighbourResult) -> Markdown:
+    """What a system is, what was reproduced of it and how sure that is, and what could not be known."""
+    unknown = "\n".join(f"* {line}" for line in result.unknown)
+    model = "the teacher" if result.model == "teacher" else f"the student `{result.model}`"
+    seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
+    parts = [
+        f"**{result.title}**, {result.source}. Standing: **{result.standing}**. On {model}, {seeds},"
+        f" {number(result.seconds / 60, 0)} minutes.",
+        f"$${result.equation}$$",
+        result.reproduced,
+        f"What could not be known:\n\n{unknown}" if unknown else "",
+    ]
+    return Markdown("\n\n".join(part for part in parts if part))
+
+
+def _scale(rows: pd.DataFrame) -> pd.Series:
+    """Measure -> 100 where all its values are shares of one, else 1."""
+    largest = rows.groupby("measure")["mean"].agg(lambda own: own.abs().max())
+    return largest.map(lambda value: 100 if value <= LARGE else 1)
+
+
+def arms_table(result: NeighbourResult) -> Styler:
+    """Arms by measures: mean and 95 % interval over seeds; shares of one times 100."""
+    rows = arms(result)
+    scale = _scale(rows)
+    shown: dict[str, dict[str, str]] = {arm.words: {"arm": arm.words} for arm in result.arms}
+    for row in rows.itertuples():
+        times = scale[row.measure]
+        digits = 1 if times == 100 else (0 if row.mean > 1000 else 2)
+        ends = "" if row.low == row.high else interval(times * row.low, times * row.high, digits)
+        shown[row.words][result.measures[row.measure]] = number(times * row.mean, digits) + ends
+    columns = ["arm", *result.measures.values()]
+    table = [{column: cells.get(column, "") for column in columns} for cells in shown.values()]
+    caption = f"{result.title}: means over seeds and 95 % intervals (Student's)."
+    return styled(table, f"arms-{result.neighbour}", caption, setting=result.setting, words=["arm"], wide=["arm"])
+
+
+def verdicts_table(result: NeighbourResult) -> Styler | None:
+    """The verdict on each ordinal claim with the difference that decides it; None without any."""
+    rows = verdicts(result)
+    if rows.empty:
+        return None
+    words, scale = {arm.name: arm.words for arm in result.arms}, _scale(arms(result))
+    table, looks = [], []
+    for place, row in enumerate(rows.itertuples()):
+        times = scale[row.measure]
+        difference = number(times * row.difference, 2, "+") + interval(times * row.low, times * row.high, 2, "+")
+        table.append(
+            {"claim": row.claim, "verdict": row.verdict, "difference (interval)": difference}
+            | {"between": f"{words[row.first]} – {words[row.second]}", "expected": f"{row.sign} zero"}
+        )
+        if row.verdict in VERDICT_LOOKS:
+            looks.append({"selector": f"td.row{place}.col1", "props": VERDICT_LOOKS[row.verdict]})
+    caption = f"Differences paired by seed, {len(result.seeds)} seeds; at least 3 are needed to judge."
+    looked: dict[str, Any] = {"words": ["verdict", "expected"], "wide": ["claim", "between"]}
+    shown = styled(table, f"checks-{result.neighbour}", caption, setting=result.setting, **looked)
+    return shown.set_table_styles(looks, overwrite=False)
+
+
+def arms_figure(result: NeighbourResult) -> Figure:
+    """The first measure of every arm that has it, a line each."""
+    measure = next(iter(result.measures))
+    everything = arms(result)
+    rows, times = everything[everything["measure"] == measure], _scale(everything)[measure]
+    figure = new_figure(0.9 + 0.32 * len(rows))
+    axes, (color, marker) = figure.subplots(), STUDENT_STYLES[0]
+    heights = range(len(rows))[::-1]
+    axes.axvline(times * rows["mean"].iloc[0], color=GREY, linestyle=":", linewidth=1)
+    for height, row in zip(heights, rows.itertuples(), strict=True):
+        axes.plot(times * row.mean, height, marker, color=color, markersize=5)
+        if not pd.isna(row.low):
+            axes.hlines(height, times * row.low, times * row.high, color=color, linewidth=1.4)
+    axes.set_yticks(heights, [textwrap.fill(words, 58) for words in rows["words"]])
+    axes.set_xlabel(f"{result.measures[measure]}{' × 100' if times == 100 else ''}")
+    axes.grid(axis="x")
+    return figure

@@ -1,0 +1,1 @@
+"""Systems of other papers beside the grid, a file each, and what runs any of them."""
