@@ -186,7 +186,7 @@ def test_the_corpus_is_the_shuffled_documents_without_padding(description, token
     assert sequences.shape[1] == 16 and tokenizer.pad_token_id not in sequences
     stream = sequences[:, 1:-1].ravel().tolist()
 
-    documents, _ = cleaning.clean(["wikipedia", "xsum"], cleaning.Overlap([HELDOUT], 13))
+    documents = list(cleaning.clean(["wikipedia", "xsum"], cleaning.Overlap([HELDOUT], 13))[0])
     random.Random(description.corpus.seed).shuffle(documents)
     expected = [[*tokenizer(d.content)["input_ids"][1:-1], tokenizer.sep_token_id] for d in documents]
     # a document gives validation at most 4 x 14 / 16 = 3 tokens, so the first 19 documents fill it

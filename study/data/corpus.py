@@ -5,34 +5,42 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import cycle, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy
-from datasets import Dataset, DatasetDict, Features, List, Value
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase
 
 from study.data import storage
-from study.data.cleaning import Document, Overlap, clean
+from study.data.cleaning import Counts, Document, Documents, batched, clean
+from study.data.passages import Overlap
+from study.data.pool import Pool
 from study.data.pretrained import load_pretrained, save_model
 from study.data.tasks import heldout_texts, task_texts
+from study.data.tokens import Stream, Tokeniser, encode, read_again
 from study.data.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
 from study.declarations import OwnText, check_content
 from study.descriptions import CorpusData
-from study.files import Layout, StudyError, content_hash, find_root
+from study.files import Layout, StudyError, content_hash, find_root, make_folder
 from study.sections import Corpus
 
 #: File in a corpus's folder with the hash of its tokens.
 HASH = "sha256"
 
-#: Per text or language, what there is of it.
-Counts = dict[str, dict[str, int]]
+#: Sequences that are packed and written at once.
+ROWS = 1000
+
+#: Characters of documents that are tokenised at once.
+TOKENISED = 100_000
 
 
-def build_corpus(description: CorpusData, layout: Layout, output: Path, encoder: Path) -> dict[str, Any]:
+def build_corpus(
+    description: CorpusData, layout: Layout, output: Path, encoder: Path, processes: int | None = None
+) -> dict[str, Any]:
     """Clean, de-duplicate, tokenise once and pack the texts of a setting; write them to the folder ``output``.
 
     The teacher's encoder and tokenizer go to the folder ``encoder``, for all later stages: as they are, or trimmed to
@@ -43,8 +51,13 @@ def build_corpus(description: CorpusData, layout: Layout, output: Path, encoder:
     is used nowhere. Several languages take turns, see :func:`_by_language`. The bytes written are the same at every
     run. The file ``sha256`` among them has the hash of the tokens of both splits (:func:`corpus_hash`).
 
+    Texts are cleaned and tokenised on all cores, and what is not read at once is on the disk of ``output``: cleaned
+    text, then tokens (4 bytes each), in files that are gone with the process. In memory are, beside a fixed part, 8
+    bytes for each paragraph and about 40 for each document.
+
     Args:
         layout: where :func:`study.data.tasks.build_tasks` wrote the tasks of the setting.
+        processes: None: one for each core. What is written is the same.
 
     Returns:
         Counts: per text those of :func:`study.data.cleaning.clean` and the tokens it gives to either split (before the
@@ -56,40 +69,55 @@ def build_corpus(description: CorpusData, layout: Layout, output: Path, encoder:
         StudyError: tasks missing, a source or teacher that cannot be read, a corpus without a training sequence, a
             folder that cannot be written.
     """
-    settings = description.corpus
+    settings, length = description.corpus, description.corpus.sequence_length
     model, tokenizer = load_pretrained(description.teacher)
     heldout = heldout_texts(layout.tasks, description.tasks)
     declared = {text.label: text for text in description.texts if isinstance(text, OwnText)}
     root = find_root(layout.folder) if declared else layout.folder
     for name, text in declared.items():
         check_content(f"text {name}", name, text, description.hashes, root)
-    documents, counts = clean(description.texts, Overlap(heldout, settings.overlap_words), root)
-    random.Random(settings.seed).shuffle(documents)
-    streams, training, used = _streams(documents, counts, tokenizer, settings)
-    vocabulary = {"full": len(tokenizer)}
-    if description.vocabulary == "trimmed":
-        texts = task_texts(layout.tasks, description.tasks)
-        streams, tokenizer, sizes = _trim(streams, texts, model, tokenizer)
-        vocabulary |= sizes
-        print("corpus: vocabulary: " + ", ".join(f"{key} {value:,}" for key, value in vocabulary.items()), flush=True)
-    packed = {split: pack(stream, tokenizer, settings.sequence_length) for split, stream in streams.items()}
-    if not len(packed["train"]):
+    make_folder(output.parent)
+    overlap = Overlap(heldout, settings.overlap_words)
+    documents, counts = clean(description.texts, overlap, root, output.parent, processes)
+    with Pool(encode, Tokeniser.of(tokenizer), processes) as pool:
+        streams, languages = _streams(documents, counts, pool, settings, output.parent)
+        vocabulary, kept = {"full": len(tokenizer)}, None
+        if description.vocabulary == "trimmed":
+            occurring: set[int] = set()
+            read = _tokenised(task_texts(layout.tasks, description.tasks), pool)
+            for tokens in chain(read, *(stream.parts(ROWS * length) for stream in streams.values())):
+                occurring.update(numpy.unique(tokens).tolist())
+            kept = pieces_to_keep(tokenizer, occurring)
+            trim_embeddings(model, kept)
+            tokenizer = trim_tokenizer(tokenizer, kept)
+            vocabulary |= {"occurring": len(occurring), "kept": len(kept)}
+            told = ", ".join(f"{key} {value:,}" for key, value in vocabulary.items())
+            print(f"corpus: vocabulary: {told}", flush=True)
+    sequences = {split: len(stream) // (length - 2) for split, stream in streams.items()}
+    if not sequences["train"]:
         raise StudyError(
             "corpus has 0 training sequences; allowed: at least one (raise corpus.max_tokens or add texts to"
             f" settings.{description.setting}.texts)"
         )
-    languages = _language_table(training, used, counts)
-    features = Features({"input_ids": List(Value(packed["train"].dtype.name), length=settings.sequence_length)})
-    splits = {split: Dataset.from_dict({"input_ids": packed[split]}, features=features) for split in packed}
-    storage.save(DatasetDict(splits), output, beside={HASH: _tokens_hash(packed) + "\n"})
+    digest = hashlib.sha256()  # over names, shapes and tokens of the splits, by name; the same on every machine
+
+    def packed(split: str) -> Iterator[numpy.ndarray]:
+        digest.update(f"{split} {(sequences[split], length)}\n".encode())
+        for tokens in streams[split].parts(ROWS * (length - 2), sequences[split] * (length - 2)):
+            rows = pack(tokens if kept is None else numpy.searchsorted(kept, tokens), tokenizer, length)
+            digest.update(rows.astype("<i4").tobytes())
+            yield rows
+
+    splits = {split: packed(split) for split in sorted(streams)}
+    storage.save_sequences(splits, output, lambda: {HASH: digest.hexdigest() + "\n"})
     save_model(model, tokenizer, encoder)
     return {
         "setting": description.setting,
-        "sequence_length": settings.sequence_length,
+        "sequence_length": length,
         "heldout_texts": len(heldout),
         "texts": counts,
         **({"languages": languages} if len(languages) > 1 else {}),
-        **{split: {"sequences": len(sequences), "tokens": sequences.size} for split, sequences in packed.items()},
+        **{split: {"sequences": rows, "tokens": rows * length} for split, rows in sequences.items()},
         "vocabulary": vocabulary,
     }
 
@@ -97,10 +125,12 @@ def build_corpus(description: CorpusData, layout: Layout, output: Path, encoder:
 def load_corpus(folder: Path) -> DatasetDict:
     """Splits train and validation as :func:`build_corpus` wrote them; column input_ids, (sequences, sequence_length).
 
+    They are mapped from the file: processes share what they read of it.
+
     Raises:
         StudyError: nothing written there.
     """
-    return storage.load(folder, "corpus")
+    return storage.load(folder, "corpus", in_memory=False)
 
 
 def corpus_hash(folder: Path) -> str:
@@ -137,75 +167,43 @@ def pack(
 
 
 def _streams(
-    documents: list[Document], counts: Counts, tokenizer: PreTrainedTokenizerBase, settings: Corpus
-) -> tuple[dict[str, numpy.ndarray], list[Document], list[Document]]:
-    """Tokens of the splits validation and train; documents for training, and the same, as often as they are read.
+    documents: Documents, counts: Counts, pool: Pool, settings: Corpus, folder: Path
+) -> tuple[dict[str, Stream], dict[str, dict[str, float]]]:
+    """Tokens of the splits train and validation, and for training :func:`_language_table`.
 
     Args:
-        counts: get the tokens that each text gives to either split.
+        counts: get the tokens that each text gives to either split. folder: on whose disk tokens are.
     """
     body = settings.sequence_length - 2
-    wanted: dict[str, int | None] = {"validation": settings.validation_sequences * body, "train": None}
-    if settings.max_tokens is not None:
-        wanted["train"] = settings.max_tokens // settings.sequence_length * body
+    wanted = None if settings.max_tokens is None else settings.max_tokens // settings.sequence_length * body
+    streams = {"validation": Stream(folder, settings.validation_sequences * body), "train": Stream(folder, wanted)}
     for count in counts.values():
         count.update(tokens=0, validation_tokens=0)
-    streams: dict[str, numpy.ndarray] = {}
-    used: list[Document] = []
+    order = array("Q", range(len(documents)))
+    random.Random(settings.seed).shuffle(order)
+    places = numpy.array(order, dtype=numpy.int64)
+    times: Counter[str] = Counter()
     for split, column in (("validation", "validation_tokens"), ("train", "tokens")):
-        size = wanted[split]
         longest = settings.validation_sequences * body // 16 if split == "validation" else None
-        stream, used = array("i"), []
-        for document, tokens in _by_language(documents, tokenizer, settings.language_exponent):
-            if size is not None and len(stream) >= size:
+        times, used = Counter(), []
+        for place, tokens in _by_language(documents, places, pool, settings.language_exponent, folder):
+            if streams[split].full:
                 break
-            stream.extend(tokens[:longest])
-            counts[document.text][column] += len(tokens[:longest])
-            used.append(document)
-        streams[split] = numpy.array(stream[:size])
+            streams[split].extend(tokens[:longest])
+            counts[documents.name(place)][column] += len(tokens[:longest])
+            times[documents.language(place)] += 1
+            if split == "validation":
+                used.append(place)
         if split == "validation":
-            validation = set(used)
-            documents = [document for document in documents if document not in validation]
-    return streams, documents, used
-
-
-def _trim(
-    streams: dict[str, numpy.ndarray],
-    texts: list[str],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[dict[str, numpy.ndarray], PreTrainedTokenizerBase, dict[str, int]]:
-    """Streams and tokenizer of the pieces that streams and ``texts`` have, and their number; the model in place."""
-    occurring = {token for tokens in _tokenise(texts, tokenizer) for token in tokens}
-    for stream in streams.values():
-        occurring.update(numpy.unique(stream).tolist())
-    kept = pieces_to_keep(tokenizer, occurring)
-    streams = {split: numpy.searchsorted(kept, stream) for split, stream in streams.items()}
-    trim_embeddings(model, kept)
-    return streams, trim_tokenizer(tokenizer, kept), {"occurring": len(occurring), "kept": len(kept)}
-
-
-def _tokens_hash(packed: dict[str, numpy.ndarray]) -> str:
-    """SHA-256 over names, shapes and tokens of the splits, by name; the same on every machine."""
-    digest = hashlib.sha256()
-    for split in sorted(packed):
-        sequences = packed[split].astype("<i4")
-        digest.update(f"{split} {sequences.shape}\n".encode() + sequences.tobytes())
-    return digest.hexdigest()
-
-
-def _tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, batch_size: int = 256) -> Iterator[list[int]]:
-    """The tokens of each text, [SEP] last, batch by batch as they are asked for."""
-    texts = iter(texts)
-    while batch := list(islice(texts, batch_size)):
-        for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
-            yield [*ids, tokenizer.sep_token_id]
+            contents = documents.hashes()
+            places = places[~numpy.isin(contents[places], contents[used])]
+    return streams, _language_table(documents, places, times, counts)
 
 
 def _by_language(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, exponent: float
-) -> Iterator[tuple[Document, list[int]]]:
-    """Documents with their tokens, languages in turn, until the language with the most text has been read once.
+    documents: Documents, places: numpy.ndarray, pool: Pool, exponent: float, folder: Path
+) -> Iterator[tuple[int, numpy.ndarray]]:
+    """Places of documents with their tokens, languages in turn, until that with the most text has been read once.
 
     Language l gets a share p_l of the tokens, p_l proportional to n_l ** exponent, n_l the size of its texts in bytes:
     the next document is always of the language that is furthest behind. Documents of a language follow in their order
@@ -214,15 +212,14 @@ def _by_language(
     Source: XLM (1901.07291), section 3.1, which draws the language of each batch at random; turns instead of draws are
     this study's choice, so that every stretch of the corpus has all languages in their shares.
     """
-    by_language = defaultdict(list)
-    for document in documents:
-        by_language[document.language].append(document)
-    sizes = {language: size["bytes"] for language, size in _sizes(documents).items()}
+    groups = documents.by_language(places)
+    sizes = {language: int(documents.sizes()[group].sum()) for language, group in groups.items()}
     largest = max(sizes, key=lambda language: sizes[language], default=None)
-    streams: dict[str, Iterator[tuple[Document, list[int]]]] = {}
-    for language, group in by_language.items():
-        tokenised = zip(group, _tokenise((document.content for document in group), tokenizer), strict=True)
-        streams[language] = tokenised if language == largest else cycle(tokenised)
+    streams: dict[str, Iterator[tuple[int, numpy.ndarray]]] = {}
+    for language, group in groups.items():
+        contents = (documents[place].content for place in group)
+        tokenised = zip(group.tolist(), _tokenised(contents, pool), strict=True)
+        streams[language] = tokenised if language == largest else read_again(tokenised, folder)
     given = dict.fromkeys(streams, 0)
     while streams:
         language = min(streams, key=lambda name: given[name] / sizes[name] ** exponent)
@@ -233,31 +230,31 @@ def _by_language(
         yield following
 
 
-def _sizes(documents: Iterable[Document]) -> Counts:
-    counts: Counts = defaultdict(lambda: {"documents": 0, "bytes": 0})
-    for document in documents:
-        counts[document.language]["documents"] += 1
-        counts[document.language]["bytes"] += len(document.content.encode())
-    return dict(counts)
+def _tokenised(contents: Iterable[str], pool: Pool) -> Iterator[numpy.ndarray]:
+    """:func:`study.data.tokens.encode` of one text after another, batch by batch as they are asked for."""
+    for batch in pool.map(batched(contents, TOKENISED)):
+        yield from batch
 
 
-def _language_table(documents: list[Document], used: list[Document], counts: Counts) -> dict[str, dict[str, float]]:
+def _language_table(
+    documents: Documents, places: numpy.ndarray, times: Counter[str], counts: Counts
+) -> dict[str, dict[str, float]]:
     """Per language: documents and bytes there are, tokens read, their share of all, and how often documents are read.
 
     Args:
-        documents: those for training. used: the same, as often as they were read. counts: per text, of its tokens.
+        places: those for training. times: by language, how many were read. counts: per text, of its tokens.
     """
-    sizes, times = _sizes(documents), Counter(document.language for document in used)
-    tokens: Counter[str] = Counter()
+    groups, tokens = documents.by_language(places), Counter[str]()
     for text, count in counts.items():
         tokens[Document(text, "").language] += count["tokens"]
     return {
         language: {
-            **sizes[language],
+            "documents": len(groups[language]),
+            "bytes": int(documents.sizes()[groups[language]].sum()),
             "tokens": tokens[language],
-            "share": round(tokens[language] / tokens.total(), 4),
-            "passes": round(times[language] / sizes[language]["documents"], 2),
+            "share": round(tokens[language] / max(tokens.total(), 1), 4),
+            "passes": round(times[language] / len(groups[language]), 2),
         }
         for language in tokens
-        if language in sizes
+        if language in groups
     }

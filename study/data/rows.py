@@ -16,7 +16,7 @@ from pyarrow import ArrowException
 from study.declarations import Origin, folder_of, format_of
 from study.files import StudyError, UnreachableError
 
-#: A file of plain text is one document up to this many characters; longer ones are cut at a line's end.
+#: A file of plain text is one document up to this many characters; longer ones are cut at a line's end, if one comes.
 LONGEST = 1_000_000
 
 Row = dict[str, Any]
@@ -30,7 +30,7 @@ def documents(file: Path) -> Iterator[str]:
     """
     with _Reading(file), _opened(file) as stream:
         while piece := stream.read(LONGEST):
-            yield piece + stream.readline()
+            yield piece + stream.readline(LONGEST)
 
 
 def file_rows(file: Path) -> Iterator[Row]:

@@ -52,10 +52,10 @@ def adapt_teacher(description: TeacherAdaptation, layout: Layout, output: Path) 
     if description.head == "own":
         return _as_it_is(description, layout, held_out, tokenizer, record, output)
     encoder = load_model(layout.encoder, description.attention_implementation, head=False)
-    tokens = torch.from_numpy(
-        np.concatenate([batch["input_ids"].ravel() for batch in corpus["train"].with_format("numpy").iter(1024)])
-    )
-    model = with_language_modelling_head(encoder, torch.bincount(tokens.long(), minlength=encoder.config.vocab_size))
+    occurrences = np.zeros(encoder.config.vocab_size, dtype=np.int64)
+    for batch in corpus["train"].with_format("numpy").iter(1024):
+        occurrences += np.bincount(batch["input_ids"].ravel(), minlength=len(occurrences))
+    model = with_language_modelling_head(encoder, torch.from_numpy(occurrences))
     switch_off_dropout(model)
     model.base_model.requires_grad_(not budget.head_only)
     method = methods.MaskedLanguageModelling(

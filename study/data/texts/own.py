@@ -41,4 +41,4 @@ def _column(text: OwnText, where: str, rows: Iterator[Row]) -> Iterator[str]:
             content = row[text.column or ""]
             if not isinstance(content, str | None):
                 raise StudyError(f"{where}: {text.column} = {str(content)[:40]!r} is no text; allowed: strings")
-            yield content or ""
+            yield (content or "").encode(errors="replace").decode()  # JSON may hold halves of characters
