@@ -19,7 +19,7 @@ FLOORS = [
     ["study.sections"],
     ["study.config"],
     ["study.params", "study.revisions", "study.records"],
-    ["study.descriptions"],
+    ["study.descriptions", "study.records_beside"],
     ["study.plan", "study.runtime"],
     ["study.plan_files"],
     ["study"],

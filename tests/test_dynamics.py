@@ -23,7 +23,8 @@ from study.evaluation.finetune import splits_without_test
 from study.evaluation.representations import probe_last_layers
 from study.files import Layout
 from study.plan import make_run
-from study.records import DynamicsResult, Snapshot, Watched, read_record
+from study.records import read_record
+from study.records_beside import DynamicsResult, Snapshot, Watched
 from study.sections import Encoder
 
 MLM = {"objective": "masked_language_modelling", "learning_rate": 0.0003}

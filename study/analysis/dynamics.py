@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.records import DynamicsResult
+from study.records_beside import DynamicsResult
 
 #: Measures of a layer beside the scores of its probes -> what they are called.
 MEASURES = {"cka": "CKA with the teacher's layer", "divergence": "divergence of relations (nats)"}

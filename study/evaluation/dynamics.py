@@ -27,7 +27,8 @@ from study.families import keep_layers
 from study.files import Layout, StudyError, write_json
 from study.methods import Untrained
 from study.plan import Plan, make_run
-from study.records import DynamicsResult, Snapshot, Watched, write_record
+from study.records import write_record
+from study.records_beside import DynamicsResult, Snapshot, Watched
 from study.runtime import compute_device
 from study.sections import BASE_BUDGET, MASKED_WORDS, TaskBudget
 

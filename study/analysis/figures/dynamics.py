@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.analysis.dynamics import MEASURES
 from study.analysis.figures.style import GREY, LOOK, SPARE, STYLES, Style, handle, label, method_legend, new_figure
-from study.records import DynamicsResult
+from study.records_beside import DynamicsResult
 
 #: Shades from the embeddings to the last layer, the last one darkest.
 SHADES = ("#b0b0b0", "#7fa8d9", "#3f7fc1", "#08306b", "#04204a")
