@@ -119,10 +119,10 @@ test-faults: environment  ## mistakes and accidents with real files and processe
 	OMP_NUM_THREADS=$(CORES) python -m pytest -s -m faults
 
 test-units: environment
-	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'not pipeline' --durations=25
+	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'not (pipeline or faults)' --durations=25
 
 test-pipeline: environment
-	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m pipeline
+	OMP_NUM_THREADS=$(THREADS_PER_JOB) python -m pytest -m 'pipeline or faults' --durations=10
 
 lint: environment  ## style, spelling and types
 	ruff check . && ruff format --check . && codespell && mypy
