@@ -64,7 +64,7 @@ else
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^distill@' | $(SIDE_BY_SIDE)
 	rm -rf $(FOLDER)/scratch/teacher_outputs
-	$(IN) $(STAGES) '^(admit|evaluate|represent)@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^(admit|evaluate|represent|neighbour)@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro
