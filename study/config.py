@@ -148,12 +148,19 @@ class Params(Section):
     def _neighbours_fit(self, names: list[str], setting: str) -> None:
         learnt = self.learnt_tasks(setting)
         for name in names:
-            for task in self.neighbours[name].tasks or ():
+            own = self.neighbours[name]
+            for task in own.tasks or ():
                 if task not in learnt:
                     raise ValueError(
                         f"neighbours.{name}.tasks: {task!r} is none that settings.{setting} learns;"
                         f" allowed: {', '.join(learnt)}"
                     )
+            tasks, source = own.tasks or learnt, getattr(own, "source", None)
+            if source and (source not in tasks or len(tasks) == 1):
+                raise ValueError(
+                    f"neighbours.{name}.source: {source!r} has to be one of at least two tasks that settings.{setting}"
+                    f" learns and {name} looks at; allowed: {', '.join(tasks)}"
+                )
 
     def learnt_tasks(self, setting: str) -> list[str]:
         """The setting's tasks that models are fine-tuned on, those that are probes left out."""

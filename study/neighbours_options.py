@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, model_validator
 
-from study.methods import Fraction, LearningRate, Positive, Seed, Sparse
+from study.methods import Fraction, LearningRate, Positive, Section, Seed, Sparse, Weight
+from study.sections import Encoder
 
 #: The model that a neighbour works on unless it names a student.
 TEACHER_MODEL = "teacher"
@@ -26,6 +27,7 @@ class NeighbourOptions(Sparse):
     train: Positive | None = None
     development: Positive | None = None
     test: Positive | None = None
+    max_length: Annotated[int, Field(ge=8)] | None = None
 
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -61,7 +63,66 @@ class PreQuant(NeighbourOptions):
         return self
 
 
-#: One of the classes above, chosen by ``system``; one alone needs no discriminator.
-Neighbour = PreQuant
+Compared = Literal["attention", "hidden", "query", "key", "value"]
+
+
+CrIldArm = Literal[
+    "last-task",
+    "uniform-task",
+    "last-supplementary",
+    "uniform-supplementary",
+    "last-task-regularised",
+    "last-supplementary-regularised",
+]
+
+
+class Stage(Section):
+    """A stage of training."""
+
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: LearningRate
+
+
+class CrIld(NeighbourOptions):
+    """Source: 2302.01530. The student is the ``layers`` at the bottom of the model.
+
+    ``objects``: what is compared of a layer. ``arms``: layers, text and, of the last layer, the regularisers.
+    ``intermediate`` and ``logits``: its stages. ``consistency``: weight that this term would reach after all epochs.
+    ``noise``: share of the training labels that are wrong.
+    """
+
+    system: Literal["cr-ild"]
+    layers: Positive
+    objects: list[Compared] = Field(min_length=1)
+    arms: list[CrIldArm] = Field(min_length=1)
+    intermediate: Stage
+    logits: Stage
+    consistency: Weight
+    weight_decay: Weight
+    noise: Annotated[Fraction, Field(lt=1)]
+
+
+class XtremeDistil(NeighbourOptions):
+    """Source: 2106.04563. A ``student`` is distilled on the ``source`` task and used for the other ``tasks``.
+
+    ``variants``: what the first stage compares; ``embeddings``: compressed from the teacher's, or random. The first of
+    each is the system's own. ``transfer``: texts of the source that are read without labels. ``representation``,
+    ``logits``, ``labels``: its stages; the epochs of the last two are those of each unfreezing.
+    """
+
+    system: Literal["xtremedistil"]
+    source: str
+    student: Encoder
+    variants: list[Literal["topmost", "cls", "uniform"]] = Field(min_length=1)
+    embeddings: list[Literal["pca", "random"]] = Field(min_length=1)
+    transfer: Positive
+    representation: Stage
+    logits: Stage
+    labels: Stage
+
+
+#: One of the classes above, chosen by ``system``.
+Neighbour = Annotated[PreQuant | CrIld | XtremeDistil, Discriminator("system")]
 #: System -> the notebook that runs it.
-NOTEBOOKS = {"prequant": "48_prequant"}
+NOTEBOOKS = {"prequant": "48_prequant", "cr-ild": "48_cr_ild", "xtremedistil": "48_xtremedistil"}

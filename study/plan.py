@@ -341,7 +341,7 @@ def _neighbours(params: Params, profile: str, setting: str, runs: set[str]) -> I
                 f"neighbours.{name}.model = {options.model!r} is no run of {setting}; allowed: {TEACHER}, or a"
                 " student's <method>_<student>_<seed>, then _<budget> if not the base"
             )
-        cuts = options.model_dump(include={"train", "development", "test"})
+        cuts = options.model_dump(include={"train", "development", "test", "max_length"})
         judged = _judged(params, setting, options.tasks or params.learnt_tasks(setting))
         tasks = {task: own.model_copy(update=_least(own, cuts)) for task, own in judged["tasks"].items()}
         yield NeighbourSystem(

@@ -35,6 +35,8 @@ REVISIONS: dict[str, int] = {
     "family/electra": 1,
     "family/modernbert": 1,
     # systems beside the grid
+    "neighbour/cr-ild": 1,  # losses, mixing, consistency, both stages
+    "neighbour/xtremedistil": 1,  # compressed embeddings, its first stage, its classifier and stages
     "neighbour/prequant": 1,  # quantisers, which weights are tuned, bits
     # data
     "cleaning": 1,  # cleaning, overlap with held-out texts, languages in turn, packing

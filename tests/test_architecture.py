@@ -15,8 +15,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["study.files", "study.families"],
     ["study.methods", "study.teachers"],
-    ["study.declarations", "study.neighbours_options"],
+    ["study.declarations"],
     ["study.sections"],
+    ["study.neighbours_options"],
     ["study.config"],
     ["study.params", "study.revisions", "study.records"],
     ["study.descriptions", "study.records_beside"],

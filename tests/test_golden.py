@@ -44,6 +44,7 @@ from study.distillation.objectives import OBJECTIVES
 from study.distillation.pruning import unit_importance
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
+from study.distillation.trainer import switch_off_dropout
 from study.evaluation import latency
 from study.evaluation.admission import majority
 from study.evaluation.masked_word import guess_masked_words
@@ -51,10 +52,13 @@ from study.evaluation.representations import compare_layers
 from study.evaluation.retrieval import retrieve
 from study.evaluation.scores import evaluate_task, masked_language_modelling, size
 from study.families import FAMILIES as FAMILIES_OF_STUDY
+from study.families import keep_layers
 from study.files import Layout
 from study.methods import PRUNING
 from study.methods import TEXTS as TEXT_NAMES
+from study.neighbours.cr_ild import IntermediateDistillation, logits_loss, mislabelled
 from study.neighbours.prequant import SCALINGS, bits_per_weight, matrices, positions, quantise_in_place
+from study.neighbours.xtreme_distil import VARIANTS, Representation, StagedClassifier, compressed
 from study.revisions import REVISIONS
 from study.sections import Encoder, TaskBudget, Teacher
 
@@ -262,6 +266,51 @@ def prequant(folder: Path) -> Values:
     return values
 
 
+def cr_ild(folder: Path) -> Values:
+    """Losses of its stages and norms of the student's gradient, mixed and not."""
+    values: Values = {}
+    for family in FAMILIES:
+        ids = torch.from_numpy(tiny.sequences(6, 9).astype(np.int64))
+        mask = (torch.arange(ids.shape[1]) < torch.arange(6, 12)[:, None]).long()
+        for consistency, mapping in ((None, "uniform"), (0.1, "last")):
+            for objects in (["attention", "hidden"], ["query", "key", "value"]):
+                student, teacher = (tiny.masked_language_model(family, seed=seed).base_model for seed in (1, 2))
+                keep_layers(student, 2)
+                made = IntermediateDistillation(student, teacher, objects, mapping, consistency).train()
+                switch_off_dropout(made)
+                made.progress = 0.5
+                torch.manual_seed(1)
+                loss = made(input_ids=ids, attention_mask=mask)["loss"]
+                loss.backward()
+                gradient = sum(p.grad.square().sum() for p in student.parameters() if p.grad is not None)
+                values[f"{family} {mapping} {objects[0]}"] = [loss.item(), math.sqrt(gradient)]
+    torch.manual_seed(1)
+    values["logits"] = [logits_loss(torch.randn(4, n), torch.randn(4, n), 2.0).item() for n in (1, 3)]
+    values["labels"] = digest(mislabelled([0, 1, 2] * 30, 3, 0.3, seed=1))
+    return values
+
+
+def xtreme_distil(folder: Path) -> Values:
+    """Compressed embeddings, losses of the first stage, and those of the classifier."""
+    values: Values = {}
+    ids = torch.from_numpy(tiny.sequences(6, 9).astype(np.int64))
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < torch.arange(6, 12)[:, None]).long()}
+    for family in FAMILIES:
+        teacher, student = teacher_and_student(family)
+        table = teacher.get_input_embeddings().weight.detach()
+        values[f"{family} embeddings"] = compressed(table, 8).abs().mean(dim=0).tolist()
+        for variant in VARIANTS:
+            torch.manual_seed(1)
+            made = Representation(student.base_model, teacher.base_model, variant).eval()
+            classifier = StagedClassifier(made, 3).eval()
+            losses = [made(**batch)["loss"].item()]
+            for classifier.from_logits in (True, False):
+                told = {"labels": torch.arange(6) % 3, "targets": torch.ones(6, 3)}
+                losses.append(classifier(**told, **batch)["loss"].item())
+            values[f"{family} {variant}"] = losses
+    return values
+
+
 def text(name: str, folder: Path) -> Values:
     """The first documents of a text in each of its languages."""
     own = [known for known in TEXT_NAMES if known == name or known.startswith(f"{name}-")]
@@ -401,6 +450,8 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     "reference/published": published_reference,
     "reference/static_table": table_reference,
     "neighbour/prequant": prequant,
+    "neighbour/cr-ild": cr_ild,
+    "neighbour/xtremedistil": xtreme_distil,
     **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
     "own/text": own_text,

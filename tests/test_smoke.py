@@ -57,8 +57,11 @@ def test_the_smoke_profile_end_to_end(tmp_path):
         assert list((reports / "comparison" / setting).glob("*.csv"))
         assert json.loads((reports / "comparison" / setting / "headline.json").read_text())["students"]
         assert (reports / "representations" / setting / "layer_similarity.png").stat().st_size > 1000
-    beside = json.loads((reports / "systems" / "english" / "prequant.json").read_text())
-    assert [arm["name"] for arm in beside["arms"]] == ["outliers-row-4", "head-row-4", "random-row-4"]
+    arms = {"prequant": ["outliers-row-4", "head-row-4", "random-row-4"], "xtremedistil": ["start", "topmost-pca"]}
+    arms["cr-ild"] = ["logits", "teacher", "last-task-regularised"]
+    for system, names in arms.items():
+        beside = json.loads((reports / "systems" / "english" / f"{system}.json").read_text())
+        assert [arm["name"] for arm in beside["arms"]] == names
     effects = (reports / "ablations" / "english" / "effects.csv").read_text()
     assert "from-top,mha-minilmv2,mha-minilmv2-from-top-0" in effects
     pages = {path.name: path.read_text() for path in (reports / "html").glob("*.html")}

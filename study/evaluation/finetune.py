@@ -265,13 +265,14 @@ def probed_classifier(
     splits: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
+    classifier: type[MeanPoolingClassifier] = MeanPoolingClassifier,
 ) -> tuple[MeanPoolingClassifier, Collator]:
     """What fine-tuning starts from: the encoder saved in ``encoder_folder`` under a linear probe, and its collator."""
     if "kept-memory" in description.fast_paths:
         keep_freed_memory()
     set_seed(seed)
     encoder = load_model(encoder_folder, description.attention_implementation, head=False)
-    model = MeanPoolingClassifier(
+    model = classifier(
         encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names
     ).to(compute_device())
     budget = description.finetuning
@@ -316,6 +317,7 @@ def finetune(
     look_at_test: bool,
     keep: Callable[[MeanPoolingClassifier], object] | None = None,
     prepare: Callable[[MeanPoolingClassifier], object] | None = None,
+    classifier: type[MeanPoolingClassifier] = MeanPoolingClassifier,
 ) -> FinetunedRun:
     """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -211,7 +211,7 @@ def run(description: NeighbourSystem, layout: Layout, job: str, seed: int) -> Me
 def _tuned(description: NeighbourSystem, layout: Layout, job: str, seed: int) -> Measured:
     rule: Any
     scaling: Any
-    (rule, scaling, number), options = job.split("-"), description.options
+    (rule, scaling, number), options = job.split("-"), cast(PreQuant, description.options)
     bits, place = int(number), description.folder(layout)
     original, quantised = _quantised(place, description.attention_implementation, bits, scaling)
     selective = rule in ("outliers", "random", "error")
@@ -244,7 +244,7 @@ def _tuned(description: NeighbourSystem, layout: Layout, job: str, seed: int) ->
 
 def _full(description: NeighbourSystem, layout: Layout, seed: int) -> Measured:
     """Fine-tuning of everything, and the same models quantised afterwards to each number of bits."""
-    options, place = description.options, description.folder(layout)
+    options, place = cast(PreQuant, description.options), description.folder(layout)
     tokenizer, encoder = load_tokenizer(place), load_model(place, description.attention_implementation, head=False)
     scaling = options.scalings[0]
     scores: dict[str, dict[str, float]] = {arm: {} for arm in ("full", *(f"after-{scaling}-{b}" for b in options.bits))}

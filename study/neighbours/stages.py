@@ -1,0 +1,129 @@
+"""What the task-level systems have in common: a teacher of a task, its logits, and one stage of training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from study.data.corpus import load_corpus
+from study.data.tasks import Task
+from study.distillation.trainer import DistillationTrainer
+from study.evaluation.finetune import Collator, MeanPoolingClassifier, pooled_features, reading_batch
+from study.evaluation.metrics import task_metrics
+from study.files import StudyError
+from study.runtime import compute_device, use_bf16
+
+
+class TargetCollator(Collator):
+    """A collator that hands on the teacher's logits (B, classes) of its rows, where they have ``targets``."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        targets = {"targets": torch.tensor([row["targets"] for row in rows])} if "targets" in rows[0] else {}
+        return super().__call__(rows) | targets
+
+
+@torch.no_grad()
+def with_targets(description: Any, teacher: MeanPoolingClassifier, examples: Dataset, collate: Collator) -> Dataset:
+    """The examples with the teacher's logits as column ``targets``."""
+    batch_size, bf16 = reading_batch(description.finetuning), use_bf16(description.precision)
+    features, order = pooled_features(teacher, examples, collate, batch_size, bf16)
+    logits = torch.empty(len(order), teacher.output.out_features)
+    logits[torch.tensor(order)] = teacher.output(features.to(compute_device())).float().cpu()
+    return examples.add_column("targets", logits.tolist())
+
+
+def train_stage(
+    description: Any,
+    model: nn.Module,
+    train: Dataset,
+    development: Dataset,
+    collate: Collator,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    keep: Literal["last", "loss"] | Task,
+    schedule: dict[str, Any],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[float, float]:
+    """Train a model, whose forward pass gives its loss, in place.
+
+    Args:
+        keep: the weights of the last epoch, of the one with the lowest held-out loss, or of the one with the best main
+            metric of a task, all on ``development``.
+        schedule: further arguments of TrainingArguments.
+
+    Returns:
+        Held-out loss before training, and of the weights kept.
+
+    Raises:
+        DivergedError: a loss that is not finite.
+    """
+    task, chosen = keep if isinstance(keep, Task) else None, keep != "last"
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=reading_batch(description.finetuning),
+            learning_rate=learning_rate,
+            optim="adamw_torch_fused",
+            bf16=use_bf16(description.precision),
+            use_cpu=compute_device().type == "cpu",
+            train_sampling_strategy="group_by_length",
+            eval_strategy="epoch" if chosen else "no",
+            save_strategy="epoch" if chosen else "no",
+            save_only_model=True,
+            save_total_limit=1,
+            load_best_model_at_end=chosen,
+            metric_for_best_model=task.metric if task else "loss",
+            greater_is_better=task is not None,
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            prediction_loss_only=task is None,
+            seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **schedule,
+        )
+        trainer = DistillationTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=development,
+            data_collator=collate,
+            callbacks=list(callbacks),
+            compute_metrics=(lambda found: task_metrics(task, found.predictions, found.label_ids)) if task else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        after = trainer.evaluate()["eval_loss"]
+    return before, after
+
+
+def macro(scores: Sequence[float]) -> float:
+    """Mean over tasks."""
+    return sum(scores) / len(scores)
+
+
+def corpus_texts(folder: Path, count: int, length: int, seed: int) -> Dataset:
+    """Sequences of the study's corpus, drawn anew for each seed, cut to ``length`` tokens and closed as texts are.
+
+    Raises:
+        StudyError: no corpus, or one with fewer sequences.
+    """
+    corpus = load_corpus(folder)["train"]
+    if len(corpus) < count:
+        raise StudyError(f"{folder}: {len(corpus):,} sequences for training; allowed: at least {count:,}")
+    drawn = corpus.shuffle(seed=seed).select(range(count))["input_ids"]
+    return Dataset.from_dict({"input_ids": [[*row[: length - 1], row[-1]] for row in drawn], "labels": [0] * count})
