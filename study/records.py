@@ -6,6 +6,7 @@ was made with, the commit of the code, and the SHA-256 of the data and weights b
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -309,6 +310,33 @@ class RepresentationsResult(ResultFile):
     relation_sequences: int
     relation_heads: int
     models: list[Compared]
+
+
+class ReadSentence(Record):
+    """What models make of a sentence of T tokens: model -> kind of relation -> matrices (layers, T, T).
+
+    Values v, 0 to 1, are kept as a byte each, round(255 sqrt(v)), row by row, in base64: errors are below 0.004.
+    """
+
+    tokens: list[str]
+    models: dict[str, dict[str, str]]
+
+    def matrices(self, model: str, kind: str) -> np.ndarray:
+        """(layers, T, T) in float64."""
+        codes = np.frombuffer(base64.b64decode(self.models[model][kind]), dtype=np.uint8)
+        return (codes / 255).reshape(-1, len(self.tokens), len(self.tokens)) ** 2
+
+    @staticmethod
+    def coded(matrices: np.ndarray) -> str:
+        """The inverse of :meth:`matrices`."""
+        return base64.b64encode(np.rint(255 * np.sqrt(matrices)).astype(np.uint8).tobytes()).decode()
+
+
+class AttentionMaps(Labelled):
+    """Attention and its relations in a few sentences, of a teacher and some of its students (by their runs' names)."""
+
+    relation_heads: int
+    sentences: list[ReadSentence]
 
 
 R = TypeVar("R", bound=Labelled)
