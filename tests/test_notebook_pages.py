@@ -24,13 +24,13 @@ $$\mathcal{L} = \frac{1}{N} \sum_n a_n * b_n.$$
 Next: [scores](40_evaluate.ipynb), [all](50_compare.ipynb), [how](../docs/design.md)."""
 
 
-def notebook(path, source, prose=PROSE, outputs=()):
+def notebook(path, source, prose=PROSE, outputs=(), failed=False):
     made = nbformat.v4.new_notebook()
     made.cells = [
         nbformat.v4.new_markdown_cell(prose),
         nbformat.v4.new_code_cell("fall = 1 < 2", outputs=list(outputs)),
     ]
-    made.metadata["papermill"] = {"input_path": f"scratch/notebooks/{source}.ipynb"}
+    made.metadata["papermill"] = {"input_path": f"scratch/notebooks/{source}.ipynb", "exception": failed or None}
     write_file(path, nbformat.writes(made))
 
 
@@ -52,6 +52,7 @@ def study(tmp_path):
     ]
     notebook(tmp_path / "runs/notebooks/distill_english_b.ipynb", "30_distill", "# Another")
     notebook(tmp_path / "runs/notebooks/distill_english_a.ipynb", "30_distill", outputs=outputs)
+    notebook(tmp_path / "runs/notebooks/distill_english_0.ipynb", "30_distill", "# Failed", failed=True)
     notebook(tmp_path / "runs/analyses/comparison_english.ipynb", "50_compare")
     return plan
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import PIL.Image
 from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from study.analysis.chooser import template
+from study.analysis.figures.style import small
 from study.files import StudyError, profile_of, write_file
 from study.plan import Plan
 
 INDEX = "index.html"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
-#: Of the executed notebooks that are pages of the report already.
-ANALYSES = "runs/analyses"
+#: Where executed copies are; those of analyses are pages of the report already.
+RUNS, ANALYSES = "runs/notebooks", "runs/analyses"
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ class Entry:
 def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
     """Write ``reports/notebooks``: a page for every executed notebook in ``runs/notebooks``, and index.html, the list.
 
-    Of several copies of one notebook (a setting, a student each) the first by name is shown. A page that is there
-    stays where nothing was executed: it was made by a run elsewhere. The same executed notebooks give the same bytes.
+    Of several copies of one notebook (a setting, a student each) the first by name that did not fail is shown. A page
+    that is there stays where nothing was executed: it was made by a run elsewhere. The same executed notebooks give the
+    same bytes.
 
     Args:
         nav: group -> file from ``reports/html`` -> title, of the report's pages.
@@ -51,11 +51,10 @@ def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
     folder = plan.folder / "reports" / "notebooks"
     nav = {group: {_beside(file): title for file, title in pages.items()} for group, pages in nav.items()}
     copies: dict[str, list[Path]] = {}
-    for path in [
-        *sorted((plan.folder / "runs/notebooks").glob("*.ipynb")),
-        *sorted((plan.folder / ANALYSES).glob("*")),
-    ]:
-        copies.setdefault(_source(path), []).append(path)
+    for path in (path for kept in (RUNS, ANALYSES) for path in sorted((plan.folder / kept).glob("*.ipynb"))):
+        done = read_notebook(path).metadata.get("papermill", {})
+        if not done.get("exception"):
+            copies.setdefault(Path(done.get("input_path") or path).stem, []).append(path)
     entries: list[Entry] = []
     shown: dict[Path, Path] = {}
     for notebook in sorted((plan.root / "notebooks").glob("*.ipynb")):
@@ -110,11 +109,6 @@ def _elsewhere(plan: Plan, name: str) -> dict[str, str]:
     return {f"profile {profile_of(found.parents[2])}": _up(plan) + found.relative_to(plan.root).as_posix()}
 
 
-def _source(executed: Path) -> str:
-    """Name of the notebook that a copy was executed from."""
-    return Path(read_notebook(executed).metadata.get("papermill", {}).get("input_path") or executed).stem
-
-
 def _title(notebook: nbformat.NotebookNode) -> str:
     return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
 
@@ -141,7 +135,7 @@ def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: di
             if encoded := output.get("data", {}).get("image/png"):
                 pictures += 1
                 picture = page.with_name(f"{page.stem}_{pictures}.png")
-                write_file(picture, _small(base64.b64decode(encoded)))
+                write_file(picture, small(base64.b64decode(encoded)))
                 shown = Markup('<figure><img src="{}" alt="{}"></figure>').format(picture.name, f"{title} {pictures}")
                 output["data"] = {"text/html": str(shown)}
         if cell.cell_type == "code":
@@ -162,12 +156,3 @@ def _set_aside(maths: re.Match, formulas: list[str]) -> str:
     """A word in the place of a formula, which Markdown would misread; the formula as MathML, which browsers draw."""
     formulas.append(convert(maths[1] or maths[2], display="block" if maths[1] else "inline"))
     return f"formula{len(formulas) - 1}formula"
-
-
-def _small(picture: bytes) -> bytes:
-    """A picture in 256 colours."""
-    small = io.BytesIO()
-    colours = PIL.Image.open(io.BytesIO(picture)).convert("RGB")
-    colours = colours.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
-    colours.save(small, format="png", optimize=True)
-    return small.getvalue()
