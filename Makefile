@@ -29,7 +29,7 @@ STAGES = < scratch/stages grep -E
 NUMBERED := $(shell xargs --process-slot-var=STUDY_JOB true < /dev/null 2> /dev/null && echo --process-slot-var=STUDY_JOB)
 SIDE_BY_SIDE = xargs $(NUMBERED) -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check new plan repro report export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
+.PHONY: help environment check new plan repro report notebooks attention export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,6 +75,15 @@ report: plan  ## figures and pages of PROFILE again, from its committed results 
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro --single-item report
 
+notebooks: report costs  ## pages of the notebooks that stand alone, executed anew, beside those that runs left: reports/notebooks
+	python -m study run notebooks/05_methods.ipynb --executed $(FOLDER)/runs/notebooks/05_methods.ipynb
+	python -m study report $(PROFILE)
+
+attention: plan  ## what a teacher and students of PROFILE relate in a few sentences, for attention.html (SETTING=english STUDENTS="run run")
+	python -m study run notebooks/72_attention.ipynb --executed $(FOLDER)/runs/notebooks/72_attention.ipynb -p profile $(PROFILE) \
+	  -p setting $(or $(SETTING),english) $(if $(STUDENTS),-p students "$(STUDENTS)") \
+	  -p output ../$(FOLDER)/reports/results/$(or $(SETTING),english)/attention.json
+
 export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8|onnx-int8-static|openvino TASK=sentiment TEXTS=texts/
 	@TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS)))
 
@@ -98,13 +107,13 @@ $(VENV)/peers: $(VENV)/ready study/speed/peers.py
 	touch $@
 
 benchmark: environment check peers  ## speed of a training step beside its floor and public packages (half an hour, nothing else running)
-	python -m study run notebooks/60_benchmark.ipynb -p profile $(PROFILE) -p output ../reports/benchmark
+	python -m study run notebooks/60_benchmark.ipynb --executed $(FOLDER)/runs/notebooks/60_benchmark.ipynb -p profile $(PROFILE) -p output ../reports/benchmark
 
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
-	python -m study run notebooks/65_cost_model.ipynb -p profile $(PROFILE) -p output ../reports/costs
+	python -m study run notebooks/65_cost_model.ipynb --executed $(FOLDER)/runs/notebooks/65_cost_model.ipynb -p profile $(PROFILE) -p output ../reports/costs
 
 runtimes: environment check  ## what serves teacher and students how fast, and what it loses (SETTING=english; a quiet machine)
-	python -m study run notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes
+	python -m study run notebooks/67_runtimes.ipynb --executed $(FOLDER)/runs/notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes
 
 dynamics: plan  ## what a student's layers lose and gain while it trains (PROFILE=evidence SETTING=english; after its teacher)
 	python -m study run notebooks/68_dynamics.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/dynamics

@@ -316,65 +316,6 @@ class RepresentationsResult(ResultFile):
     models: list[Compared]
 
 
-class Check(Record):
-    """An ordinal claim of a system's source: arm ``first`` lies above arm ``second`` in a measure, or below it."""
-
-    claim: str
-    first: str
-    second: str
-    measure: str
-    sign: Literal["above", "below"] = "above"
-
-
-class Arm(Record):
-    """``values``: measure -> its value at each seed."""
-
-    name: str
-    words: str
-    values: dict[str, list[float]]
-
-
-class NeighbourResult(ResultFile):
-    """A system beside the grid: what it is, what was reproduced and how sure that is, and arms x seeds x measures.
-
-    ``standing``: its public code was read, its text was, or parts are our reading; ``unknown``: what could not be
-    known. ``measures``: name -> words, the one that figures show first.
-    """
-
-    neighbour: str
-    system: str
-    title: str
-    source: str
-    standing: Literal["code-exact", "published", "our reading"]
-    equation: str
-    reproduced: str
-    unknown: list[str]
-    model: str
-    options: dict[str, Any]
-    revisions: dict[str, int]
-    seeds: list[int]
-    measures: dict[str, str] = Field(min_length=1)
-    arms: list[Arm] = Field(min_length=1)
-    checks: list[Check]
-    seconds: float
-
-    @model_validator(mode="after")
-    def _everything_is_measured(self):
-        arms = {arm.name: arm for arm in self.arms}
-        for arm in self.arms:
-            for measure, values in arm.values.items():
-                if measure not in self.measures or len(values) != len(self.seeds):
-                    raise ValueError(
-                        f"arm {arm.name}: {measure} has {len(values)} values; allowed: one a seed of"
-                        f" {', '.join(self.measures)}"
-                    )
-        for check in self.checks:
-            for name in (check.first, check.second):
-                if name not in arms or check.measure not in arms[name].values:
-                    raise ValueError(f"check {check.claim!r}: {check.measure} of arm {name!r} was not measured")
-        return self
-
-
 R = TypeVar("R", bound=Labelled)
 
 

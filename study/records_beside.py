@@ -1,12 +1,14 @@
-"""Result files of what stands beside the pipeline: a student's layers while it trains."""
+"""Result files of what stands beside the grid: layers while a student trains, systems of other papers, attention."""
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+from typing import Any, Literal
 
-from pydantic import model_validator
+import numpy as np
+from pydantic import Field, model_validator
 
-from study.records import Record, ResultFile
+from study.records import Labelled, Record, ResultFile
 
 
 class Snapshot(Record):
@@ -48,3 +50,89 @@ class DynamicsResult(ResultFile):
     relation_heads: int
     teacher: dict[str, list[float]]
     runs: list[Watched]
+
+
+class Check(Record):
+    """An ordinal claim of a system's source: arm ``first`` lies above arm ``second`` in a measure, or below it."""
+
+    claim: str
+    first: str
+    second: str
+    measure: str
+    sign: Literal["above", "below"] = "above"
+
+
+class Arm(Record):
+    """``values``: measure -> its value at each seed."""
+
+    name: str
+    words: str
+    values: dict[str, list[float]]
+
+
+class NeighbourResult(ResultFile):
+    """A system beside the grid: what it is, what was reproduced and how sure that is, and arms x seeds x measures.
+
+    ``standing``: its public code was read, its text was, or parts are our reading; ``unknown``: what could not be
+    known. ``measures``: name -> words, the one that figures show first.
+    """
+
+    neighbour: str
+    system: str
+    title: str
+    source: str
+    standing: Literal["code-exact", "published", "our reading"]
+    equation: str
+    reproduced: str
+    unknown: list[str]
+    model: str
+    options: dict[str, Any]
+    revisions: dict[str, int]
+    seeds: list[int]
+    measures: dict[str, str] = Field(min_length=1)
+    arms: list[Arm] = Field(min_length=1)
+    checks: list[Check]
+    seconds: float
+
+    @model_validator(mode="after")
+    def _everything_is_measured(self):
+        arms = {arm.name: arm for arm in self.arms}
+        for arm in self.arms:
+            for measure, values in arm.values.items():
+                if measure not in self.measures or len(values) != len(self.seeds):
+                    raise ValueError(
+                        f"arm {arm.name}: {measure} has {len(values)} values; allowed: one a seed of"
+                        f" {', '.join(self.measures)}"
+                    )
+        for check in self.checks:
+            for name in (check.first, check.second):
+                if name not in arms or check.measure not in arms[name].values:
+                    raise ValueError(f"check {check.claim!r}: {check.measure} of arm {name!r} was not measured")
+        return self
+
+
+class ReadSentence(Record):
+    """What models make of a sentence of T tokens: model -> kind of relation -> matrices (layers, T, T).
+
+    Values v, 0 to 1, are kept as a byte each, round(255 sqrt(v)), row by row, in base64: errors are below 0.004.
+    """
+
+    tokens: list[str]
+    models: dict[str, dict[str, str]]
+
+    def matrices(self, model: str, kind: str) -> np.ndarray:
+        """(layers, T, T) in float64."""
+        codes = np.frombuffer(base64.b64decode(self.models[model][kind]), dtype=np.uint8)
+        return (codes / 255).reshape(-1, len(self.tokens), len(self.tokens)) ** 2
+
+    @staticmethod
+    def coded(matrices: np.ndarray) -> str:
+        """The inverse of :meth:`matrices`."""
+        return base64.b64encode(np.rint(255 * np.sqrt(matrices)).astype(np.uint8).tobytes()).decode()
+
+
+class AttentionMaps(Labelled):
+    """Attention and its relations in a few sentences, of a teacher and some of its students (by their runs' names)."""
+
+    relation_heads: int
+    sentences: list[ReadSentence]

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 from constructed_results import METRICS, SPLITS, latency_result, make_study, run_result, write
+from ruamel.yaml import YAML
 
 from study import resolve
 from study.analysis.chooser import write_chooser
+from study.analysis.numbers.budgets import all_closed, load_budgets, table
 from study.analysis.numbers.statistics import difference, estimate, of_method, replicates
+from study.descriptions import Comparison
+from study.params import read_yaml
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STUDENTS = ("L3-H384", "L3-H192")
@@ -41,6 +45,30 @@ def page(root: Path, seeds: tuple[int, ...]):
                 write(made.layout.results / f"{method}_{student}_{seed}.json", result)
     analysis = made.analyse()
     return analysis, write_chooser(made.plan, [analysis], root / "explore.html", {"": {"index.html": "report"}})
+
+
+def several_budgets(root: Path):
+    """Two methods that change places with more tokens: three seeds at two budgets, one at the largest."""
+    made = make_study(root, ["none", "mlm", "od"], ["L3-H192"], (1, 2, 3))
+    values = read_yaml(root / "params.yaml")
+    values["budgets"] = {"large": {"steps": 500}, "huge": {"steps": 1000, "seeds": [1]}}
+    values["grid"] |= {"budgets": {"english": ["large", "huge"]}, "analyses": ["budgets"]}
+    YAML(typ="safe").dump(values, root / "params.yaml")
+    made.layout.results.mkdir(parents=True)
+    write(made.layout.results / "teacher.json", run_result("teacher", "teacher", 0, 0.8))
+    scores = {"none": (0.4,), "mlm": (0.5, 0.6, 0.65), "od": (0.45, 0.65, 0.7)}
+    for method, of_budgets in scores.items():
+        for budget, score in zip(("base", "large", "huge"), of_budgets, strict=False):
+            for seed in (1,) if budget == "huge" else (1, 2, 3):
+                result = run_result(method, "L3-H192", seed, score + (0.01 * seed**2 if method != "none" else 0))
+                if result["distillation"]:
+                    steps = {"base": 100, "large": 500, "huge": 1000}[budget]
+                    result["distillation"]["curve"][-1]["tokens"] = 2000 * steps
+                name = f"{method}_L3-H192_{seed}" + (f"_{budget}" if budget != "base" else "")
+                write(made.layout.results / f"{name}.json", result | {"budget": budget})
+    plan = resolve(root=root)
+    (comparison,) = plan.of(Comparison)
+    return load_budgets(comparison, plan.layout("english")), plan.layout("english"), plan
 
 
 DRIVER = """
@@ -123,6 +151,34 @@ def test_choices_change_the_ranking_and_a_click_leads_to_command_and_path(tmp_pa
     assert 'data-task="sts-b" data-language="en"' in clicked["detail"]
     assert "model=mlm_L3-H192" in clicked["hash"]
     assert unprobed["rows"] == [] and nothing["rows"] == []
+
+
+def test_budgets_of_tokens_have_rankings_and_curves_of_their_own(tmp_path):
+    """Shares and intervals at each budget are those of the budgets' own table; the largest with most seeds is first."""
+    budgets, layout, plan = several_budgets(tmp_path)
+    gap = table(budgets, all_closed(budgets)).query("group == 'all'").set_index(["budget", "method"])
+    path = write_chooser(plan, [budgets], tmp_path / "explore.html", {"": {"index.html": "report"}})
+    every, least, clicked, most = driven(
+        path,
+        {chosen("rule"): "all"},
+        {chosen("tokens"): "base"},
+        {'[data-model="od_L3-H192"]': "click"},
+        {chosen("tokens"): "huge"},
+    )
+    for budget, seen in (("large", every), ("base", least), ("huge", most)):
+        own = gap.loc[budget]
+        assert [row["model"] for row in seen["rows"]] == [f"{m}_L3-H192" for m in own["rank"].sort_values().index]
+        for row in seen["rows"]:
+            expected = own.loc[row["model"].split("_")[0]]
+            assert float(row["kept"]) == pytest.approx(expected["retained"], abs=0.0501)
+            # what an interval spans of the gap, it spans of the teacher: their ratio is that of gap and teacher
+            width = (expected["high"] - expected["low"]) * (0.8 - 0.4) / 0.8
+            low, high = (float(row[key].replace("–", "nan")) for key in ("low", "high"))
+            assert high - low == pytest.approx(width, abs=0.11, nan_ok=True)
+    assert every["rows"][0]["model"] != least["rows"][0]["model"]
+    assert "tokens" in least["rows"][0]["text"] and "ms a sequence" not in least["rows"][0]["text"]
+    assert "distill@english_od_L3-H192_1<" in clicked["detail"] and "over 0.20 million tokens" in clicked["detail"]
+    assert "distill@english_od_L3-H192_1_huge<" in most["detail"] and "over 2.00 million tokens" in most["detail"]
 
 
 def test_the_page_is_small_loads_nothing_and_is_the_same_from_the_same_results(tmp_path):

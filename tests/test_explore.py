@@ -8,6 +8,8 @@ from tiny_training import distilled
 
 from study import StudyError
 from study.analysis.explore import Explorer
+from study.data.pretrained import load_model
+from study.evaluation.representations import relations
 
 
 @pytest.fixture
@@ -27,6 +29,25 @@ def test_attention_of_teacher_and_student_stands_side_by_side(explorer):
     assert titles[3:] == [f"mha-minilmv2 L2-H24, last layer: {name}" for name in ("query", "key", "value")]
     assert all(axes.images[0].get_array().sum() == pytest.approx(5, rel=1e-4) for axes in figure.axes)  # rows sum to 1
     assert [label.get_text() for label in figure.axes[3].get_yticklabels()] == ["[CLS]", "ax", "by", "cz", "[SEP]"]
+
+
+def test_maps_are_relations_and_attention_of_every_layer(explorer):
+    """Attention written out from the queries and keys that hooks read: softmax(Q K^T / sqrt(d)), mean over heads."""
+    maps = explorer.maps(["mha-minilmv2_L2-H24_1", "mlm_L2-H24_1"], ["ax by cz", "a b"])
+    first, second = maps.sentences
+    assert first.tokens == ["[CLS]", "ax", "by", "cz", "[SEP]"] and len(second.tokens) == 4
+    assert first.matrices("teacher", "query").shape == (4, 5, 5)
+    assert second.matrices("mlm_L2-H24_1", "value").shape == (2, 4, 4)
+    model = load_model(explorer.layout.student("mlm_L2-H24_1"), "eager", head=False).eval()
+    read = explorer.activations("ax by cz", model).attention
+    heads = model.config.num_attention_heads
+    for layer in (1, 2):
+        query, key = (read[layer][name][0].unflatten(-1, (heads, -1)).transpose(0, 1) for name in ("query", "key"))
+        expected = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=0).double().numpy()
+        assert abs(first.matrices("mlm_L2-H24_1", "attention")[layer - 1] - expected).max() < 0.004
+        own = relations(read[layer]["value"], maps.relation_heads)[0].mean(dim=0).double().numpy()
+        assert abs(first.matrices("mlm_L2-H24_1", "value")[layer - 1] - own).max() < 0.004
+    assert set(maps.hashes) == {"teacher", "mha-minilmv2_L2-H24_1", "mlm_L2-H24_1"}
 
 
 def test_layers_by_layers(explorer):

@@ -25,7 +25,8 @@ from study.neighbours.prequant import PREQUANT
 from study.neighbours.system import run_system
 from study.params import load_params, read_yaml
 from study.plan_files import write_plan
-from study.records import NeighbourResult, read_record, write_record
+from study.records import read_record, write_record
+from study.records_beside import NeighbourResult
 
 OPTIONS = {"system": "prequant", "seeds": [1, 2, 3], "bits": [4, 2], "compared_bits": 4, "scalings": ["row"]}
 OPTIONS |= {"tuned": ["outliers", "random"], "share": 0.01, "finetuned": False, "learning_rates": {"outliers": 0.005}}

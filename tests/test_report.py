@@ -179,7 +179,11 @@ def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
     run_notebook(tmp_path / "notebooks" / "56_budgets.ipynb", executed(tmp_path, "budgets"), parameters)
     page = Page(write_report(plan))
     text = words_of(page)
-    assert {path.name for path in (tmp_path / "reports/html").iterdir()} == {"index.html", "budgets_english.html"}
+    assert {path.name for path in (tmp_path / "reports/html").iterdir()} == {
+        "index.html",
+        "explore.html",
+        "budgets_english.html",
+    }
     # floor: 0.60, teacher: 0.80; mlm: 0.61 at the base, 0.70 at the longer budget
     assert (
         "English: 2 M tokens 50 % of the gap from untrained to teacher on sentence tasks closed by MLM: no teacher"

@@ -15,10 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.analysis.figures.style import LOOK
 from study.data.pretrained import has_language_modelling_head, load_model, load_tokenizer
+from study.descriptions import TEACHER
 from study.distillation.taps import PROJECTIONS, Activations, read_activations
+from study.evaluation.provenance import weights_hash
 from study.evaluation.representations import linear_cka, relations
 from study.files import Layout, StudyError
 from study.plan import Plan
+from study.records import SCHEMA
+from study.records_beside import AttentionMaps, ReadSentence
 
 
 @dataclass
@@ -107,6 +111,40 @@ class Explorer:
                     axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
                     axes.tick_params(length=0)
         return figure
+
+    @torch.inference_mode()
+    def maps(self, students: list[str], sentences: list[str]) -> AttentionMaps:
+        """Relations of queries, keys and values, and attention itself, in every layer of teacher and students.
+
+        Means over heads; relation heads as in :meth:`attention`, the same number for all.
+
+        Args:
+            students: names of their folders: ``<method>_<student>_<seed>``, then the budget if not the base.
+        """
+        folders = {TEACHER: self.layout.teacher} | {name: self.layout.student(name) for name in students}
+        models = {name: load_model(folder, "eager", head=False).eval() for name, folder in folders.items()}
+        heads = math.gcd(self.teacher.config.num_attention_heads, *(m.config.hidden_size for m in models.values()))
+        read = []
+        for sentence in sentences:
+            ids, of_models = self.encode(sentence), {}
+            for name, model in models.items():
+                layers = self.activations(sentence, model).attention
+                kinds = {
+                    kind: torch.stack([relations(layers[i][kind], heads)[0].mean(dim=0) for i in sorted(layers)])
+                    for kind in PROJECTIONS
+                }
+                attentions = model(input_ids=ids, output_attentions=True).attentions
+                kinds["attention"] = torch.stack([weights[0].mean(dim=0) for weights in attentions])
+                of_models[name] = {kind: ReadSentence.coded(values.double().numpy()) for kind, values in kinds.items()}
+            read.append(ReadSentence(tokens=self.tokens(sentence), models=of_models))
+        return AttentionMaps(
+            schema=SCHEMA,
+            profile=self.plan.profile,
+            setting=self.setting,
+            hashes={name: weights_hash(folder) for name, folder in folders.items()},
+            relation_heads=heads,
+            sentences=read,
+        )
 
     def nearest_layers(self, sentence: str, method: str, student: str) -> pd.DataFrame:
         """Linear CKA over the sentence's tokens: student layers (rows) by teacher layers; too high for few tokens."""

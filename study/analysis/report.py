@@ -12,10 +12,13 @@ import nbformat
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
+from study.analysis import attention
 from study.analysis.chooser import template, write_chooser
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI
+from study.analysis.notebooks import read_notebook, write_notebooks
 from study.analysis.numbers.analysis import Analysis, analyse
+from study.analysis.numbers.budgets import load_budgets
 from study.analysis.numbers.results import result_files
 from study.analysis.numbers.tables import comparison_tables
 from study.descriptions import Comparison, NeighbourSystem, model_name
@@ -28,7 +31,7 @@ CHOOSER = "explore.html"
 #: Tag of a heading whose section pages fold.
 FOLD = "fold"
 #: Result files of a setting beside those of its models.
-OTHER_RESULTS = ("latency", "tasks", "corpus", "representations", "admission")
+OTHER_RESULTS = ("latency", "tasks", "corpus", "representations", "admission", attention.RESULT)
 PICTURE = '<figure>\n<a href="{0}"><img src="{0}" width="{1}" alt="{2}"></a>\n<figcaption>{3}</figcaption>\n</figure>'
 FOLDED = "<details><summary>{}</summary>\n<div id={}>\n{}</div>\n</details>"
 
@@ -53,7 +56,7 @@ class Page:
 def write_report(plan: Plan) -> Path:
     """Write ``reports/html`` of the plan's profile: index.html, explore.html, a page per analysis and setting.
 
-    Returns the index.
+    Returns the index. Pages of all other notebooks go to ``reports/notebooks`` (:mod:`study.analysis.notebooks`).
 
     The index is notebooks/80_report.ipynb, executed here; the other pages are the executed analyses in
     ``runs/analyses``. What the profile does not analyse (``grid.analyses``) has no page, and without a comparison there
@@ -80,11 +83,16 @@ def write_report(plan: Plan) -> Path:
             pages.append(Page(*place, notebook, [layout.analysis(name)], files))
 
     html = plan.folder / "reports" / "html"
-    nav: dict[str, dict[str, str]] = {"": {NAME: "Answers"} | ({CHOOSER: "Choose a student"} if analyses else {})}
+    curves = [load_budgets(own, plan.layout(own.setting)) for own in comparisons if "budgets" in plan.analyses()]
+    nav: dict[str, dict[str, str]] = {"": {NAME: "Answers", CHOOSER: "Choose a student"}}
+    nav[""] |= {attention.PAGE: "Attention"} if attention.result_file(plan) else {}
+    nav[""]["../notebooks/index.html"] = "Notebooks"
     for page in pages[1:]:
         nav.setdefault(page.setting.capitalize(), {})[page.name] = page.title
-    if analyses:
-        write_chooser(plan, analyses, html / CHOOSER, nav)
+    write_notebooks(plan, nav)
+    attention.write_attention(plan, html, nav)
+    if choice := analyses or curves:
+        write_chooser(plan, choice, html / CHOOSER, nav)
     for page in pages:
         heading, content = notebook_page(page, html, f"profile {plan.profile}")
         text = template("page.html").render(
@@ -153,10 +161,7 @@ def notebook_page(page: Page, html: Path, where: str) -> tuple[str, str]:
     Raises:
         StudyError: the file is no notebook.
     """
-    try:
-        notebook = nbformat.read(page.executed, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
-        raise StudyError(f"{page.executed.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
+    notebook = read_notebook(page.executed)
     _refer_to_files(notebook.cells, page.folders, html)
     first, *sections = _sections(notebook.cells)
     title = first[0].source.splitlines()[0].removeprefix("# ")

@@ -41,7 +41,7 @@ from study.files import Layout
 from study.neighbours.stages import TargetCollator, corpus_texts, macro, train_stage, with_targets
 from study.neighbours.system import Measured, System
 from study.neighbours_options import CrIld
-from study.records import Check
+from study.records_beside import Check
 from study.runtime import compute_device, use_bf16
 
 #: Share of the steps in which the rate rises.

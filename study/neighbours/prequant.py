@@ -26,7 +26,7 @@ from study.evaluation.finetune import Collator, MeanPoolingClassifier, encode, f
 from study.files import Layout, StudyError
 from study.neighbours.system import Measured, System
 from study.neighbours_options import PreQuant, Scaling, Tuned
-from study.records import Check
+from study.records_beside import Check
 
 #: Steps that are tried for the least squared error, as shares of the one that reaches the largest weight.
 STEPS = tuple(step / 50 for step in range(1, 51))

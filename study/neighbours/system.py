@@ -15,7 +15,8 @@ from study.descriptions import NeighbourSystem
 from study.distillation.trainer import digest
 from study.evaluation.provenance import input_hashes, provenance, weights_hash
 from study.files import Layout, StudyError, write_file
-from study.records import Arm, Check, NeighbourResult, Record, write_record
+from study.records import Record, write_record
+from study.records_beside import Arm, Check, NeighbourResult
 
 #: Arm -> measure -> value.
 Measured = dict[str, dict[str, float]]

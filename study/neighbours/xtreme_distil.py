@@ -35,7 +35,7 @@ from study.files import Layout, StudyError
 from study.neighbours.stages import TargetCollator, macro, train_stage, with_targets
 from study.neighbours.system import Measured, System
 from study.neighbours_options import XtremeDistil
-from study.records import Check
+from study.records_beside import Check
 from study.runtime import compute_device
 
 #: What the first stage compares -> how its layers are mapped; None: the last layer's [CLS] alone.
@@ -139,8 +139,8 @@ class Representation(nn.Module):
         parts = [hidden_state(self.mapped(i, own.hidden[i]), target.hidden[j], counted) for i, j in self.states.items()]
         for i, j in self.pairs.items():
             x, y = own.attention[i], target.attention[j]
-            scores = (attention_scores(layer["query"], layer["key"], self.heads) for layer in (x, y))
-            parts.append(attention_maps(*scores, attention_mask=attention_mask))
+            own_scores, other_scores = (attention_scores(z["query"], z["key"], self.heads) for z in (x, y))
+            parts.append(attention_maps(own_scores, other_scores, attention_mask=attention_mask))
         return {"loss": torch.stack(parts).sum()}
 
     def mapped(self, layer: int, states: Tensor) -> Tensor:

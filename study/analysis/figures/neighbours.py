@@ -14,7 +14,7 @@ from study.analysis.answers import VERDICT_LOOKS
 from study.analysis.figures.style import GREY, STUDENT_STYLES, interval, new_figure, number
 from study.analysis.numbers.neighbours import arms, verdicts
 from study.analysis.presentation import styled
-from study.records import NeighbourResult
+from study.records_beside import NeighbourResult
 
 CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is the first arm."
 #: Measures of this size are shown as they are; shares of one, as most scores are, times 100.

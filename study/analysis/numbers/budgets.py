@@ -29,6 +29,8 @@ LEARNT = 0.95
 #: Points (0-100) by which the teacher has to be above the untrained student: else there is no gap to close.
 GAP = 1.0
 NOT_TESTABLE = "not testable"
+#: Names of the tables.
+TABLES = ("gap", "references", "verdicts", "contrasts", "trends")
 _PLACE = ["group", "budget", "tokens", "claim"]
 
 
@@ -39,10 +41,10 @@ class Budgets:
     Attributes:
         comparison: whose runs they are.
         scores: one row per run, task and fine-tuning seed: budget, tokens, method, student, seed, group, task,
-            finetuning_seed, score (main metric on test data, mean over languages), development. Untrained students
-            have the budget ``base``, the teacher that, too.
-        training: one row per trained run: budget, tokens, method, student, seed, learning_rate, loss_share (the
-            held-out loss at the end as a share of the one before training).
+            finetuning_seed, score (main metric on test data, mean over languages), languages (language -> score),
+            development. Untrained students have the budget ``base``, the teacher that, too.
+        training: one row per trained run: budget, tokens, method, student, seed, learning_rate, curve (pairs of tokens
+            and held-out loss), loss_share (the last of these as a share of the one before training).
     """
 
     comparison: Comparison
@@ -84,7 +86,8 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
         scores += [run | row for row in _score_rows(record, comparison)]
         if trained:
             share = trained.curve[-1].loss / trained.curve[0].loss
-            training.append(run | {"learning_rate": trained.learning_rate, "loss_share": share})
+            curve = [(point.tokens, point.loss) for point in trained.curve]
+            training.append(run | {"learning_rate": trained.learning_rate, "curve": curve, "loss_share": share})
     check_versions(environments)
     check_mixture(records)
     return Budgets(comparison, pd.DataFrame(scores), pd.DataFrame(training))
@@ -95,16 +98,19 @@ def _score_rows(record: RunResult, comparison: Comparison) -> Iterable[dict[str,
         if task in record.tasks:
             own = record.tasks[task]
             for run in own.runs:
-                tests = [run.test[own.metric], *(values[own.metric] for values in run.languages.values())]
-                yield {"group": own.group, "task": task, "finetuning_seed": run.seed,
-                       "score": float(np.mean(tests)), "development": run.development[own.metric]}  # fmt: skip
+                tests = {own.language: run.test[own.metric]}
+                tests |= {language: values[own.metric] for language, values in run.languages.items()}
+                score, development = float(np.mean([*tests.values()])), run.development[own.metric]
+                yield {"group": own.group, "task": task, "finetuning_seed": run.seed, "languages": tests,
+                       "score": score, "development": development}  # fmt: skip
         elif task in record.probes:
             probe = record.probes[task]
-            score = float(np.mean([values[probe.metric] for values in probe.languages.values()]))
+            tests = {language: values[probe.metric] for language, values in probe.languages.items()}
+            score = float(np.mean([*tests.values()]))
             development = float(np.mean(list(probe.development.values()))) if probe.development else np.nan
             for seed in comparison.finetuning_seeds:  # one score, whichever of them it stands beside
-                yield {"group": probe.group, "task": task, "finetuning_seed": seed, "score": score,
-                       "development": development}  # fmt: skip
+                yield {"group": probe.group, "task": task, "finetuning_seed": seed, "languages": tests,
+                       "score": score, "development": development}  # fmt: skip
         else:
             raise StudyError(f"{record.method} {record.student}: task {task!r} is missing")
 
@@ -245,7 +251,7 @@ def _placed(rows: pd.DataFrame, place: dict[str, Any]) -> pd.DataFrame:
 
 
 def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
-    """:func:`table` (``gap``), :func:`references`, :func:`verdicts`, their contrasts and :func:`trends` by name.
+    """:func:`table` (``gap``), :func:`references`, :func:`verdicts`, their contrasts and :func:`trends`, by TABLES.
 
     Raises:
         StudyError: scores are incomplete.
@@ -265,5 +271,18 @@ def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
     """
     tables = budget_tables(budgets)
     for name, rows in tables.items():
-        write_file(Path(folder) / f"{name}.csv", rows.round(4).to_csv(index=False, lineterminator="\n"))
+        digits = {column: 4 for column in rows if column != "learning_rate"}
+        write_file(Path(folder) / f"{name}.csv", rows.round(digits).to_csv(index=False, lineterminator="\n"))
     return tables
+
+
+def read_budgets(folder: Path) -> dict[str, pd.DataFrame]:
+    """What :func:`write_budgets` wrote.
+
+    Raises:
+        StudyError: a table is missing.
+    """
+    missing = [name for name in TABLES if not (folder / f"{name}.csv").is_file()]
+    if missing:
+        raise StudyError(f"{folder}: {', '.join(missing)}.csv missing; `dvc repro` makes them")
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}

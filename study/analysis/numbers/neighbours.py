@@ -11,7 +11,8 @@ from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.statistics import Estimate, estimate
 from study.descriptions import Neighbours
 from study.files import Layout, write_file
-from study.records import NeighbourResult, read_record
+from study.records import read_record
+from study.records_beside import NeighbourResult
 
 #: Seeds that a verdict needs at least.
 SEEDS = 3

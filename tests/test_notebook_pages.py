@@ -1,0 +1,101 @@
+"""Pages of executed notebooks: what they show, where they link, and that nothing is lost where nothing was executed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from xml.etree import ElementTree
+
+import nbformat
+import numpy as np
+import PIL.Image
+import pytest
+from constructed_results import make_study
+
+from study.analysis.notebooks import write_notebooks
+from study.files import write_file
+
+NAV = {"": {"index.html": "Answers", "../notebooks/index.html": "Notebooks"}}
+PROSE = r"""# How far does it fall?
+
+The loss $\|W_{ij} h_i\|^2$, a mean of
+$$\mathcal{L} = \frac{1}{N} \sum_n a_n * b_n.$$
+Next: [scores](40_evaluate.ipynb), [all](50_compare.ipynb), [how](../docs/design.md)."""
+
+
+def notebook(path, source, prose=PROSE, outputs=(), failed=False):
+    made = nbformat.v4.new_notebook()
+    made.cells = [
+        nbformat.v4.new_markdown_cell(prose),
+        nbformat.v4.new_code_cell("fall = 1 < 2", outputs=list(outputs)),
+    ]
+    made.metadata["papermill"] = {"input_path": f"scratch/notebooks/{source}.ipynb", "exception": failed or None}
+    write_file(path, nbformat.writes(made))
+
+
+def picture() -> bytes:
+    drawn = io.BytesIO()
+    PIL.Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(drawn, format="png")
+    return drawn.getvalue()
+
+
+@pytest.fixture
+def study(tmp_path):
+    plan = make_study(tmp_path, ["none", "mlm"]).plan
+    for name in ("30_distill", "40_evaluate", "50_compare", "80_report"):
+        notebook(tmp_path / "notebooks" / f"{name}.ipynb", name)
+    outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text=f"saved in {tmp_path}/runs\n"),
+        nbformat.v4.new_output("stream", name="stderr", text="a warning\n"),
+        nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(picture()).decode()}),
+    ]
+    notebook(tmp_path / "runs/notebooks/distill_english_b.ipynb", "30_distill", "# Another")
+    notebook(tmp_path / "runs/notebooks/distill_english_a.ipynb", "30_distill", outputs=outputs)
+    notebook(tmp_path / "runs/notebooks/distill_english_0.ipynb", "30_distill", "# Failed", failed=True)
+    notebook(tmp_path / "runs/analyses/comparison_english.ipynb", "50_compare")
+    return plan
+
+
+def test_the_first_executed_copy_is_a_page_with_code_outputs_and_formulas(study):
+    folder = write_notebooks(study, NAV).parent
+    text = (folder / "30_distill.html").read_text()
+    assert {path.name for path in folder.iterdir()} == {"index.html", "30_distill.html", "30_distill_1.png"}
+    assert "<h1>How far does it fall?</h1>" in text and "executed copy distill_english_a" in text
+    assert "fall" in text and "saved in …/runs" in text and "a warning" not in text and str(study.root) not in text
+    shown = np.array(PIL.Image.open(folder / "30_distill_1.png").convert("RGB"))
+    assert (shown == np.array(PIL.Image.open(io.BytesIO(picture())))).all()  # 16 colours stay as they are
+    inline, block = (ElementTree.fromstring(maths) for maths in re.findall(r"<math.*?</math>", text, re.S))
+    assert (inline.get("display"), block.get("display")) == ("inline", "block")
+    assert "".join(inline.itertext()) == "‖Wijhi‖2" and "*" in "".join(block.itertext())
+    assert "$" not in text and "formula" not in text
+    assert not re.search(r"""(src|href)=["'](\w+:|//|data:)""", text) and "<script" not in text
+
+
+def test_links_lead_to_pages_where_there_are_any(study):
+    folder = write_notebooks(study, NAV).parent
+    text = (folder / "30_distill.html").read_text()
+    assert '<a href="../../notebooks/40_evaluate.ipynb">scores</a>' in text  # nobody executed it
+    assert '<a href="../html/comparison_english.html">all</a>' in text
+    assert '<a href="../../docs/design.md">how</a>' in text and '<a href="../html/index.html">Answers</a>' in text
+    listed = (folder / "index.html").read_text()
+    assert "40_evaluate</a>: no executed copy is at hand" in listed and "30_distill</a>: no" not in listed
+
+
+def test_a_page_stays_where_nothing_is_executed_and_the_same_copies_give_the_same_bytes(study):
+    folder = write_notebooks(study, NAV).parent
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_notebooks(study, NAV)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for copy in (study.root / "runs/notebooks").iterdir():
+        copy.unlink()
+    write_notebooks(study, NAV)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_page_of_another_profile_serves_where_there_is_none(study):
+    for profile in ("smoke", "evidence"):  # numbers of smoke mean nothing
+        write_file(study.root / "profiles" / profile / "reports/notebooks/40_evaluate.html", "page")
+    listed = write_notebooks(study, NAV).read_text()
+    assert 'href="../../profiles/evidence/reports/notebooks/40_evaluate.html"' in listed
+    assert "profile evidence</a>" in listed and "profiles/smoke" not in listed
