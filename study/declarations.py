@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ from study.methods import TEXT_LANGUAGES, Positive, Sparse
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 #: Metrics of tasks with classes, and of tasks whose label is a number.
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
+#: Metrics of tasks that tag words.
+TAG_METRICS = ("entity_f1", "accuracy")
 #: Share of the training examples that development takes where it is not declared. Source: this study's choice.
 DEVELOPMENT_SHARE = 0.1
 
@@ -95,18 +97,36 @@ class SplitsOf(Sparse):
 class OwnTask(Origin):
     """Rows with a text or two and a label; with ``kind: retrieval``, pairs of a text and its translation.
 
+    With ``kind: tokens``, rows with a list of words (``text``, by default the column tokens) and one of their tags
+    (``label``, by default tags); its metric is entity_f1, whose tags are O, B-... and I-..., or accuracy.
     Classes, unless ``metric`` is a correlation; ``labels``: their names in order (f1 is that of the second).
     """
 
-    kind: Literal["labelled", "retrieval"] | None = None
+    kind: Literal["labelled", "retrieval", "tokens"] | None = None
     files: SplitsOf | None = None
     splits: SplitsOf | None = None
     text: Text = "text"
     text_pair: Text | None = None
     label: Text = "label"
     labels: Annotated[list[str], Field(min_length=2)] | None = None
-    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"] = "accuracy"
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "entity_f1"] = "accuracy"
     language: Language | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tags_have_columns_of_their_own(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("kind") == "tokens":
+            return {"text": "tokens", "label": "tags", "metric": TAG_METRICS[0]} | value
+        return value
+
+    @model_validator(mode="after")
+    def _tags_are_of_words(self):
+        known = TAG_METRICS if self.kind == "tokens" else (*CLASS_METRICS, *NUMBER_METRICS)
+        if self.metric not in known:
+            raise ValueError(f"metric = {self.metric}; allowed with kind {self.kind or 'labelled'}: {', '.join(known)}")
+        if self.kind == "tokens" and self.text_pair:
+            raise ValueError("text_pair: words of one text are tagged; allowed: text and label alone")
+        return self
 
     @model_validator(mode="after")
     def _says_where_and_what(self):

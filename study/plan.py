@@ -189,7 +189,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
             profile=profile,
             sizes=next(iter(students.values())),
             initialisation=params.initialisation,
-            revisions=revisions("admission", "finetuning", "masked_word", "start"),
+            revisions=revisions("admission", "finetuning", "masked_word", "start", *_kinds(params, examined)),
             **_judged(params, setting, examined),
             **precision,
         )
@@ -237,7 +237,7 @@ def _setting(params: Params, profile: str, setting: str, root: Path | None) -> I
         runs=runs,
         representations=params.representations,
         relation_heads=math.gcd(chosen.teacher.heads, *(sizes.width for sizes in students.values())),
-        revisions=revisions("representations", "finetuning"),
+        revisions=revisions("representations", "finetuning", *set(_kinds(params, tasks)) - {"masked_word"}),
         **_judged(params, setting),
         **precision,
     )
@@ -254,7 +254,9 @@ def _prepared(params: Params, setting: str, examined: list[str], root: Path | No
         setting=setting,
         tasks=examined,
         declared=declared or None,
-        revisions=revisions(*("own/task" if name in declared else f"task/{name}" for name in examined)),
+        revisions=revisions(
+            *("own/task" if name in declared else f"task/{name}" for name in examined), *_kinds(params, [*declared])
+        ),
     )
     texts = ["own/text" if isinstance(t, OwnText) else f"text/{t.partition('-')[0]}" for t in chosen.texts]
     own: Literal["own"] | None = "own" if chosen.teacher.head == "own" else None  # all that earlier stages need of it
@@ -282,7 +284,7 @@ def _evaluations(
     params: Params, profile: str, comparison: Comparison, at_budgets: list[tuple[str, str, int, str]]
 ) -> Iterator[Evaluation]:
     families = ["finetuning", "retrieval", "mlm_score", "size"]
-    families += ["masked_word"] * _guesses_words(params, comparison.setting)
+    families += _kinds(params, comparison.tasks)
     cells = [*comparison.reference_cells(), *comparison.cells(), *comparison.ablation_cells()]
     at_base = [(TEACHER, TEACHER, 0), *cells]
     for method, student, seed, budget in [*((*cell, BASE_BUDGET) for cell in at_base), *at_budgets]:
@@ -326,7 +328,7 @@ def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
                 )
                 for rate in budget.learning_rates
             ],
-            revisions=revisions("finetuning", *(["masked_word"] * _guesses_words(params, setting))),
+            revisions=revisions("finetuning", *_kinds(params, params.settings[setting].tasks)),
             **_judged(params, setting),
             **_precision(params),
         )
@@ -362,8 +364,10 @@ def _least(budget: TaskBudget, cuts: dict[str, int]) -> dict[str, int]:
     return {split: min(cut, getattr(budget, split) or cut) for split, cut in cuts.items()}
 
 
-def _guesses_words(params: Params, setting: str) -> bool:
-    return any(task in MASKED_WORDS for task in params.settings[setting].tasks)
+def _kinds(params: Params, tasks: list[str]) -> list[str]:
+    """Families of behaviour of tasks that are scored otherwise than by a label."""
+    tags = any(name in params.tasks and params.tasks[name].kind == "tokens" for name in tasks)
+    return ["masked_word"] * any(name in MASKED_WORDS for name in tasks) + ["tagging"] * tags
 
 
 def _adaptation(params: Params, setting: str) -> Adaptation:

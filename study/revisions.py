@@ -69,6 +69,7 @@ REVISIONS: dict[str, int] = {
     "task/masked-word-multilingual": 1,
     # measurements
     "admission": 1,  # models without training, on development data
+    "tagging": 1,  # words among sub-words, their probe, entities
     "finetuning": 1,  # probe, fine-tuning, choice of rate and epoch, metrics
     "retrieval": 1,  # scoring of retrieval probes
     "masked_word": 1,  # scoring of masked-word probes

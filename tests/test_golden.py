@@ -47,10 +47,13 @@ from study.distillation.taps import read_activations
 from study.distillation.trainer import switch_off_dropout
 from study.evaluation import latency
 from study.evaluation.admission import majority
+from study.evaluation.classifier import Collator
+from study.evaluation.finetune import start_from_probe
 from study.evaluation.masked_word import guess_masked_words
 from study.evaluation.representations import compare_layers
 from study.evaluation.retrieval import retrieve
 from study.evaluation.scores import evaluate_task, masked_language_modelling, size
+from study.evaluation.tagging import WordClassifier, align, tag_metrics, tagged
 from study.families import FAMILIES as FAMILIES_OF_STUDY
 from study.families import keep_layers
 from study.files import Layout
@@ -436,6 +439,18 @@ def representations(folder: Path) -> Values:
     return values
 
 
+def tagging(folder: Path) -> Values:
+    """Tags among sub-words, a probe's weights, and scores of what it says."""
+    names, words = ("O", "B-A", "I-A"), tiny.tokenizer(folder / "words")
+    texts = [" ".join(tiny.WORDS[i - 5] for i in row[1:9]) for row in tiny.sequences(60, 4)]
+    tags = [[(tiny.WORDS.index(word) + place) % 3 for place, word in enumerate(text.split())] for text in texts]
+    rows = Dataset.from_dict(align(texts, tags, words, 8))
+    classifier, collate = WordClassifier(tiny.masked_language_model().bert, 3, pairs=False), Collator(words, 8)
+    start_from_probe(classifier, rows, collate, 16, False)
+    scores = tag_metrics(names, ("entity_f1", "accuracy"), *tagged(classifier, rows, collate, 16, False))
+    return {"labels": digest(rows["labels"][:]), "weights": classifier.output.weight.flatten().tolist()} | scores
+
+
 COMPUTED: dict[str, Callable[..., Values]] = {
     **{name: partial(objective, name) for name in OBJECTIVES},
     "masking": masking,
@@ -458,6 +473,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     "own/task": own_task,
     "admission": admission,
     "finetuning": finetuning,
+    "tagging": tagging,
     "retrieval": retrieval,
     "masked_word": masked_word,
     "mlm_score": mlm_score,

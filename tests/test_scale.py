@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 from tiny_work import process_of
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from study import StudyError
@@ -193,9 +193,13 @@ def test_documents_are_read_again_as_they_were(tmp_path):
 def byte_level() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.normalizer = pre_tokenizers.ByteLevel(), normalizers.NFC()
+    backend.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     backend.train_from_iterator(
-        text_of(random.Random(0), 30), trainers.BpeTrainer(vocab_size=300, special_tokens=special)
+        text_of(random.Random(0), 30),
+        trainers.BpeTrainer(
+            vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
     )
     names = dict(zip(("cls", "pad", "sep", "unk", "mask"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{key}_token": own for key, own in names.items()})

@@ -93,23 +93,13 @@ def build_corpus(
             vocabulary |= {"occurring": len(occurring), "kept": len(kept)}
             told = ", ".join(f"{key} {value:,}" for key, value in vocabulary.items())
             print(f"corpus: vocabulary: {told}", flush=True)
-    sequences = {split: len(stream) // (length - 2) for split, stream in streams.items()}
-    if not sequences["train"]:
+    rows = {split: len(stream) // (length - 2) for split, stream in streams.items()}
+    if not rows["train"]:
         raise StudyError(
             "corpus has 0 training sequences; allowed: at least one (raise corpus.max_tokens or add texts to"
             f" settings.{description.setting}.texts)"
         )
-    digest = hashlib.sha256()  # over names, shapes and tokens of the splits, by name; the same on every machine
-
-    def packed(split: str) -> Iterator[numpy.ndarray]:
-        digest.update(f"{split} {(sequences[split], length)}\n".encode())
-        for tokens in streams[split].parts(ROWS * (length - 2), sequences[split] * (length - 2)):
-            rows = pack(tokens if kept is None else numpy.searchsorted(kept, tokens), tokenizer, length)
-            digest.update(rows.astype("<i4").tobytes())
-            yield rows
-
-    splits = {split: packed(split) for split in sorted(streams)}
-    storage.save_sequences(splits, output, lambda: {HASH: digest.hexdigest() + "\n"})
+    _write(streams, rows, kept, tokenizer, length, output)
     save_model(model, tokenizer, encoder)
     return {
         "setting": description.setting,
@@ -117,7 +107,7 @@ def build_corpus(
         "heldout_texts": len(heldout),
         "texts": counts,
         **({"languages": languages} if len(languages) > 1 else {}),
-        **{split: {"sequences": rows, "tokens": rows * length} for split, rows in sequences.items()},
+        **{split: {"sequences": own, "tokens": own * length} for split, own in rows.items()},
         "vocabulary": vocabulary,
     }
 
@@ -164,6 +154,32 @@ def pack(
     tokens = numpy.asarray(stream[: len(stream) // body * body], dtype=dtype).reshape(-1, body)
     ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
     return numpy.pad(tokens, ((0, 0), (1, 1)), constant_values=((0, 0), ends))
+
+
+def _write(
+    streams: dict[str, Stream],
+    rows: dict[str, int],
+    kept: numpy.ndarray | None,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    output: Path,
+) -> None:
+    """Pack streams to sequences and write them, and the hash of names, shapes and tokens of the splits, by name.
+
+    Args:
+        rows: sequences of each split. kept: the pieces of a trimmed vocabulary, which the tokenizer has.
+    """
+    digest = hashlib.sha256()  # the same on every machine
+
+    def packed(split: str) -> Iterator[numpy.ndarray]:
+        digest.update(f"{split} {(rows[split], length)}\n".encode())
+        for tokens in streams[split].parts(ROWS * (length - 2), rows[split] * (length - 2)):
+            part = pack(tokens if kept is None else numpy.searchsorted(kept, tokens), tokenizer, length)
+            digest.update(part.astype("<i4").tobytes())
+            yield part
+
+    splits = {split: packed(split) for split in sorted(streams)}
+    storage.save_sequences(splits, output, lambda: {HASH: digest.hexdigest() + "\n"})
 
 
 def _streams(

@@ -62,7 +62,7 @@ def admit(description: Admission, layout: Layout, output: Path) -> AdmissionResu
                 group=task.group,
                 metric=task.metric,
                 examples=len(labels),
-                majority=0.0 if task.labels is None else majority(labels, task.metric),
+                majority=0.0 if task.labels is None or task.kind == "tokens" else majority(labels, task.metric),
                 scores=own,
             )
         )

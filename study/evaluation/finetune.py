@@ -14,10 +14,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -28,66 +26,15 @@ from transformers import (
 from study.data.pretrained import load_model
 from study.data.tasks import Task, find_task, load_task, subsample
 from study.descriptions import Admission, Evaluation, LayerComparison, NeighbourSystem, Tuning
+from study.evaluation.classifier import Collator, MeanPoolingClassifier
 from study.evaluation.metrics import task_metrics
-from study.families import family_of
+from study.evaluation.tagging import WordClassifier, align, tagged, word_features
 from study.files import Layout, StudyError
 from study.runtime import autocast, compute_device, keep_freed_memory, one_device, use_bf16
 from study.sections import Finetuning, TaskBudget
 
 #: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
 Judging = Admission | Evaluation | LayerComparison | NeighbourSystem | Tuning
-
-
-class MeanPoolingClassifier(nn.Module):
-    """An encoder, mean pooling over real tokens, dropout and one linear layer.
-
-    One text (or a pair encoded jointly) is represented by its pooled states u; a pair encoded separately by
-    [u, v, |u - v|, u * v]. Mean pooling instead of [CLS] because no training of teacher or students ever gave [CLS] a
-    sentence-level task (the embedded teachers were trained with mean pooling). Source: InferSent (1705.02364), section
-    3.2, for the features of a pair; mean pooling after Sentence-BERT (1908.10084).
-
-    Args:
-        labels: number of classes; 1 means regression with a mean-squared-error loss.
-        pairs: whether two texts come separately.
-    """
-
-    accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
-
-    def __init__(self, encoder: PreTrainedModel, labels: int, pairs: bool):
-        super().__init__()
-        self.encoder = encoder
-        self.dropout = nn.Dropout(getattr(encoder.config, family_of(encoder).dropout))
-        self.output = nn.Linear(encoder.config.hidden_size * (4 if pairs else 1), labels)
-
-    def features(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        pair_input_ids: Tensor | None = None,
-        pair_attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T) token ids to (B, H) or, for separate pairs, (B, 4 H), in float32."""
-        first = self._pooled(input_ids, attention_mask, token_type_ids)
-        if pair_input_ids is None:
-            return first
-        assert pair_attention_mask is not None
-        second = self._pooled(pair_input_ids, pair_attention_mask)
-        return torch.cat([first, second, (first - second).abs(), first * second], dim=1)
-
-    def forward(self, labels: Tensor | None = None, **texts: Tensor) -> dict[str, Tensor]:
-        logits = self.output(self.dropout(self.features(**texts))).float()  # (B, labels)
-        if labels is None:
-            return {"logits": logits}
-        if self.output.out_features == 1:
-            return {"loss": F.mse_loss(logits[:, 0], labels.float()), "logits": logits}
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-    def _pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state.float()
-        weights = attention_mask[..., None].float()  # (B, T, 1)
-        return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -129,6 +76,8 @@ def encode(
 
     def tokenise(rows: dict) -> dict:
         options = {"truncation": True, "max_length": budget.max_length, "return_attention_mask": False}
+        if task.kind == "tokens":
+            return align(rows["text"], rows["label"], tokenizer, budget.max_length)
         if task.pair and pairs == "separate":
             columns = dict(tokenizer(rows["text"], return_token_type_ids=False, **options))
             columns["pair_input_ids"] = tokenizer(rows["text_pair"], **options)["input_ids"]
@@ -171,25 +120,6 @@ def reading_batch(budget: Finetuning) -> int:
     return 256 if compute_device().type == "cuda" else 2 * budget.batch_size
 
 
-class Collator:
-    """Pads each side of a batch to a multiple of ``pad_to_multiple_of`` tokens, so that shapes are few."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int):
-        self.tokenizer, self.pad_to_multiple_of = tokenizer, pad_to_multiple_of
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = self._padded([{key: row[key] for key in ("input_ids", "token_type_ids") if key in row} for row in rows])
-        if "pair_input_ids" in rows[0]:
-            pair = self._padded([{"input_ids": row["pair_input_ids"]} for row in rows])
-            batch |= {f"pair_{key}": value for key, value in pair.items()}
-        if "labels" in rows[0]:
-            batch["labels"] = torch.tensor([row["labels"] for row in rows])
-        return batch
-
-    def _padded(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return dict(self.tokenizer.pad(rows, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt"))
-
-
 @torch.no_grad()
 def pooled_features(
     model: MeanPoolingClassifier, rows: Sequence[dict[str, Any]], collate: Collator, batch_size: int, bf16: bool
@@ -217,7 +147,9 @@ def pooled_features(
 def labelled_features(
     model: MeanPoolingClassifier, examples: Dataset, collate: Collator, batch_size: int, bf16: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`pooled_features` of the examples of a task, and their labels (N,) in the same order."""
+    """:func:`pooled_features` of the examples of a task, and their labels (N,) in the same order; or those of words."""
+    if isinstance(model, WordClassifier):
+        return word_features(model, examples, collate, batch_size, bf16)
     features, order = pooled_features(model, examples, collate, batch_size, bf16)
     labels = list(examples["labels"])
     return features.numpy(), torch.tensor([labels[i] for i in order]).numpy()
@@ -265,16 +197,17 @@ def probed_classifier(
     splits: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    classifier: type[MeanPoolingClassifier] = MeanPoolingClassifier,
+    classifier: type[MeanPoolingClassifier] | None = None,
 ) -> tuple[MeanPoolingClassifier, Collator]:
     """What fine-tuning starts from: the encoder saved in ``encoder_folder`` under a linear probe, and its collator."""
     if "kept-memory" in description.fast_paths:
         keep_freed_memory()
     set_seed(seed)
     encoder = load_model(encoder_folder, description.attention_implementation, head=False)
-    model = classifier(
-        encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names
-    ).to(compute_device())
+    kind = classifier or (WordClassifier if task.kind == "tokens" else MeanPoolingClassifier)
+    model = kind(encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names).to(
+        compute_device()
+    )
     budget = description.finetuning
     collate = Collator(tokenizer, budget.pad_to_multiple_of)
     start_from_probe(model, splits["train"], collate, reading_batch(budget), use_bf16(description.precision))
@@ -301,6 +234,8 @@ def frozen_score(
 ) -> float:
     """The task's main metric of a model as it is on ``examples``."""
     batch_size, bf16 = reading_batch(description.finetuning), use_bf16(description.precision)
+    if isinstance(model, WordClassifier):
+        return task_metrics(task, *tagged(model, examples, collate, batch_size, bf16))[task.metric]
     features, labels = labelled_features(model, examples, collate, batch_size, bf16)
     logits = model.output(torch.from_numpy(features).to(model.output.weight)).cpu().numpy()
     return task_metrics(task, logits, labels)[task.metric]
@@ -317,53 +252,24 @@ def finetune(
     look_at_test: bool,
     keep: Callable[[MeanPoolingClassifier], object] | None = None,
     prepare: Callable[[MeanPoolingClassifier], object] | None = None,
-    classifier: type[MeanPoolingClassifier] = MeanPoolingClassifier,
+    classifier: type[MeanPoolingClassifier] | None = None,
 ) -> FinetunedRun:
     """Fine-tune the encoder saved in ``encoder_folder``, keep the epoch with the best main metric on development data.
 
     Args:
         look_at_test: score the test splits with the model kept, not just a candidate. keep: called with that model.
-        prepare: called with the model before its first step, to say what of it is trained.
+        prepare: called with the model before its first step, to say what of it is trained. classifier: its class.
     """
-    budget, bf16 = description.finetuning, use_bf16(description.precision)
-    model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
+    model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed, classifier)
     probed = [split for split in splits if look_at_test and split != "train"]
     frozen = {split: frozen_score(description, model, task, splits[split], collate) for split in probed}
     if prepare:
         prepare(model)
-    steps = budget.epochs * -(-len(splits["train"]) // budget.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=budget.epochs,
-            per_device_train_batch_size=budget.batch_size,
-            per_device_eval_batch_size=reading_batch(budget),
-            learning_rate=learning_rate,
-            warmup_steps=round(budget.warmup_fraction * steps),
-            weight_decay=budget.weight_decay,
-            lr_scheduler_type="linear",
-            optim="adamw_torch_fused",
-            bf16=bf16,
-            use_cpu=compute_device().type == "cpu",
-            train_sampling_strategy="group_by_length",
-            eval_strategy="epoch",
-            save_strategy="epoch" if budget.epochs > 1 else "no",
-            save_only_model=True,
-            save_total_limit=1,
-            load_best_model_at_end=budget.epochs > 1,
-            metric_for_best_model=task.metric,
-            greater_is_better=True,
-            logging_nan_inf_filter=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            seed=seed,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
+        arguments = _arguments(description, Path(folder), task, len(splits["train"]), seed, learning_rate)
         trainer = Trainer(
             model=model,
-            args=one_device(arguments),
+            args=arguments,
             train_dataset=splits["train"],
             eval_dataset=splits["development"],
             data_collator=collate,
@@ -387,3 +293,39 @@ def finetune(
     if keep:
         keep(model)
     return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests, frozen)
+
+
+def _arguments(
+    description: Judging, folder: Path, task: Task, examples: int, seed: int, learning_rate: float
+) -> TrainingArguments:
+    budget = description.finetuning
+    steps = budget.epochs * -(-examples // budget.batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=budget.epochs,
+        per_device_train_batch_size=budget.batch_size,
+        per_device_eval_batch_size=reading_batch(budget),
+        learning_rate=learning_rate,
+        warmup_steps=round(budget.warmup_fraction * steps),
+        weight_decay=budget.weight_decay,
+        lr_scheduler_type="linear",
+        optim="adamw_torch_fused",
+        bf16=use_bf16(description.precision),
+        use_cpu=compute_device().type == "cpu",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="epoch" if budget.epochs > 1 else "no",
+        save_only_model=True,
+        save_total_limit=1,
+        load_best_model_at_end=budget.epochs > 1,
+        metric_for_best_model=task.metric,
+        greater_is_better=True,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    return one_device(arguments)

@@ -7,6 +7,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from study.data.tasks import Task
+from study.evaluation.tagging import tag_metrics
 
 
 def task_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -17,8 +18,11 @@ def task_metrics(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[st
     defined).
 
     Args:
-        outputs: logits (examples, classes), or (examples, 1) for regression. labels: (examples,).
+        outputs: logits (examples, classes), or (examples, 1) for regression. labels: (examples,). Of tasks that tag
+            words: as of :func:`study.evaluation.tagging.tag_metrics`.
     """
+    if task.kind == "tokens":
+        return tag_metrics(task.labels or (), task.metrics, outputs, labels)
     if task.labels is None:
         values = outputs[:, 0]
         constant = np.ptp(values) == 0

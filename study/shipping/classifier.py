@@ -61,7 +61,7 @@ def export_classifier(plan: Plan, name: str, task: str, kind: str, to: Path | No
     run = find(plan, name)
     description, layout = evaluation_of(plan, run.setting, run.model), plan.layout(run.setting)
     known = {name: find_task(layout.tasks, name) for name in description.tasks}
-    able = [name for name, own in known.items() if own.labels and not (own.probe or own.pair)]
+    able = [name for name, own in known.items() if own.labels and own.kind == "labelled" and not own.pair]
     if task not in able:
         raise StudyError(f"task {task!r} classifies no single texts here; allowed: {', '.join(able) or 'none'}")
     learnt, source = known[task], trained(plan, run)

@@ -66,7 +66,7 @@ SPARE = [("#0e7a56", "P"), ("#a3447c", "h"), ("#557a00", "d"), ("#6a51a3", "8"),
 STUDENT_STYLES = [("#0072b2", "o"), ("#9a6700", "s"), ("#005c44", "^"), ("#a3447c", "D"), ("#4d4d4d", "v")]
 #: What methods and layers are called where there is little room.
 SHORT = {"none": "untrained", "mlm": "MLM", "od": "OD"}
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman's ρ"}
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman's ρ", "entity_f1": "entity F1"}
 MACRO = "macro test score (0–100)"
 GREY, PALE = "#4d4d4d", "#b0b0b0"  # PALE: of lines that carry no value
 

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from study.data.storage import load, save
 from study.data.tasks import commands, context, questions, retrieval, sentiment, similarity, topics
-from study.data.tasks.own import load_own, task_from_json, task_to_json
+from study.data.tasks.own import labels_of, load_own, task_from_json, task_to_json
 from study.data.tasks.task import SPLITS, Splits, Task, split_in, subsample, test_split
 from study.declarations import check_content
 from study.descriptions import TaskData
@@ -104,7 +104,7 @@ def describe_tasks(rows: list[dict[str, Any]], layout: Layout, output: Path) -> 
 def _rows(task: Task, splits: Splits) -> list[dict[str, Any]]:
     rows = []
     for split, examples in splits.items():
-        labels = [] if task.kind == "retrieval" else [example["label"] for example in examples]
+        labels = [label for example in examples for label in labels_of(example)]
         numbers = [label for label in labels if isinstance(label, float)]
         rows.append(
             {

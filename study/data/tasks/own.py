@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,15 @@ from datasets import ClassLabel, Features
 from study.data.rows import Row, dataset_features, dataset_rows, file_features, file_rows
 from study.data.strings import collapse
 from study.data.tasks.task import Example, Splits, Task, fraction
-from study.declarations import CLASS_METRICS, DEVELOPMENT_SHARE, NUMBER_METRICS, OwnTask, format_of, matching
+from study.declarations import (
+    CLASS_METRICS,
+    DEVELOPMENT_SHARE,
+    NUMBER_METRICS,
+    TAG_METRICS,
+    OwnTask,
+    format_of,
+    matching,
+)
 from study.files import StudyError
 
 
@@ -84,6 +93,8 @@ def _names(declared: OwnTask, root: Path) -> list[str] | None:
         return None
     features = features_of(declared, declared.parts.train or "", root)
     column = features.get(declared.label) if features else None
+    if declared.kind == "tokens":
+        column = getattr(column, "feature", None)
     return list(column.names) if isinstance(column, ClassLabel) else None
 
 
@@ -97,8 +108,13 @@ def _examples(
             if column not in row:
                 raise StudyError(f"task {name}: {part}: no column {column!r}; allowed: {', '.join(row)}")
         keys = ("text", "text_pair")[: len(columns)]
-        texts: Example = {key: _text(name, part, row, column) for key, column in zip(keys, columns, strict=True)}
-        label = None if declared.retrieval else _label(row[declared.label], declared, names, f"task {name}: {part}")
+        texts: Example
+        label: str | float | list[str] | None
+        if declared.kind == "tokens":
+            texts, label = _tagged(row, declared, names, f"task {name}: {part}")
+        else:
+            texts = {key: _text(name, part, row, column) for key, column in zip(keys, columns, strict=True)}
+            label = None if declared.retrieval else _label(row[declared.label], declared, names, f"task {name}: {part}")
         unlabelled += label is not None and str(row[declared.label]).partition(".")[0] == "-1"
         missing = not all(texts.values()) if declared.retrieval else label is None or not any(texts.values())
         left_out += missing
@@ -119,6 +135,36 @@ def _text(name: str, part: str, row: Row, column: str) -> str:
     if not isinstance(value, str | None):
         raise StudyError(f"task {name}: {part}: {column} = {str(value)[:40]!r} is no text; allowed: strings")
     return collapse(value or "")
+
+
+def _tagged(row: Row, declared: OwnTask, names: list[str] | None, where: str) -> tuple[Example, list[str] | None]:
+    """The words of a row, set off by blanks, and their tags; None where there are no words."""
+    words, tags = row[declared.text], row[declared.label]
+    for column, value in ((declared.text, words), (declared.label, tags)):
+        if not isinstance(value, list | None):
+            raise StudyError(f"{where}: {column} = {str(value)[:40]!r} is no list; allowed: a list, of each word one")
+    words, tags = words or [], tags or []
+    if len(words) != len(tags):
+        raise StudyError(
+            f"{where}: {declared.text} has {len(words)} words and {declared.label} {len(tags)} tags"
+            f" ({' '.join(map(str, words))[:40]!r}); allowed: as many of both"
+        )
+    told = [_label(tag, declared, names, where) for tag in tags]
+    for word, tag in zip(words, told, strict=True):
+        if not isinstance(word, str) or not isinstance(tag, str):
+            raise StudyError(f"{where}: the word {word!r} has the tag {tag!r}; allowed: text, and a tag for every word")
+        if declared.metric == "entity_f1" and tag != "O" and not re.fullmatch("[BIELSU]-.+", tag):
+            raise StudyError(
+                f"{where}: the tag {tag!r} is of no entity; allowed: O, B-... and I-..., or metric accuracy"
+            )
+    kept = ["".join(word.split()) or "\ufffd" for word in words]
+    return {"text": " ".join(kept)}, [str(tag) for tag in told] or None
+
+
+def labels_of(example: Example) -> list[str | float]:
+    """The label of an example, or those of its words; none where there is none."""
+    label = example.get("label", [])
+    return [*label] if isinstance(label, list) else [label]
 
 
 def _label(value: Any, declared: OwnTask, names: list[str] | None, where: str) -> str | float | None:
@@ -159,14 +205,15 @@ def _key(example: Example) -> str:
 def _labels(name: str, declared: OwnTask, splits: Splits, names: list[str] | None) -> tuple[str, ...] | None:
     if declared.metric in NUMBER_METRICS:
         return None
-    learnt = sorted({str(example["label"]) for example in splits["train"]}, key=_order)
+    occurring = {split: {str(label) for row in rows for label in labels_of(row)} for split, rows in splits.items()}
+    learnt = sorted(occurring["train"], key=_order)
     labels = declared.labels or names or learnt
     if len(learnt) < 2:
         raise StudyError(f"task {name}: train has the labels {', '.join(learnt) or 'none'}; allowed: at least two")
-    for split, examples in splits.items():
-        for label in sorted({str(example["label"]) for example in examples} - set(labels)):
+    for split, found in occurring.items():
+        for label in sorted(found - set(labels)):
             raise StudyError(f"task {name}: {split} has the label {label!r}; allowed: {', '.join(labels[:20])}")
-        for label in sorted({str(example["label"]) for example in examples} - set(learnt)):
+        for label in sorted(found - set(learnt)):
             raise StudyError(f"task {name}: {split} has the label {label!r}, which train lacks; allowed: its labels")
     if declared.metric == "f1" and len(labels) != 2:
         raise StudyError(f"task {name}: f1 is of the second of two classes, not {len(labels)}; allowed: macro_f1")
@@ -181,7 +228,9 @@ def _order(label: str) -> tuple[bool, float, str]:
 
 def _task(name: str, declared: OwnTask, labels: tuple[str, ...] | None) -> Task:
     known: tuple[str, ...] = NUMBER_METRICS if declared.metric in NUMBER_METRICS else CLASS_METRICS
-    if declared.retrieval:
+    if declared.kind == "tokens":
+        known = TAG_METRICS if declared.metric == "entity_f1" else ("accuracy",)
+    elif declared.retrieval:
         known = ("accuracy",)
     elif labels is not None and len(labels) != 2:
         known = tuple(metric for metric in known if metric != "f1")
@@ -194,5 +243,5 @@ def _task(name: str, declared: OwnTask, labels: tuple[str, ...] | None) -> Task:
         pair=declared.text_pair is not None,
         citation=declared.dataset or "own files",
         languages=declared.languages,
-        kind="retrieval" if declared.retrieval else "labelled",
+        kind=declared.kind or "labelled",
     )

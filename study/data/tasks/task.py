@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 SPLITS = ("train", "development", "test")
 
-#: One example: text, text_pair (tasks on pairs only) and label (a name, or a number for regression).
-Example = dict[str, str | float]
+#: One example: text, text_pair (tasks on pairs only) and label (a name, a number for regression, or tags of words).
+Example = dict[str, str | float | list[str]]
 
 #: Name of a split -> its examples.
 Splits = dict[str, list[Example]]
@@ -29,9 +29,11 @@ class Task:
     ``languages`` are those of the test data. The first is that of the splits train, development and test; any other
     language has a split :func:`test_split` of its own.
 
-    ``kind``: ``labelled`` tasks are learnt by fine-tuning. The others are probes of the encoder as it is. ``retrieval``
-    has pairs of a text in the first language and its translation, no labels, and test splits of the other languages
-    alone. ``masked-word`` has all splits in all languages: the text before and behind a mask, a word as label.
+    ``kind``: ``labelled`` tasks are learnt by fine-tuning, and so are ``tokens``, where every word of the text (set off
+    by single blanks) has a tag: ``labels`` are the tags, an example's label a list of them. The others are probes of
+    the encoder as it is. ``retrieval`` has pairs of a text in the first language and its translation, no labels, and
+    test splits of the other languages alone. ``masked-word`` has all splits in all languages: the text before and
+    behind a mask, a word as label.
 
     ``group``: ``context`` where the order of words decides, ``sentence`` where a bag of words goes far; each has a
     macro score of its own. One ``made_by_rule`` keeps, as ``source``, the text that an example is made from.
@@ -45,14 +47,14 @@ class Task:
     pair: bool
     citation: str
     languages: tuple[str, ...] = ("en",)
-    kind: Literal["labelled", "retrieval", "masked-word"] = "labelled"
+    kind: Literal["labelled", "tokens", "retrieval", "masked-word"] = "labelled"
     group: Literal["context", "sentence"] = "sentence"
     made_by_rule: bool = False
 
     @property
     def probe(self) -> bool:
         """Whether it is scored without fine-tuning."""
-        return self.kind != "labelled"
+        return self.kind not in ("labelled", "tokens")
 
     @property
     def splits(self) -> list[str]:
@@ -77,6 +79,8 @@ class Task:
         if self.kind == "masked-word":
             return Features({**columns, "label": Value("string")})
         label = Value("float32") if self.labels is None else ClassLabel(names=list(self.labels))
+        if self.kind == "tokens":
+            label = List(label)
         return Features({**columns, "label": label})
 
 
