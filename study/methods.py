@@ -90,6 +90,7 @@ TEXT_LANGUAGES = {
     "multilexsum": ("en",),
     "sotu": ("en",),
     "interface": ("bg", "de", "el", "ru", "vi", "zh"),
+    "verses": ("en", "ar", "es", "fa", "fr", "it", "ru", "tl"),
 }
 TEXTS = tuple(
     text if language == "en" else f"{text}-{language}"

@@ -43,6 +43,7 @@ REVISIONS: dict[str, int] = {
     "vocabulary": 1,  # trimming
     "teacher/all-minilm-l6-v2": 1,
     "teacher/multilingual-e5-small": 1,
+    "teacher/multilingual-e5-small-genuine": 1,  # its published tokenizer
     "text/wikipedia": 1,
     "text/boolq": 1,
     "text/quac": 1,
@@ -50,6 +51,7 @@ REVISIONS: dict[str, int] = {
     "text/multilexsum": 1,
     "text/sotu": 1,
     "text/interface": 1,
+    "text/verses": 1,
     "own/text": 1,  # those that params.yaml declares
     "own/task": 1,
     "task/sentiment": 1,

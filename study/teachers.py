@@ -13,7 +13,14 @@ from study.families import FAMILIES, SIZES
 from study.files import StudyError, UnreachableError, content_hash, find_root
 
 #: Teachers inside the pinned packages of study.data.sources, and the sizes of each.
-EMBEDDED_SIZES = {"all-minilm-l6-v2": (6, 384, 12, 1536), "multilingual-e5-small": (12, 384, 12, 1536)}
+EMBEDDED_SIZES = {
+    "all-minilm-l6-v2": (6, 384, 12, 1536),
+    "multilingual-e5-small": (12, 384, 12, 1536),
+    "multilingual-e5-small-genuine": (12, 384, 12, 1536),
+    "all-mpnet-base-v2": (12, 768, 12, 3072),
+}
+#: Families of those that are not BERT.
+EMBEDDED_FAMILIES = {"all-mpnet-base-v2": "mpnet"}
 #: What a teacher may be.
 ALLOWED = f"allowed: {', '.join(EMBEDDED_SIZES)}, a folder (relative to the project) or a hub name"
 #: Architectures with a language-modelling head, beside those named ...ForMaskedLM.
@@ -137,7 +144,8 @@ def complete(name: str, teacher: dict[str, Any], root: Path, used: bool = True) 
         return teacher
     typed = {part: value for part, value in teacher.items() if value is not None}
     if own in EMBEDDED_SIZES:
-        return dict(zip(SIZES, EMBEDDED_SIZES[own], strict=True)) | typed
+        family = {"family": EMBEDDED_FAMILIES[own]} if own in EMBEDDED_FAMILIES else {}
+        return dict(zip(SIZES, EMBEDDED_SIZES[own], strict=True)) | family | typed
     if typed.keys() >= {*SIZES} and ("head" in typed or not used):
         return typed
     try:

@@ -18,7 +18,7 @@ from study import StudyError
 from study.data import cleaning, corpus, sources, storage
 from study.data.pretrained import load_model, load_tokenizer, save_model
 from study.data.texts import TEXTS as READERS
-from study.data.texts import interface
+from study.data.texts import interface, verses
 from study.descriptions import CorpusData
 from study.files import Layout, content_hash
 from study.methods import TEXTS
@@ -372,7 +372,7 @@ def test_every_text_that_params_allow_has_a_reader_and_a_language():
     assert tuple(READERS) == TEXTS
     languages = {name: cleaning.Document(name, "").language for name in READERS}
     assert (languages["sotu"], languages["wikipedia-es"], languages["interface-zh"]) == ("en", "es", "zh")
-    assert set(languages.values()) == {"en", "es", "fr", *interface.LANGUAGES}
+    assert set(languages.values()) == {*interface.LANGUAGES, *verses.TRANSLATIONS}
 
 
 def install_wheel(tmp_path: Path, monkeypatch, package: str, contents: dict[str, str]) -> None:

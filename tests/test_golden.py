@@ -64,6 +64,7 @@ from study.neighbours.prequant import SCALINGS, bits_per_weight, matrices, posit
 from study.neighbours.xtreme_distil import VARIANTS, Representation, StagedClassifier, compressed
 from study.revisions import REVISIONS
 from study.sections import Encoder, TaskBudget, Teacher
+from study.teachers import EMBEDDED_SIZES
 
 GOLDEN = Path(__file__).parent / "golden.json"
 FAMILIES = ("bert", "xlm-roberta")  # of the models of the two settings
@@ -228,7 +229,7 @@ def vocabulary(folder: Path) -> Values:
 
 def teacher(name: str, folder: Path) -> Values:
     """Hidden states of the embedded teacher on a sentence."""
-    layers = {"all-minilm-l6-v2": 6, "multilingual-e5-small": 12}[name]
+    layers = EMBEDDED_SIZES[name][0]
     encoder, words = load_pretrained(Teacher(name=name, layers=layers, width=384, heads=12, intermediate=1536))
     ids = words("The committee read the report, Straße 12.", return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -451,6 +452,7 @@ def tagging(folder: Path) -> Values:
     return {"labels": digest(rows["labels"][:]), "weights": classifier.output.weight.flatten().tolist()} | scores
 
 
+TEACHERS = ("all-minilm-l6-v2", "multilingual-e5-small", "multilingual-e5-small-genuine")
 COMPUTED: dict[str, Callable[..., Values]] = {
     **{name: partial(objective, name) for name in OBJECTIVES},
     "masking": masking,
@@ -461,7 +463,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     "training": training,
     "cleaning": cleaned,
     "vocabulary": vocabulary,
-    **{f"teacher/{name}": partial(teacher, name) for name in ("all-minilm-l6-v2", "multilingual-e5-small")},
+    **{f"teacher/{name}": partial(teacher, name) for name in TEACHERS},
     "reference/published": published_reference,
     "reference/static_table": table_reference,
     "neighbour/prequant": prequant,

