@@ -85,9 +85,7 @@ def test_a_failed_one_is_not_put_on_record_and_can_be_run_again(study):
     text = (study.plan.folder / "plan" / "one.json").read_text()
     (study.plan.folder / "plan" / "one.json").unlink()
     assert run(study, one) != 0 and study.state(one) == "started" and study.state(two) == "not started"
-    assert (
-        study.record() == ([], {}) and not (study.plan.folder / "out" / "one").exists()
-    )  # all in its own
+    assert study.record() == ([], {}) and not (study.plan.folder / "out" / "one").exists()  # all in its own
     (study.plan.folder / "plan" / "one.json").write_text(text)
     assert run(study, one) == 0 and study.record() == (["make@one"], {}) and names(study.ready()[0]) == ["make@two"]
 
