@@ -53,9 +53,9 @@ def run_grid(cells: Cells, request: Request) -> None:
             another driver runs, params.yaml changed meanwhile, or stages failed (all others are on record then).
     """
     with cells.alone(), _cluster(request.address) as ray:
-        gpus = _granted(ray, request)
+        gpus, slots = _granted(ray, request)
         _check_shared(ray, cells.marks)
-        Driver(ray, cells, request.cpus, gpus).run()
+        Driver(ray, cells, request.cpus, gpus, slots).run()
     shutil.rmtree(cells.plan.folder / "scratch" / "teacher_outputs", ignore_errors=True)
 
 
@@ -67,7 +67,8 @@ class Driver:
     cells: Cells
     cpus: int
     gpus: float
-    running: dict[Any, tuple[Any, float]] = field(default_factory=dict)
+    slots: int
+    running: dict[Any, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
@@ -75,7 +76,7 @@ class Driver:
         """See :func:`run_grid`."""
         params, problems = self._params(), []
         while True:
-            ready, waiting = self.cells.ready(busy=[stage.name for stage, _ in self.running.values()])
+            ready, waiting = self.cells.ready(busy=[stage.name for stage in self.running.values()])
             ready = [stage for stage in ready if stage.name not in self.failed]
             if self._params() != params:
                 problems = [
@@ -101,7 +102,7 @@ class Driver:
 
     def _next(self, ready: list[Any]) -> list[Any]:
         """All that can run side by side, or one of those that have to run alone."""
-        if any(kind_of(stage) == ALONE for stage, _ in self.running.values()):
+        if any(kind_of(stage) == ALONE for stage in self.running.values()):
             return []
         together = [stage for stage in ready if kind_of(stage) != ALONE]
         return together or ([] if self.running else ready[:1])
@@ -117,26 +118,28 @@ class Driver:
         }
         task = self.ray.remote(run_command).options(name=stage.name, max_retries=RETRIES, **resources)
         reference = task.remote(self.cells.command(stage), str(self.cells.plan.root), str(log), variables)
-        self.running[reference] = stage, time.monotonic()
+        self.running[reference] = stage
 
     def _end(self, reference: Any) -> None:
-        stage, began = self.running.pop(reference)
+        stage = self.running.pop(reference)
         try:
-            code, last = self.ray.get(reference)
+            code, last, seconds = self.ray.get(reference)
             problem = "" if code == 0 else last or f"exit code {code}"
         except self.ray.exceptions.RayError as error:
             problem = f"lost {RETRIES + 1} times: {type(error).__name__}"
         if problem:
             self.failed[stage.name] = problem
         else:
-            self.seconds.append(time.monotonic() - began)
+            self.seconds.append(seconds)
         print(f"{stage.name} | {'failed: ' + problem if problem else 'done'}", flush=True)
 
     def _tell(self, others: int) -> None:
-        """Time left: all others take as long as those that ended, from being submitted on, and as many at a time."""
-        line = f"done {len(self.seconds)} | running {len(self.running)} | waiting {others} | failed {len(self.failed)}"
-        if self.seconds and self.running:
-            left = int(statistics.fmean(self.seconds) * (0.5 + others / len(self.running)))
+        """Time left supposes that all others take as long as those that ended, and as many at a time."""
+        running = min(len(self.running), self.slots)  # the rest of what was submitted has no room yet
+        others += len(self.running) - running
+        line = f"done {len(self.seconds)} | running {running} | waiting {others} | failed {len(self.failed)}"
+        if self.seconds and running:
+            left = int(statistics.fmean(self.seconds) * (0.5 + others / running))
             line += f" | about {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
         print(line, flush=True)
 
@@ -148,8 +151,8 @@ class Driver:
         return [file.read_bytes() for file in sorted(files) if file.is_file()]
 
 
-def run_command(command: str, root: str, log: str, variables: dict[str, str]) -> tuple[int, str]:
-    """On a worker: the exit code of a shell command and the last line it printed, when it has ended.
+def run_command(command: str, root: str, log: str, variables: dict[str, str]) -> tuple[int, str, float]:
+    """On a worker: exit code of a shell command, the last line it printed, and its seconds.
 
     A command of an earlier attempt, which may take seconds to notice that its worker is gone, is waited for.
     """
@@ -159,6 +162,7 @@ def run_command(command: str, root: str, log: str, variables: dict[str, str]) ->
     environment = os.environ | variables | {"STUDY_STARTER": str(os.getpid())}
     with open(f"{log}.lock", "a") as held, open(log, "a") as told:
         fcntl.flock(held, fcntl.LOCK_EX)
+        began = time.monotonic()
         shell: dict[str, Any] = {
             "cwd": root,
             "env": environment,
@@ -167,7 +171,7 @@ def run_command(command: str, root: str, log: str, variables: dict[str, str]) ->
         }
         ended = subprocess.run(["sh", "-c", command], stdout=told, stderr=subprocess.STDOUT, **shell)
     lines = [line.strip() for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
-    return ended.returncode, lines[-1] if lines else ""
+    return ended.returncode, lines[-1] if lines else "", time.monotonic() - began
 
 
 def probe(file: str, token: str) -> str:
@@ -193,8 +197,8 @@ def _check_shared(ray: Any, folder: Path) -> None:
         raise StudyError(f"{', '.join(wrong)} is not that of {socket.gethostname()}; allowed: a folder that all share")
 
 
-def _granted(ray: Any, request: Request) -> float:
-    """GPUs of a task with models."""
+def _granted(ray: Any, request: Request) -> tuple[float, int]:
+    """GPUs of a task with models, and how many of these tasks have room at a time."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (max(node.get(key, 0) for node in nodes) for key in ("CPU", "GPU"))
     if not 1 <= request.cpus <= cpus:
@@ -202,7 +206,8 @@ def _granted(ray: Any, request: Request) -> float:
     wanted = min(1.0, gpus) if request.gpus is None else request.gpus
     if not 0 <= wanted <= min(1.0, gpus):
         raise StudyError(f"{wanted:g} GPUs a task; allowed: {'0 to 1' if gpus else '0, since the cluster has none'}")
-    return wanted
+    rooms = [[n.get("CPU", 0) / request.cpus, *([n.get("GPU", 0) / wanted] if wanted else [])] for n in nodes]
+    return wanted, sum(int(min(room)) for room in rooms)
 
 
 @contextmanager

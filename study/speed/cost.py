@@ -239,6 +239,7 @@ def _products(
         )
         model = BertForMaskedLM._from_config(config, attn_implementation="eager")
         lengths = {"input_ids": length, "masked_input_ids": length, "positions": predicted, "labels": predicted}
+        lengths["sampled"] = predicted
         batch = {name: torch.zeros(1, size, dtype=torch.long) for name, size in lengths.items()}
         whole = count_operations(model, student, method, batch)
         layers: dict[str, Any] = OBJECTIVES[method.objective].layers_read(method, teacher.layers, student.layers)

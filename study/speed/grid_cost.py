@@ -1,0 +1,147 @@
+"""What the runs of a plan cost on GPUs, from steps measured on one, and what of it does not fit.
+
+Measured are runs that shared one card evenly: a card's time for a step of one of n is the step's time over n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.numbers.results import Results, load_results, result_files
+from study.descriptions import Comparison, Evaluation, Run, Tuning
+from study.files import StudyError
+from study.methods import Untrained
+from study.plan import Plan
+from study.records import RunResult, read_record
+from study.speed.cost import Device, Efficiency, Workload, count, predict
+
+#: Share of a GPU's peak that large matrix products reach: small models cannot tell it. Source: this study's assumption.
+PRODUCTS = 0.5
+
+
+def known_results(plan: Plan) -> dict[str, Results]:
+    """Setting -> its results; empty for a profile that has none yet.
+
+    Raises:
+        StudyError: some files of a setting are there, others are missing.
+    """
+    there = [c for c in plan.of(Comparison) if any(path.is_file() for path in result_files(c, plan.layout(c.setting)))]
+    return {c.setting: load_results(c, plan.layout(c.setting)) for c in there}
+
+
+def workload_of(plan: Plan, run: Run, vocabulary: int, precision: str = "bf16") -> Workload:
+    """The work of a run's training; steps of equal compute are those of equal products.
+
+    Args:
+        vocabulary: tokens of the teacher's tokenizer, which a plan does not know.
+
+    Raises:
+        StudyError: the run is not trained.
+    """
+    if isinstance(run.objective, Untrained):
+        raise StudyError(f"{run.name} is not trained; allowed: runs that have steps")
+    work = Workload(
+        plan.params.settings[run.setting].teacher,
+        run.sizes,
+        run.objective.model_copy(update={"learning_rate": 1.0}),  # which is no work: shapes are counted once
+        vocabulary,
+        run.distillation.batch_size,
+        plan.params.corpus.sequence_length,
+        steps=run.distillation.steps,
+        masked=run.masking.fraction,
+        precision=precision,
+        fast_paths=tuple(path for path in run.fast_paths if path != "shared-teacher"),  # a GPU computes it sooner
+    )
+    if run.equal_compute is None:
+        return work
+    reference = replace(work, method=run.equal_compute.objective)
+    steps = round(run.equal_compute.steps * count(reference).flops / count(work).flops)
+    return replace(work, steps=max(1, steps))
+
+
+def shared_card_steps(plan: Plan, setting: str, beside: Mapping[str, int]) -> pd.DataFrame:
+    """Steps of a setting's runs that were trained side by side on one card.
+
+    Args:
+        beside: budget -> how many runs shared the card at a time; other budgets are left out.
+
+    Returns:
+        columns method, budget, seconds (of the card, a step) and workload.
+    """
+    rows, layout = [], plan.layout(setting)
+    runs = {run.name: run for run in plan.of(Run, setting)}
+    for evaluation in plan.of(Evaluation, setting):
+        run = runs.get(evaluation.name)
+        if run is None or evaluation.budget not in beside or isinstance(run.objective, Untrained):
+            continue
+        record = read_record(layout.results / f"{evaluation.model}.json", RunResult)
+        assert record.distillation is not None
+        work = workload_of(
+            plan, run, round(record.size.embedding_parameters / run.sizes.width), record.distillation.precision
+        )
+        seconds = work.tokens / record.distillation.tokens_per_second / beside[evaluation.budget]
+        rows.append((run.method, run.budget, seconds, work))
+    return pd.DataFrame(rows, columns=["method", "budget", "seconds", "workload"])
+
+
+def fit_traffic(steps: pd.DataFrame, device: Device, products: float = PRODUCTS) -> Efficiency:
+    """The share of memory bandwidth that explains steps best, by relative error, where that of products is given."""
+    counts = [count(work) for work in steps["workload"]]
+    flops = np.array([c.flops for c in counts]) / (products * device.flops) / steps["seconds"].to_numpy(float)
+    moved = np.array([c.bytes for c in counts]) / device.bandwidth / steps["seconds"].to_numpy(float)
+    return Efficiency(products, float((moved**2).sum() / (moved * (1 - flops)).sum()))
+
+
+def unseen(steps: pd.DataFrame, device: Device) -> pd.Series:
+    """Error in percent of every step's seconds, predicted from the steps of all other methods."""
+    errors = pd.Series(index=steps.index, dtype=float)
+    for method in steps["method"].unique():
+        inside = steps["method"] == method
+        found = fit_traffic(steps[~inside], device)
+        predicted = [predict(replace(work, steps=1), device, found)["seconds"] for work in steps["workload"][inside]]
+        errors[inside] = 100 * (np.array(predicted) / steps["seconds"][inside].to_numpy(float) - 1)
+    return errors
+
+
+def grid_cost(
+    plan: Plan, vocabularies: Mapping[str, int], device: Device, efficiency: Efficiency, devices: int = 1
+) -> pd.DataFrame:
+    """What every training of a plan costs, each by ``devices`` that share its batch; tuning with all candidates.
+
+    Args:
+        vocabularies: setting -> tokens of the teacher's tokenizer.
+
+    Returns:
+        columns setting, kind (distill or tune), method, student, hours, exchange (share of them), gigabytes_exchanged
+        (a step and device), dollars, memory_gigabytes (a device, batch undivided) and accumulation (fewest batches a
+        step that fit; None: not even single sequences do).
+
+    Raises:
+        StudyError: a setting without a vocabulary.
+    """
+    rows: list[dict[str, Any]] = []
+    runs = [("distill", run, 1) for run in plan.of(Run)]
+    runs += [("tune", tuning.candidates[0], len(tuning.candidates)) for tuning in plan.of(Tuning)]
+    for kind, run, number in runs:
+        if isinstance(run.objective, Untrained):
+            continue
+        if run.setting not in vocabularies:
+            raise StudyError(f"vocabularies: setting {run.setting!r} is missing; allowed: tokens of every setting")
+        work = workload_of(plan, run, vocabularies[run.setting])
+        cost = predict(work, device, efficiency, devices)
+        share = work.batch_size // devices
+        parts = [n for n in range(1, share + 1) if share % n == 0]
+        fits = [n for n in parts if count(replace(work, batch_size=share // n)).memory <= device.memory]
+        rows.append(
+            {"setting": run.setting, "kind": kind, "method": run.method, "student": run.student}
+            | {"hours": number * cost["seconds"] / 3600, "exchange": cost["exchange"] / cost["seconds"]}
+            | {"gigabytes_exchanged": cost["exchange"] / work.steps * device.link / 1e9}
+            | {"dollars": number * cost["dollars"], "memory_gigabytes": cost["memory"] / 1e9}
+            | {"accumulation": fits[0] if fits else None}
+        )
+    return pd.DataFrame(rows)

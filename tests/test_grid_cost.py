@@ -1,0 +1,68 @@
+"""What a plan costs on GPUs: every objective is counted, and numbers follow devices, memory and candidates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import tiny
+
+from study import StudyError
+from study.descriptions import Run
+from study.methods import METHOD, PARTS
+from study.speed import cost
+from study.speed.grid_cost import fit_traffic, grid_cost, known_results, workload_of
+
+CARD = cost.Device("made up", 1e12, 1e11, memory=1e9, link=1e10, price=3.6)
+OPTIONS = {
+    "hidden_state": {"mapping": "top"},
+    "attention_score": {"mapping": "top"},
+    "attention_relation": {"relation_heads": 4},
+}
+OWN = {name: {"objective": name, "learning_rate": 1e-3, **OPTIONS.get(name, {})} for name in PARTS}
+OWN["sampled"] = {"objective": "output_distribution", "learning_rate": 1e-3, "positions": "sampled"}
+OWN["sum"] = {"objective": "sum", "learning_rate": 1e-3, "parts": [{"objective": "masked_language_modelling"}]}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_objective_is_counted(tmp_path, name):
+    (run, *_) = tiny.plan(tmp_path, grid={"methods": ["mlm"]}).of(Run)
+    run = run.model_copy(update={"objective": METHOD.validate_python(OWN[name])})
+    work = workload_of(tiny.plan(tmp_path), run, 60)
+    counted = cost.count(work)
+    assert min(counted.flops, counted.bytes, counted.memory) > 0
+    assert cost.count(replace(work, batch_size=2 * work.batch_size)).flops == 2 * counted.flops
+
+
+def test_a_grid_costs_what_its_runs_do(tmp_path):
+    grid = {"methods": ["none", "mlm", "hs-last"]}
+    plan = tiny.plan(
+        tmp_path, grid=grid, tuning={"students": {"english": ["L2-H24"]}, "learning_rates": [0.1, 0.2, 0.3]}
+    )
+    share = cost.Efficiency(0.5, 0.5)
+    table = grid_cost(plan, {"english": 60}, CARD, share)
+    assert list(table["kind"] + " " + table["method"]) == ["distill mlm", "distill hs-last", "tune mlm", "tune hs-last"]
+    (work,) = (workload_of(plan, run, 60) for run in plan.of(Run) if run.method == "mlm")
+    hours = cost.predict(work, CARD, share)["seconds"] / 3600
+    assert table["hours"][0] == pytest.approx(hours) and table["dollars"][0] == pytest.approx(3.6 * hours)
+    assert table["hours"][2] == pytest.approx(3 * hours * 4 / 6)  # three candidates of four steps instead of six
+    assert set(table["accumulation"]) == {1} and set(table["exchange"]) == {0.0}
+    both = grid_cost(plan, {"english": 60}, CARD, share, devices=2)
+    assert both["gigabytes_exchanged"][0] == pytest.approx(4 * cost.count(work).parameters / 1e9)
+    assert (both["hours"] < table["hours"]).all() and (both["dollars"] > table["dollars"]).all()
+    half = cost.count(replace(work, batch_size=work.batch_size // 2)).memory
+    small = replace(CARD, memory=half)
+    assert grid_cost(plan, {"english": 60}, small, share)["accumulation"][0] == 2
+    assert grid_cost(plan, {"english": 60}, replace(CARD, memory=1.0), share)["accumulation"].isna().all()
+    with pytest.raises(StudyError, match="vocabularies: setting 'english' is missing"):
+        grid_cost(plan, {}, CARD, share)
+    assert known_results(plan) == {}
+
+
+def test_the_share_of_bandwidth_comes_back_from_made_up_steps(tmp_path):
+    plan = tiny.plan(tmp_path, grid={"methods": ["mlm", "od", "hs-last"]})
+    works = [workload_of(plan, run, 60) for run in plan.of(Run)]
+    seconds = [c.flops / (0.5 * CARD.flops) + c.bytes / (0.25 * CARD.bandwidth) for c in map(cost.count, works)]
+    found = fit_traffic(pd.DataFrame({"workload": works, "seconds": seconds}), CARD)
+    assert (found.flops, found.bytes) == pytest.approx((0.5, 0.25))
