@@ -200,7 +200,7 @@ def described(tmp_path_factory):
 
 def test_stages_and_what_they_train(described, monkeypatch):
     taught, own, trained = teach(*described, 1), student(), []
-    assert len(taught.train) == 24 and len(taught.transfer) == 32
+    assert type(taught.teacher) is ClsClassifier and len(taught.train) == 24 and len(taught.transfer) == 32
     embeddings = own.get_input_embeddings().weight.requires_grad_(False)
     before = embeddings.detach().clone()
     train_stage = module.train_stage

@@ -323,10 +323,10 @@ def finetune(
 
     Args:
         look_at_test: score the test splits with the model kept, not just a candidate. keep: called with that model.
-        prepare: called with the model before its first step, to say what of it is trained.
+        prepare: called with the model before its first step, to say what of it is trained. classifier: its class.
     """
     budget, bf16 = description.finetuning, use_bf16(description.precision)
-    model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed)
+    model, collate = probed_classifier(description, encoder_folder, task, splits, tokenizer, seed, classifier)
     probed = [split for split in splits if look_at_test and split != "train"]
     frozen = {split: frozen_score(description, model, task, splits[split], collate) for split in probed}
     if prepare:
@@ -372,9 +372,8 @@ def finetune(
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
         if not math.isfinite(loss):
-            raise StudyError(
-                f"fine-tuning on {task.name} at learning rate {learning_rate}: loss = {loss}, no result written"
-            )
+            where = f"fine-tuning on {task.name} at learning rate {learning_rate}"
+            raise StudyError(f"{where}: loss = {loss}, no result written")
         epochs = [entry for entry in trainer.state.log_history if f"eval_{task.metric}" in entry]
         best = max(epochs, key=lambda entry: entry[f"eval_{task.metric}"])
         development = {name: best[f"eval_{name}"] for name in task.metrics}
