@@ -55,7 +55,7 @@ repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^distill@' | $(SIDE_BY_SIDE)
 	rm -rf $(FOLDER)/scratch/teacher_outputs
-	$(IN) $(STAGES) '^(admit|evaluate|represent)@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^(admit|evaluate|represent|neighbour)@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
 	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	$(IN) dvc repro

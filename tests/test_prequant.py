@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from test_finetune import CLASSES
-from test_neighbours import planned
+from test_neighbours import OPTIONS, planned
 from torch import nn
 
 from study import StudyError
@@ -18,6 +18,9 @@ from study.files import Layout
 from study.neighbours import prequant
 from study.neighbours.prequant import PREQUANT, STEPS, bits_per_weight, positions, quantise, quantise_in_place, tune
 from study.neighbours.system import run_system
+from study.neighbours_options import PreQuant
+
+RATES = {"outliers": 0.01, "biases": 0.01, "lora": 0.01, "full": 0.005}
 
 
 @pytest.fixture
@@ -129,10 +132,13 @@ def test_what_is_frozen_stays_bit_for_bit_under_adamw_and_weight_decay(encoder, 
         assert tuned == sum(p.numel() for n, p in smaller.named_parameters() if n.endswith("bias"))
 
 
-def test_lora_without_peft_is_one_line(encoder, monkeypatch):
+@pytest.mark.fast
+def test_lora_without_peft_is_one_line_before_anything_is_run(monkeypatch):
+    options = PreQuant.model_validate(OPTIONS | {"tuned": ["outliers", "lora"], "learning_rates": RATES})
+    assert prequant.jobs(options)[-1] == "lora-row-4"
     monkeypatch.setattr(prequant.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StudyError, match="lora needs peft"):
-        tune(encoder, "lora", {}, 100)
+        prequant.jobs(options)
 
 
 @pytest.mark.fast
@@ -154,7 +160,7 @@ def test_a_run_on_a_tiny_teacher(tmp_path, monkeypatch):
     described = planned(
         tmp_path, seeds=[1], scalings=["row", "minmax"], finetuned=True,
         tuned=["outliers", "random", "biases", "lora"],
-        learning_rates={"outliers": 0.01, "biases": 0.01, "lora": 0.01, "full": 0.005},
+        learning_rates=RATES,
     )  # fmt: skip
     before = tiny.weights(tmp_path / "runs" / "english" / "teacher")
     made = run_system(PREQUANT, described, Layout(tmp_path, "english"), tmp_path / "prequant.json")

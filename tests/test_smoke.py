@@ -92,7 +92,7 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     before = files_below(reports)
     for made in (folder / "runs", folder / "scratch", folder / "plan", tmp_path / ".dvc" / "cache"):
         shutil.rmtree(made)
-    for made in ("html", "comparison", "ablations", "representations"):
+    for made in ("html", "comparison", "ablations", "representations", "neighbours"):
         shutil.rmtree(reports / made)
     outcome = command(tmp_path, *make, "report", "PROFILE=smoke", seconds=1200, MAKEFLAGS="")
     assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]

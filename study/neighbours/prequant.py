@@ -124,17 +124,12 @@ def tune(encoder: nn.Module, rule: Tuned, chosen: dict[str, Tensor], size: int) 
     Args:
         chosen: of a rule that tunes weights, :func:`positions`. size: that LoRA is to have; its rank, the same for all
             linear maps, is the one whose size is nearest.
-
-    Raises:
-        StudyError: LoRA is asked for and peft is not installed.
     """
     encoder.requires_grad_(False)
     if rule == "biases":
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(name.endswith("bias"))
     elif rule == "lora":
-        if importlib.util.find_spec("peft") is None:
-            raise StudyError("neighbours: lora needs peft (pip install -c constraints.txt -e '.[lora]')")
         from peft import LoraConfig, inject_adapter_in_model
 
         linear = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
@@ -184,7 +179,13 @@ def quantise_in_place(encoder: Any, bits: int, scaling: Scaling) -> Any:
 
 
 def jobs(options: PreQuant) -> list[str]:
-    """``full``, or rule, scaling and bits joined by dashes."""
+    """``full``, or rule, scaling and bits joined by dashes.
+
+    Raises:
+        StudyError: LoRA is asked for and peft is not installed.
+    """
+    if "lora" in options.tuned and importlib.util.find_spec("peft") is None:
+        raise StudyError("tuned: lora needs peft; `pip install -c constraints.txt -e '.[lora]'`, or leave it out")
     scaling, at = options.scalings[0], options.compared_bits
     named = [f"outliers-{scaling}-{bits}" for bits in options.bits]
     named += [f"outliers-{other}-{at}" for other in options.scalings[1:]]
@@ -290,8 +291,8 @@ def checks(options: PreQuant) -> list[Check]:
             f"outliers-minmax-{at}",
         ),
         *((f"{bits} bits lose more than {at}", own, f"outliers-{first}-{bits}") for bits in options.bits if bits < at),
-        (f"outliers bring more than the head alone ({at} bits)", own, f"head-{first}-{at}"),
-        (f"quantising before fine-tuning is better than after it ({at} bits)", own, f"after-{first}-{at}"),
+        (f"this study: outliers bring more than the head alone ({at} bits)", own, f"head-{first}-{at}"),
+        (f"this study: quantised before fine-tuning is better than after it ({at} bits)", own, f"after-{first}-{at}"),
     ]
     return [Check(claim=claim, first=a, second=b, measure="score") for claim, a, b in claims if a != b]
 
