@@ -240,3 +240,12 @@ def test_mistakes(described):
         teach(scores, layout, 1)
     with pytest.raises(ValidationError, match="variants"):
         XtremeDistil.model_validate(OPTIONS | {"variants": ["bottom"]})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("changes", [{"source": "masked-word"}, {"source": "topic", "tasks": ["topic"]}])
+def test_a_source_that_cannot_be_one(changes, tmp_path):
+    own = {"neighbours": {"x": OPTIONS | changes}, "grid": {"neighbours": {"english": ["x"]}}}
+    message = f"neighbours.x.source: '{changes['source']}' has to be one of at least two tasks .* allowed: topic"
+    with pytest.raises(ValidationError, match=message):
+        tiny.parameters(tmp_path, **own)
