@@ -26,6 +26,7 @@ from study.data.tasks import Task, find_task, load_task
 from study.descriptions import NeighbourSystem
 from study.distillation.losses import attention_scores, hidden_state
 from study.distillation.mappings import layer_mapping
+from study.distillation.objectives.attention_maps import check_scores_exist
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
 from study.evaluation.finetune import MeanPoolingClassifier, encode, finetune, reading_batch
@@ -115,6 +116,8 @@ class Representation(nn.Module):
                 f"variant {variant}: heads = {own.num_attention_heads}; allowed: {target.num_attention_heads}, as the"
                 " teacher has, whose attention is compared"
             )
+        if variant != "cls":
+            check_scores_exist(teacher, "model", "xtremedistil")
         self.student: Any = student
         self._outside = (teacher.eval().requires_grad_(False),)
         self.heads, mapping = own.num_attention_heads, VARIANTS[variant]
