@@ -13,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from study.config import Params
 from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
 from study.methods import METHOD, Trained, Untrained, Variant, objective_of
+from study.neighbours_options import NOTEBOOKS as SYSTEMS
 from study.teachers import complete
 
 #: Tasks and methods that params may name as if they declared them.
@@ -87,7 +88,8 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
     presets = read_yaml(PRESETS)
     for section in ("tasks", "references"):
         values[section] = presets[section] | (values.get(section) or {})
-    values["neighbours"] = merge(presets["neighbours"], values.get("neighbours") or {})
+    if isinstance(own := values.get("neighbours") or {}, dict):
+        values["neighbours"] = merge(presets["neighbours"], own)
     if isinstance(values.get("methods"), dict):
         values["methods"] = values["methods"] | merge(presets["methods"], values["methods"])
     methods, variants = values.get("methods"), values.get("variants") or {}
@@ -165,6 +167,8 @@ def one_line(error: ValidationError) -> str:
     location = list(first["loc"])
     if len(location) > 2 and location[0] == "methods" and location[2] in tags:
         del location[2]  # pydantic names the objective too
+    if len(location) > 2 and location[0] == "neighbours" and location[2] in SYSTEMS:
+        del location[2]  # pydantic names the system too, where there are several
     if len(location) > 4 and location[0] == "settings" and location[2] == "texts":
         del location[4]  # pydantic names the kind of text too
     key = ".".join(str(part) for part in location if part != "[key]")

@@ -143,6 +143,7 @@ def params_with(root: Path, options: dict, grid: dict) -> Path:
         ({"tuned": ["weights"]}, ["prequant"], r"tuned.0 = 'weights'"),
         ({"model": "od_L9"}, ["prequant"], r"neighbours.prequant.model = 'od_L9' is no run of english; allowed: teach"),
         ({"seed": 1}, ["prequant"], r"neighbours.prequant.seed = 1: unknown key"),
+        (["bits"], ["prequant"], r"neighbours.prequant = \['bits'\]: .*dictionary"),
         ({}, ["postquant"], r"grid.neighbours.english: 'postquant' is unknown; allowed: prequant"),
     ],
 )
@@ -189,7 +190,7 @@ def test_the_page_tells_standing_arms_and_verdicts_and_other_pages_stay_as_they_
     run_notebook(tmp_path / "notebooks/58_neighbours.ipynb", executed(tmp_path, "neighbours"), parameters)
     page = Page(write_report(plan).parent / "neighbours_english.html")
     text = re.sub(r"\s+", " ", page.text)
-    assert "Standing: our reading. On the teacher, 3 seeds, 1 minutes." in text and "much" in text
+    assert "Standing: our reading. On the teacher, 3 seeds, 1 min of computing." in text and "much" in text
     assert "arm own 82.7 (77.5 – 87.8)" in text  # 0.826667 -+ 4.302653 * 0.02081666 / sqrt(3)
     assert "own above other supported +3.00 (+0.52 to +5.48)" in text
     assert [image["src"] for image in page.named("img")] == ["../neighbours/english/prequant.png"]

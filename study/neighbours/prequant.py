@@ -32,10 +32,9 @@ from study.records import Check
 STEPS = tuple(step / 50 for step in range(1, 51))
 #: Bits of a tuned value, and of a quantiser's step.
 FULL = 32
-SCALINGS = {"row": "a step a row, least squared error", "mse": "a step a matrix, least squared error"}
-SCALINGS |= {"minmax": "a step a matrix, to the largest weight"}
-TUNED = {"outliers": "outliers", "random": "random weights", "error": "weights of the largest quantisation error"}
-TUNED |= {"biases": "biases alone", "lora": "LoRA of equal size", "head": "head alone"}
+SCALINGS = {"row": "by row", "mse": "by matrix", "minmax": "by matrix, to the largest weight"}
+TUNED = {"outliers": "outliers", "random": "random weights", "error": "weights of largest error", "biases": "biases"}
+TUNED |= {"lora": "LoRA of equal size", "head": "head alone"}
 
 
 def quantise(weight: Tensor, bits: int, scaling: Scaling) -> Tensor:
@@ -196,11 +195,11 @@ def jobs(options: PreQuant) -> list[str]:
 def words(arm: str) -> str:
     """An arm's name in words."""
     if arm == "full":
-        return "fine-tuned, not quantised"
+        return "fine-tuned in fp32"
     rule, scaling, bits = arm.split("-")
     if rule == "after":
-        return f"fine-tuned, then quantised to {bits} bits, {SCALINGS[scaling]}"
-    return f"{bits} bits, {SCALINGS[scaling]}; tuned: {TUNED[rule]}"
+        return f"fine-tuned, then {bits} bits {SCALINGS[scaling]}"
+    return f"{bits} bits {SCALINGS[scaling]}: {TUNED[rule]}"
 
 
 def run(description: NeighbourSystem, layout: Layout, job: str, seed: int) -> Measured:
@@ -305,7 +304,9 @@ PREQUANT = System(
     r" \hat w_i \text{ is tuned where } |w_i - \mu| / \sigma \text{ is among the largest 0.5 \%}",
     reproduced="All linear maps and embeddings are quantised once, for no task, and stay frozen bit for bit; outliers"
     " of the linear maps start from their quantised values and are fine-tuned together with the head, by this study's"
-    " fine-tuning from a linear probe. Weights are floats on a grid: quality is measured, not speed.",
+    " fine-tuning from a linear probe. The quantiser's step is one of 50 shares of the one that reaches the largest"
+    " weight, the one with the least squared error, by row or by matrix. Weights are floats on a grid: quality is"
+    " measured, not speed.",
     unknown=(
         "the outlier rule: taken as distance from the matrix mean in standard deviations, with one threshold for all",
         "whether outliers start from their own or from their quantised values: taken as quantised",

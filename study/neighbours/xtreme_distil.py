@@ -142,8 +142,8 @@ class Representation(nn.Module):
         parts = [hidden_state(self.mapped(i, own.hidden[i]), target.hidden[j], counted) for i, j in self.states.items()]
         for i, j in self.pairs.items():
             x, y = own.attention[i], target.attention[j]
-            scores = (attention_scores(layer["query"], layer["key"], self.heads) for layer in (x, y))
-            parts.append(attention_maps(*scores, attention_mask=attention_mask))
+            scores = [attention_scores(layer["query"], layer["key"], self.heads) for layer in (x, y)]
+            parts.append(attention_maps(scores[0], scores[1], attention_mask))
         return {"loss": torch.stack(parts).sum()}
 
     def mapped(self, layer: int, states: Tensor) -> Tensor:

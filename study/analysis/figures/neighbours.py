@@ -28,7 +28,7 @@ def about(result: NeighbourResult) -> Markdown:
     seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
     parts = [
         f"**{result.title}**, {result.source}. Standing: **{result.standing}**. On {model}, {seeds},"
-        f" {number(result.seconds / 60, 0)} minutes.",
+        f" {number(result.seconds / 60, 0)} min of computing.",
         f"$${result.equation}$$",
         result.reproduced,
         f"What could not be known:\n\n{unknown}" if unknown else "",
