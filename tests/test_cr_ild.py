@@ -370,7 +370,7 @@ def test_every_arm_is_measured_and_written(described, tmp_path, capsys):
     description, layout = described
     result = run_system(CR_ILD, description, layout, tmp_path / "cr-ild.json")
     arms = {arm.name: arm.values for arm in result.arms}
-    assert list(arms) == ["logits", "teacher", *OPTIONS["arms"]]
+    assert list(arms) == [*OPTIONS["arms"], "logits", "teacher"]
     for name, values in arms.items():
         assert all(len(own) == 1 for own in values.values())
         assert values["score"] == values["sentiment"]

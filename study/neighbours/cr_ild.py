@@ -305,8 +305,8 @@ def _relabelled(examples: Dataset, labels: Sequence[float]) -> Dataset:
 
 
 def jobs(options: CrIld) -> list[str]:
-    """``logits`` alone, then the arms."""
-    return ["logits", *options.arms]
+    """The arms, the system's own first, and ``logits`` alone."""
+    return [*options.arms, "logits"]
 
 
 def words(arm: str) -> str:
