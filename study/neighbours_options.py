@@ -87,7 +87,8 @@ class Stage(Section):
 class CrIld(NeighbourOptions):
     """Source: 2302.01530. The student is the ``layers`` at the bottom of the model.
 
-    ``objects``: what is compared of a layer. ``arms``: layers, text and, of the last layer, the regularisers.
+    ``objects``: what is compared of a layer. ``arms``: layers, text and, of the last layer, the regularisers;
+    the first is the system's own.
     ``intermediate`` and ``logits``: its stages. ``consistency``: weight that this term would reach after all epochs.
     ``noise``: share of the training labels that are wrong.
     """

@@ -228,6 +228,15 @@ def test_evaluation_is_of_clean_texts():
     assert made.train()(**texts)["loss"].item() != plain(**texts)["loss"].item()
 
 
+def test_a_model_without_scores_of_queries_and_keys():
+    student, teacher = (tiny.masked_language_model("mpnet", seed=seed).base_model for seed in (0, 1))
+    with pytest.raises(
+        StudyError, match=r"cr-ild: the model \(mpnet, .*allowed: encoders of the BERT, RoBERTa and XLM-R"
+    ):
+        IntermediateDistillation(student, teacher, ["attention"], "last", 0.1)
+    assert IntermediateDistillation(student, teacher, ["hidden"], "last", 0.1)(IDS, MASK)["loss"].isfinite()
+
+
 def test_attention_alone_ends_inside_the_last_layer():
     made = distillation(["attention"], consistency=None)
     made(input_ids=IDS, attention_mask=MASK)["loss"].backward()
@@ -361,7 +370,7 @@ def test_every_arm_is_measured_and_written(described, tmp_path, capsys):
     description, layout = described
     result = run_system(CR_ILD, description, layout, tmp_path / "cr-ild.json")
     arms = {arm.name: arm.values for arm in result.arms}
-    assert list(arms) == ["logits", "teacher", *OPTIONS["arms"]]
+    assert list(arms) == [*OPTIONS["arms"], "logits", "teacher"]
     for name, values in arms.items():
         assert all(len(own) == 1 for own in values.values())
         assert values["score"] == values["sentiment"]
@@ -370,6 +379,13 @@ def test_every_arm_is_measured_and_written(described, tmp_path, capsys):
         assert ("lowered" in values) == (name not in ("logits", "teacher"))
     assert {check.first for check in result.checks} <= set(arms) and len(result.checks) == 6
     assert "sentiment" in result.measures and "0 of 5 left" in capsys.readouterr().out
+
+
+def test_more_layers_than_there_are(described):
+    description, layout = described
+    deeper = description.model_copy(update={"options": description.options.model_copy(update={"layers": 5})})
+    with pytest.raises(StudyError, match="neighbours.cr-ild.layers = 5; allowed: at most 4"):
+        CR_ILD.run(deeper, layout, "logits", 1)
 
 
 @pytest.mark.parametrize(

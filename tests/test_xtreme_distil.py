@@ -200,7 +200,7 @@ def described(tmp_path_factory):
 
 def test_stages_and_what_they_train(described, monkeypatch):
     taught, own, trained = teach(*described, 1), student(), []
-    assert len(taught.train) == 24 and len(taught.transfer) == 32
+    assert type(taught.teacher) is ClsClassifier and len(taught.train) == 24 and len(taught.transfer) == 32
     embeddings = own.get_input_embeddings().weight.requires_grad_(False)
     before = embeddings.detach().clone()
     train_stage = module.train_stage
@@ -240,3 +240,12 @@ def test_mistakes(described):
         teach(scores, layout, 1)
     with pytest.raises(ValidationError, match="variants"):
         XtremeDistil.model_validate(OPTIONS | {"variants": ["bottom"]})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("changes", [{"source": "masked-word"}, {"source": "topic", "tasks": ["topic"]}])
+def test_a_source_that_cannot_be_one(changes, tmp_path):
+    own = {"neighbours": {"x": OPTIONS | changes}, "grid": {"neighbours": {"english": ["x"]}}}
+    message = f"neighbours.x.source: '{changes['source']}' has to be one of at least two tasks .* allowed: topic"
+    with pytest.raises(ValidationError, match=message):
+        tiny.parameters(tmp_path, **own)

@@ -278,9 +278,8 @@ def finetune(
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
         if not math.isfinite(loss):
-            raise StudyError(
-                f"fine-tuning on {task.name} at learning rate {learning_rate}: loss = {loss}, no result written"
-            )
+            where = f"fine-tuning on {task.name} at learning rate {learning_rate}"
+            raise StudyError(f"{where}: loss = {loss}, no result written")
         epochs = [entry for entry in trainer.state.log_history if f"eval_{task.metric}" in entry]
         best = max(epochs, key=lambda entry: entry[f"eval_{task.metric}"])
         development = {name: best[f"eval_{name}"] for name in task.metrics}

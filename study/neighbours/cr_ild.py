@@ -27,6 +27,7 @@ from study.data.tasks import Task, find_task, load_task
 from study.descriptions import NeighbourSystem
 from study.distillation.losses import attention_scores, hidden_state, output_distribution
 from study.distillation.mappings import layer_mapping
+from study.distillation.objectives.attention_maps import check_scores_exist
 from study.distillation.taps import Activations, read_activations, state_of
 from study.evaluation.finetune import (
     MeanPoolingClassifier,
@@ -37,7 +38,7 @@ from study.evaluation.finetune import (
     start_from_probe,
 )
 from study.families import family_of, keep_layers
-from study.files import Layout
+from study.files import Layout, StudyError
 from study.neighbours.stages import TargetCollator, corpus_texts, macro, train_stage, with_targets
 from study.neighbours.system import Measured, System
 from study.neighbours_options import CrIld
@@ -127,6 +128,9 @@ class IntermediateDistillation(nn.Module):
     Args:
         objects: ``hidden`` and names of RELATIONS. mapping: ``last`` or ``uniform``.
         consistency: w; None: neither mixing nor consistency.
+
+    Raises:
+        StudyError: attention is compared of a model that has other scores than those of queries and keys.
     """
 
     accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
@@ -140,6 +144,8 @@ class IntermediateDistillation(nn.Module):
         consistency: float | None,
     ):
         super().__init__()
+        if any(name in RELATIONS for name in objects):
+            check_scores_exist(teacher, "model", "cr-ild")
         self.student: Any = student
         self._outside = (teacher.eval().requires_grad_(False),)
         self.objects, self.consistency = objects, consistency
@@ -230,11 +236,9 @@ class LogitStudent(MeanPoolingClassifier):
         self, labels: Tensor | None = None, targets: Tensor | None = None, **texts: Tensor
     ) -> dict[str, Tensor]:
         outcome = super().forward(**texts)
-        return (
-            outcome
-            if targets is None
-            else {"loss": logits_loss(outcome["logits"], targets, self.temperature)} | outcome
-        )
+        if targets is None:
+            return outcome
+        return {"loss": logits_loss(outcome["logits"], targets, self.temperature)} | outcome
 
 
 @dataclass(frozen=True)
@@ -301,8 +305,8 @@ def _relabelled(examples: Dataset, labels: Sequence[float]) -> Dataset:
 
 
 def jobs(options: CrIld) -> list[str]:
-    """``logits`` alone, then the arms."""
-    return ["logits", *options.arms]
+    """The arms, the system's own first, and ``logits`` alone."""
+    return [*options.arms, "logits"]
 
 
 def words(arm: str) -> str:
@@ -335,6 +339,9 @@ def _distilled(description: NeighbourSystem, layout: Layout, taught: Taught, job
     options = cast(CrIld, description.options)
     set_seed(seed)
     encoder = load_model(description.folder(layout), description.attention_implementation, head=False)
+    if options.layers > encoder.config.num_hidden_layers:
+        depth = encoder.config.num_hidden_layers
+        raise StudyError(f"neighbours.{description.neighbour}.layers = {options.layers}; allowed: at most {depth}")
     keep_layers(encoder, options.layers)
     splits, found = taught.distilled, {}
     shared: dict[str, Any] = {"description": description, "collate": taught.collate, "seed": seed}
@@ -372,21 +379,19 @@ def _distilled(description: NeighbourSystem, layout: Layout, taught: Taught, job
 
 def checks(options: CrIld) -> list[Check]:
     """What the paper says of the order of arms."""
-    claims = [
-        ("the last layer alone is better than all of them", "last-task", "uniform-task", "score", "above"),
-        ("supplementary text is better than the task's", "last-supplementary", "last-task", "score", "above"),
-        (
-            "mixing and consistency lower the gap to development data",
-            "last-task-regularised",
-            "last-task",
-            "gap",
-            "below",
-        ),
-        ("supplementary text lowers it, too", "last-supplementary", "last-task", "gap", "below"),
-        ("the whole is better than all layers on task text", "last-task-regularised", "uniform-task", "score", "above"),
-        ("the whole is better than logits alone", "last-task-regularised", "logits", "score", "above"),
+    last, other, whole = "last-task", "last-supplementary", "last-task-regularised"
+    better = [
+        ("the last layer alone is better than all of them", last, "uniform-task"),
+        ("supplementary text is better than the task's", other, last),
+        ("the whole is better than all layers on task text", whole, "uniform-task"),
+        ("the whole is better than logits alone", whole, "logits"),
     ]
-    return [Check(claim=c, first=a, second=b, measure=m, sign=s) for c, a, b, m, s in claims]  # type: ignore[arg-type]
+    smaller = [
+        ("mixing and consistency lower the gap to development data", whole, last),
+        ("supplementary text lowers it, too", other, last),
+    ]
+    found = [Check(claim=claim, first=a, second=b, measure="score") for claim, a, b in better]
+    return found + [Check(claim=claim, first=a, second=b, measure="gap", sign="below") for claim, a, b in smaller]
 
 
 CR_ILD = System(
@@ -399,8 +404,8 @@ CR_ILD = System(
     reproduced="Embedding outputs are mixed with those of the reversed batch, for teacher and student alike; what is"
     " compared is attention, by cross-entropy of its rows, and hidden states, by squared error; consistency with the"
     " student's own clean passes grows by epochs; then logits are distilled at temperature 2. The student begins as the"
-    " bottom layers of the encoder before fine-tuning, as in the public code. The teacher learns from few examples,"
-    " part of them mislabelled.",
+    " bottom layers of the encoder before fine-tuning, as in the public code; its head, as a linear probe of what the"
+    " teacher predicts. The teacher learns from few examples, part of them mislabelled.",
     unknown=(
         "its scores: other tasks, and a teacher that is larger by far",
         "what rows of padding add: the public code counts them, here they are left out",

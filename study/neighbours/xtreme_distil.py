@@ -26,6 +26,7 @@ from study.data.tasks import Task, find_task, load_task
 from study.descriptions import NeighbourSystem
 from study.distillation.losses import attention_scores, hidden_state
 from study.distillation.mappings import layer_mapping
+from study.distillation.objectives.attention_maps import check_scores_exist
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
 from study.evaluation.finetune import MeanPoolingClassifier, encode, finetune, reading_batch
@@ -115,6 +116,8 @@ class Representation(nn.Module):
                 f"variant {variant}: heads = {own.num_attention_heads}; allowed: {target.num_attention_heads}, as the"
                 " teacher has, whose attention is compared"
             )
+        if variant != "cls":
+            check_scores_exist(teacher, "model", "xtremedistil")
         self.student: Any = student
         self._outside = (teacher.eval().requires_grad_(False),)
         self.heads, mapping = own.num_attention_heads, VARIANTS[variant]
@@ -139,8 +142,8 @@ class Representation(nn.Module):
         parts = [hidden_state(self.mapped(i, own.hidden[i]), target.hidden[j], counted) for i, j in self.states.items()]
         for i, j in self.pairs.items():
             x, y = own.attention[i], target.attention[j]
-            own_scores, other_scores = (attention_scores(z["query"], z["key"], self.heads) for z in (x, y))
-            parts.append(attention_maps(own_scores, other_scores, attention_mask=attention_mask))
+            scores = [attention_scores(layer["query"], layer["key"], self.heads) for layer in (x, y)]
+            parts.append(attention_maps(scores[0], scores[1], attention_mask))
         return {"loss": torch.stack(parts).sum()}
 
     def mapped(self, layer: int, states: Tensor) -> Tensor:

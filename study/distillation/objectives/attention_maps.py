@@ -35,7 +35,7 @@ class AttentionMaps(Objective):
         self.depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
         self.heads = student.config.num_attention_heads
         for name, model in (("student", student), ("teacher", teacher)):
-            _check_scores_exist(model, name, method.objective)
+            check_scores_exist(model, name, f"objective {method.objective}")
         if self.heads != teacher.config.num_attention_heads:
             raise StudyError(
                 f"objective {method.objective}: the student has {self.heads} attention heads; allowed:"
@@ -98,12 +98,17 @@ class AttentionDistribution(AttentionMaps):
         return loss
 
 
-def _check_scores_exist(model: Any, name: str, objective: str) -> None:
+def check_scores_exist(model: Any, name: str, reader: str) -> None:
+    """Refuse a model whose attention is more than queries times keys; ``reader``: what would read its scores.
+
+    Raises:
+        StudyError: it is of another family, or has relative positions.
+    """
     layers = getattr(getattr(model.base_model, "encoder", None), "layer", [None])
     attention = getattr(getattr(layers[0], "attention", None), "self", None)
     position = getattr(model.config, "position_embedding_type", None) or "absolute"
     if not all(hasattr(attention, part) for part in ("query", "key", "value")) or position != "absolute":
         raise StudyError(
-            f"objective {objective}: the {name} ({model.config.model_type}, {position} positions) has no attention"
+            f"{reader}: the {name} ({model.config.model_type}, {position} positions) has no attention"
             " scores of queries and keys alone; allowed: encoders of the BERT, RoBERTa and XLM-R families"
         )
