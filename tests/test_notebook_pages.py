@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import nbformat
@@ -13,9 +14,10 @@ import PIL.Image
 import pytest
 from constructed_results import make_study
 
-from study.analysis.notebooks import write_notebooks
+from study.analysis.notebooks import TEXTS, write_notebooks
 from study.files import write_file
 
+REPOSITORY = Path(__file__).parents[1]
 NAV = {"": {"index.html": "Answers", "../notebooks/index.html": "Notebooks"}}
 PROSE = r"""# How far does it fall?
 
@@ -70,6 +72,25 @@ def test_the_first_executed_copy_is_a_page_with_code_outputs_and_formulas(study)
     assert "".join(inline.itertext()) == "‖Wijhi‖2" and "*" in "".join(block.itertext())
     assert "$" not in text and "formula" not in text
     assert not re.search(r"""(src|href)=["'](\w+:|//|data:)""", text) and "<script" not in text
+
+
+def test_texts_of_others_stay_out_of_the_repository(study):
+    path = study.root / "runs/notebooks/tasks_english.ipynb"
+    shown = [nbformat.v4.new_output("stream", text="A film that someone reviewed\n")]
+    for name in (study.root / "notebooks" / "10_tasks.ipynb", path):
+        notebook(name, "10_tasks", outputs=shown)
+    made = nbformat.read(path, as_version=4)
+    made.cells[1].metadata["tags"] = ["texts"]
+    nbformat.write(made, path)
+    text = (write_notebooks(study, NAV).parent / "10_tasks.html").read_text()
+    assert "someone" not in text and "executing the notebook shows them" in text
+
+
+@pytest.mark.parametrize(("name", "call"), [("10_tasks", "load_task"), ("15_corpus", "corpus.samples")])
+def test_cells_that_print_texts_say_so(name, call):
+    cells = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if cell.cell_type == "code" and call in cell.source)
+    assert TEXTS in cell.metadata["tags"]
 
 
 def test_links_lead_to_pages_where_there_are_any(study):

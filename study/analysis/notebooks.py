@@ -18,6 +18,8 @@ from study.files import StudyError, profile_of, write_file
 from study.plan import Plan
 
 INDEX = "index.html"
+#: Tag of cells that print texts of others, which are not kept in the repository.
+TEXTS = "texts"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 #: Where executed copies are; those of analyses are pages of the report already.
 RUNS, ANALYSES = "runs/notebooks", "runs/analyses"
@@ -138,6 +140,8 @@ def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: di
                 write_file(picture, small(base64.b64decode(encoded)))
                 shown = Markup('<figure><img src="{}" alt="{}"></figure>').format(picture.name, f"{title} {pictures}")
                 output["data"] = {"text/html": str(shown)}
+        if TEXTS in cell.metadata.get("tags", []):
+            outputs = [nbformat.v4.new_output("stream", text="Texts of others: executing the notebook shows them.\n")]
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = outputs, None
     exporter = HTMLExporter(
