@@ -117,6 +117,9 @@ def test_a_page_stays_where_nothing_is_executed_and_the_same_copies_give_the_sam
 def test_a_page_of_another_profile_serves_where_there_is_none(study):
     for profile in ("smoke", "evidence"):  # numbers of smoke mean nothing
         write_file(study.root / "profiles" / profile / "reports/notebooks/40_evaluate.html", "page")
+    write_file(study.root / "profiles/evidence/reports/html/budgets_english.html", "page")
+    notebook(study.root / "notebooks/56_budgets.ipynb", "56_budgets")
     listed = write_notebooks(study, NAV).read_text()
     assert 'href="../../profiles/evidence/reports/notebooks/40_evaluate.html"' in listed
+    assert 'href="../../profiles/evidence/reports/html/budgets_english.html"' in listed
     assert "profile evidence</a>" in listed and "profiles/smoke" not in listed
