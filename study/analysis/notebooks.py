@@ -136,7 +136,9 @@ def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: di
             cell.source = cell.source.replace("](../", f"]({_up(plan)}")
             cell.source = MATHS.sub(lambda maths: _set_aside(maths, formulas), cell.source)
             cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda link: f"]({links.get(link[1], link[0])})", cell.source)
-        outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+        printed = "".join(output.text for output in cell.get("outputs", []) if output.get("name") == "stdout")
+        outputs = [output for output in cell.get("outputs", []) if output.output_type != "stream"]
+        outputs[:0] = [nbformat.v4.new_output("stream", text=printed)] if printed else []
         for output in outputs:
             if encoded := output.get("data", {}).get("image/png"):
                 pictures += 1
