@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import nbformat
@@ -13,9 +14,10 @@ import PIL.Image
 import pytest
 from constructed_results import make_study
 
-from study.analysis.notebooks import write_notebooks
+from study.analysis.notebooks import TEXTS, write_notebooks
 from study.files import write_file
 
+REPOSITORY = Path(__file__).parents[1]
 NAV = {"": {"index.html": "Answers", "../notebooks/index.html": "Notebooks"}}
 PROSE = r"""# How far does it fall?
 
@@ -72,6 +74,25 @@ def test_the_first_executed_copy_is_a_page_with_code_outputs_and_formulas(study)
     assert not re.search(r"""(src|href)=["'](\w+:|//|data:)""", text) and "<script" not in text
 
 
+def test_texts_of_others_stay_out_of_the_repository(study):
+    path = study.root / "runs/notebooks/tasks_english.ipynb"
+    shown = [nbformat.v4.new_output("stream", text="A film that someone reviewed\n")]
+    for name in (study.root / "notebooks" / "10_tasks.ipynb", path):
+        notebook(name, "10_tasks", outputs=shown)
+    made = nbformat.read(path, as_version=4)
+    made.cells[1].metadata["tags"] = ["texts"]
+    nbformat.write(made, path)
+    text = (write_notebooks(study, NAV).parent / "10_tasks.html").read_text()
+    assert "someone" not in text and "executing the notebook shows them" in text
+
+
+@pytest.mark.parametrize(("name", "call"), [("10_tasks", "load_task"), ("15_corpus", "corpus.samples")])
+def test_cells_that_print_texts_say_so(name, call):
+    cells = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if cell.cell_type == "code" and call in cell.source)
+    assert TEXTS in cell.metadata["tags"]
+
+
 def test_links_lead_to_pages_where_there_are_any(study):
     folder = write_notebooks(study, NAV).parent
     text = (folder / "30_distill.html").read_text()
@@ -96,6 +117,9 @@ def test_a_page_stays_where_nothing_is_executed_and_the_same_copies_give_the_sam
 def test_a_page_of_another_profile_serves_where_there_is_none(study):
     for profile in ("smoke", "evidence"):  # numbers of smoke mean nothing
         write_file(study.root / "profiles" / profile / "reports/notebooks/40_evaluate.html", "page")
+    write_file(study.root / "profiles/evidence/reports/html/budgets_english.html", "page")
+    notebook(study.root / "notebooks/56_budgets.ipynb", "56_budgets")
     listed = write_notebooks(study, NAV).read_text()
     assert 'href="../../profiles/evidence/reports/notebooks/40_evaluate.html"' in listed
+    assert 'href="../../profiles/evidence/reports/html/budgets_english.html"' in listed
     assert "profile evidence</a>" in listed and "profiles/smoke" not in listed

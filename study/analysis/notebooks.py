@@ -16,11 +16,14 @@ from study.analysis.chooser import template
 from study.analysis.figures.style import small
 from study.files import StudyError, profile_of, write_file
 from study.plan import Plan
+from study.sections import ANALYSES
 
 INDEX = "index.html"
+#: Tag of cells that print texts of others, which are not kept in the repository.
+TEXTS = "texts"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 #: Where executed copies are; those of analyses are pages of the report already.
-RUNS, ANALYSES = "runs/notebooks", "runs/analyses"
+RUNS, ANALYSED = "runs/notebooks", "runs/analyses"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
     folder = plan.folder / "reports" / "notebooks"
     nav = {group: {_beside(file): title for file, title in pages.items()} for group, pages in nav.items()}
     copies: dict[str, list[Path]] = {}
-    for path in (path for kept in (RUNS, ANALYSES) for path in sorted((plan.folder / kept).glob("*.ipynb"))):
+    for path in (path for kept in (RUNS, ANALYSED) for path in sorted((plan.folder / kept).glob("*.ipynb"))):
         done = read_notebook(path).metadata.get("papermill", {})
         if not done.get("exception"):
             copies.setdefault(Path(done.get("input_path") or path).stem, []).append(path)
@@ -102,8 +105,11 @@ def _beside(file: str) -> str:
 def _elsewhere(plan: Plan, name: str) -> dict[str, str]:
     """The page of a notebook that another profile executed, the study's own first; numbers of smoke mean nothing."""
     folders = [plan.root, *(path for path in sorted((plan.root / "profiles").glob("*")) if path.name != "smoke")]
-    pages = [folder / "reports" / "notebooks" / f"{name}.html" for folder in folders if folder != plan.folder]
-    found = next((page for page in pages if page.is_file()), None)
+    pattern = next(
+        (f"html/{own}_*.html" for own, made_by in ANALYSES.items() if made_by == name), f"notebooks/{name}.html"
+    )
+    pages = (page for folder in folders if folder != plan.folder for page in sorted((folder / "reports").glob(pattern)))
+    found = next(pages, None)
     if found is None:
         return {}
     return {f"profile {profile_of(found.parents[2])}": _up(plan) + found.relative_to(plan.root).as_posix()}
@@ -130,7 +136,9 @@ def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: di
             cell.source = cell.source.replace("](../", f"]({_up(plan)}")
             cell.source = MATHS.sub(lambda maths: _set_aside(maths, formulas), cell.source)
             cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda link: f"]({links.get(link[1], link[0])})", cell.source)
-        outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+        printed = "".join(output.text for output in cell.get("outputs", []) if output.get("name") == "stdout")
+        outputs = [output for output in cell.get("outputs", []) if output.output_type != "stream"]
+        outputs[:0] = [nbformat.v4.new_output("stream", text=printed)] if printed else []
         for output in outputs:
             if encoded := output.get("data", {}).get("image/png"):
                 pictures += 1
@@ -138,6 +146,8 @@ def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: di
                 write_file(picture, small(base64.b64decode(encoded)))
                 shown = Markup('<figure><img src="{}" alt="{}"></figure>').format(picture.name, f"{title} {pictures}")
                 output["data"] = {"text/html": str(shown)}
+        if TEXTS in cell.metadata.get("tags", []):
+            outputs = [nbformat.v4.new_output("stream", text="Texts of others: executing the notebook shows them.\n")]
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = outputs, None
     exporter = HTMLExporter(
