@@ -18,7 +18,7 @@ from study.files import DEFAULT_PROFILE, StudyError, find_root, write_file
 from study.methods import TEXTS, TaskName
 from study.params import load_params
 from study.plan import resolve
-from study.teachers import complete
+from study.teachers import EMBEDDED_SIZES, complete
 
 TEMPLATE = """\
 # {profile}: a study of one's own. `make repro PROFILE={profile}` runs it; deleting this folder undoes it.
@@ -96,6 +96,8 @@ def _teacher(params: Params, name: str, root: Path) -> tuple[dict[str, Any], dic
         if setting.teacher.name == name:
             return {"name": name}, setting.teacher.model_dump(), setting.vocabulary
     told = complete(name, {"name": name}, root)
+    if name in EMBEDDED_SIZES:
+        return {"name": name}, told, "trimmed" if name.startswith("multilingual") else "full"
     return {"name": name, "head": told["head"]}, told, "full"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import own_data
@@ -430,6 +431,14 @@ def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):
     assert path.read_text().startswith("# my-study: a study of one's own.") and len(data) == 2
     with pytest.raises(StudyError, match="profiles/my-study is there already"):
         new_study("my-study", "all-minilm-l6-v2", ["sotu"], ["topic"], "en", None)
+    for teacher, text, family, vocabulary in (
+        ("all-mpnet-base-v2", "verses", "mpnet", "full"),
+        ("multilingual-e5-small-genuine", "verses-fr", None, "trimmed"),
+    ):
+        new_study("embedded", teacher, [text], ["sts-b"], "en", None)
+        own = resolve("embedded", folder).params.settings["embedded"]
+        assert (own.teacher.family, own.vocabulary, own.texts) == (family, vocabulary, [text])
+        shutil.rmtree(folder / "profiles" / "embedded")
     for teacher, text, task, message in (
         ("all-minilm-l6-v2", "no/*.txt", "topic", "matches no file"),
         ("./nowhere", "sotu", "topic", "no such folder"),
