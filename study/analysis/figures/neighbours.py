@@ -24,6 +24,8 @@ LARGE = 1.0
 def about(result: NeighbourResult) -> Markdown:
     """What a system is, what was reproduced of it and how sure that is, and what could not be known."""
     unknown = "\n".join(f"* {line}" for line in result.unknown)
+    told = {key: value for key, value in result.options.items() if key not in ("system", "seeds", "model")}
+    options = ", ".join(f"{key}: {value}" for key, value in told.items()).replace("'", "")
     model = "the teacher" if result.model == "teacher" else f"the student `{result.model}`"
     seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
     parts = [
@@ -31,6 +33,7 @@ def about(result: NeighbourResult) -> Markdown:
         f" {number(result.seconds / 60, 0)} min of computing.",
         f"$${result.equation}$$",
         result.reproduced,
+        f"Run with `{options}`." if options else "",
         f"What could not be known:\n\n{unknown}" if unknown else "",
     ]
     return Markdown("\n\n".join(part for part in parts if part))
