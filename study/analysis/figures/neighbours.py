@@ -31,7 +31,7 @@ def about(result: NeighbourResult) -> Markdown:
     parts = [
         f"**{result.title}**, {result.source}. Standing: **{result.standing}**. On {model}, {seeds},"
         f" {number(result.seconds / 60, 0)} min of computing.",
-        f"$${result.equation}$$",
+        result.equation,
         result.reproduced,
         f"Run with `{options}`." if options else "",
         f"What could not be known:\n\n{unknown}" if unknown else "",
