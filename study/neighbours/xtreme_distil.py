@@ -351,8 +351,8 @@ XTREME_DISTIL = System(
     title="XtremeDistilTransformers: an encoder from the teacher of one task, for others",
     source="arXiv 2106.04563",
     standing="code-exact",
-    equation="Σ‖W_i h_i(student) − h_(L−m+i)(teacher)‖² / H over i = 0 … m, + Σ‖P_i(student) − P_(L−m+i)(teacher)‖² over"
-    " i = 1 … m, then ‖z(student) − z(teacher)‖², then −log p(y)",
+    equation="Σ‖W_i h_i(student) − h_(L−m+i)(teacher)‖² / H over i = 0 … m, + Σ‖P_i(student) − P_(L−m+i)(teacher)‖²"
+    " over i = 1 … m, then ‖z(student) − z(teacher)‖², then −log p(y)",
     reproduced="Word embeddings by centred PCA of the teacher's, frozen; a first stage on the source's texts, of [CLS]"
     " of the last layer or of all topmost states and attention; logits, then labels, each with all but the head frozen"
     " and then unfrozen from the top, the encoder as one; the encoder is then fine-tuned on other tasks.",
