@@ -34,7 +34,7 @@ STEPS = tuple(step / 50 for step in range(1, 51))
 FULL = 32
 SCALINGS = {"row": "by row", "mse": "by matrix", "minmax": "by matrix, to the largest weight"}
 TUNED = {"outliers": "outliers", "random": "random weights", "error": "weights of largest error", "biases": "biases"}
-TUNED |= {"lora": "LoRA of equal size", "head": "head alone"}
+TUNED |= {"lora": "LoRA of the nearest rank", "head": "head alone"}
 
 
 def quantise(weight: Tensor, bits: int, scaling: Scaling) -> Tensor:
