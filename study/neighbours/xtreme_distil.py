@@ -291,9 +291,9 @@ def _score(description: NeighbourSystem, model: StagedClassifier, taught: Taught
 
 
 def jobs(options: XtremeDistil) -> list[str]:
-    """``start``, then variant and embeddings, joined by a dash: only one of the two is not the first of its list."""
+    """Variant and embeddings, joined by a dash, of which one at most is not the first of its list; then ``start``."""
     embeddings = [f"{options.variants[0]}-{own}" for own in options.embeddings]
-    return ["start", *embeddings, *(f"{own}-{options.embeddings[0]}" for own in options.variants[1:])]
+    return [*embeddings, *(f"{own}-{options.embeddings[0]}" for own in options.variants[1:]), "start"]
 
 
 def words(arm: str) -> str:
