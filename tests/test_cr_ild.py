@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from transformers import set_seed
 
 from study import StudyError
+from study.analysis.figures.neighbours import about
 from study.data import storage
 from study.data.corpus import load_corpus
 from study.data.tasks import load_task
@@ -378,7 +379,11 @@ def test_every_arm_is_measured_and_written(described, tmp_path, capsys):
         assert values["gap"] == pytest.approx(gap)
         assert ("lowered" in values) == (name not in ("logits", "teacher"))
     assert {check.first for check in result.checks} <= set(arms) and len(result.checks) == 6
-    assert "sentiment" in result.measures and "0 of 5 left" in capsys.readouterr().out
+    assert (
+        "noise: 0.2" in about(result).data
+        and "sentiment" in result.measures
+        and "0 of 5 left" in capsys.readouterr().out
+    )
 
 
 def test_more_layers_than_there_are(described):

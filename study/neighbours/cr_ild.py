@@ -398,9 +398,8 @@ CR_ILD = System(
     title="CR-ILD: layers of a task's teacher, with mixed inputs and consistency",
     source="arXiv 2302.01530",
     standing="code-exact",
-    equation=r"L = D(s(m), t(m)) + w \tfrac{e}{E} \left[\lambda D(s(m), s(x)) + (1 - \lambda) D(s(m), s(x'))\right],"
-    r" \qquad m = \lambda x + (1 - \lambda) x', \quad \lambda \sim \mathrm{Beta}(1, 1),"
-    r" \ \lambda \leftarrow \max(\lambda, 1 - \lambda)",
+    equation="L = D(s(m), t(m)) + w · e/E · [λ · D(s(m), s(x)) + (1 − λ) · D(s(m), s(x′))], with m = λx + (1 − λ)x′"
+    " at the embeddings, λ ~ Beta(1, 1), then λ ← max(λ, 1 − λ)",
     reproduced="Embedding outputs are mixed with those of the reversed batch, for teacher and student alike; what is"
     " compared is attention, by cross-entropy of its rows, and hidden states, by squared error; consistency with the"
     " student's own clean passes grows by epochs; then logits are distilled at temperature 2. The student begins as the"

@@ -34,7 +34,7 @@ STEPS = tuple(step / 50 for step in range(1, 51))
 FULL = 32
 SCALINGS = {"row": "by row", "mse": "by matrix", "minmax": "by matrix, to the largest weight"}
 TUNED = {"outliers": "outliers", "random": "random weights", "error": "weights of largest error", "biases": "biases"}
-TUNED |= {"lora": "LoRA of equal size", "head": "head alone"}
+TUNED |= {"lora": "LoRA of the nearest rank", "head": "head alone"}
 
 
 def quantise(weight: Tensor, bits: int, scaling: Scaling) -> Tensor:
@@ -300,8 +300,7 @@ PREQUANT = System(
     title="PreQuant: quantise, then fine-tune outliers alone",
     source="arXiv 2306.00014",
     standing="our reading",
-    equation=r"\hat w = s \cdot \operatorname{clip}(\operatorname{round}(w / s), -2^{b-1}, 2^{b-1} - 1), \qquad"
-    r" \hat w_i \text{ is tuned where } |w_i - \mu| / \sigma \text{ is among the largest 0.5 \%}",
+    equation="ŵ = s · clip(round(w / s), −2^(b−1), 2^(b−1) − 1); ŵᵢ is tuned where |wᵢ − μ| / σ is among the largest",
     reproduced="All linear maps and embeddings are quantised once, for no task, and stay frozen bit for bit; outliers"
     " of the linear maps start from their quantised values and are fine-tuned together with the head, by this study's"
     " fine-tuning from a linear probe. The quantiser's step is one of 50 shares of the one that reaches the largest"

@@ -27,10 +27,10 @@ class System:
     """A system: what is known of it, and how its arms are run.
 
     ``standing``: ``code-exact`` where its public code was read, ``published`` where its text was, ``our reading`` where
-    parts of the source could not be had; ``unknown`` says which. ``equation``: in TeX. ``jobs``: what is run at every
-    seed; ``run`` does one job with one seed and measures an arm by it, or several. ``words``: an arm's name in words.
-    ``measures``: measure -> words, of a description's tasks; the first is the one that figures show. ``checks``:
-    ordinal claims; those whose arms were not run are left out.
+    parts of the source could not be had; ``unknown`` says which. ``equation``: in plain text, as pages show it.
+    ``jobs``: what is run at every seed; ``run`` does one job with one seed and measures an arm by it, or several.
+    ``words``: an arm's name in words. ``measures``: measure -> words, of a description's tasks; the first is the one
+    that figures show. ``checks``: ordinal claims; those whose arms were not run are left out.
     """
 
     title: str

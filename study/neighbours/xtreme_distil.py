@@ -291,9 +291,9 @@ def _score(description: NeighbourSystem, model: StagedClassifier, taught: Taught
 
 
 def jobs(options: XtremeDistil) -> list[str]:
-    """``start``, then variant and embeddings, joined by a dash: only one of the two is not the first of its list."""
+    """Variant and embeddings, joined by a dash, of which one at most is not the first of its list; then ``start``."""
     embeddings = [f"{options.variants[0]}-{own}" for own in options.embeddings]
-    return ["start", *embeddings, *(f"{own}-{options.embeddings[0]}" for own in options.variants[1:])]
+    return [*embeddings, *(f"{own}-{options.embeddings[0]}" for own in options.variants[1:]), "start"]
 
 
 def words(arm: str) -> str:
@@ -351,8 +351,8 @@ XTREME_DISTIL = System(
     title="XtremeDistilTransformers: an encoder from the teacher of one task, for others",
     source="arXiv 2106.04563",
     standing="code-exact",
-    equation=r"\sum_{i=0}^{m} \tfrac{1}{H} \| W_i h^S_i - h^T_{L-m+i} \|^2 + \sum_{i=1}^{m} \| P^S_i - P^T_{L-m+i} \|^2"
-    r", \quad \text{then} \quad \| z^S - z^T \|^2, \quad \text{then} \quad -\log p(y)",
+    equation="Σ‖W_i h_i(student) − h_(L−m+i)(teacher)‖² / H over i = 0 … m, + Σ‖P_i(student) − P_(L−m+i)(teacher)‖²"
+    " over i = 1 … m, then ‖z(student) − z(teacher)‖², then −log p(y)",
     reproduced="Word embeddings by centred PCA of the teacher's, frozen; a first stage on the source's texts, of [CLS]"
     " of the last layer or of all topmost states and attention; logits, then labels, each with all but the head frozen"
     " and then unfrozen from the top, the encoder as one; the encoder is then fine-tuned on other tasks.",

@@ -16,7 +16,7 @@ from study.analysis.numbers.neighbours import arms, verdicts
 from study.analysis.presentation import styled
 from study.records_beside import NeighbourResult
 
-CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is the first arm."
+CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is at the first arm."
 #: Measures of this size are shown as they are; shares of one, as most scores are, times 100.
 LARGE = 1.0
 
@@ -24,13 +24,16 @@ LARGE = 1.0
 def about(result: NeighbourResult) -> Markdown:
     """What a system is, what was reproduced of it and how sure that is, and what could not be known."""
     unknown = "\n".join(f"* {line}" for line in result.unknown)
+    told = {key: value for key, value in result.options.items() if key not in ("system", "seeds", "model")}
+    options = ", ".join(f"{key}: {value}" for key, value in told.items()).replace("'", "")
     model = "the teacher" if result.model == "teacher" else f"the student `{result.model}`"
     seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
     parts = [
         f"**{result.title}**, {result.source}. Standing: **{result.standing}**. On {model}, {seeds},"
         f" {number(result.seconds / 60, 0)} min of computing.",
-        f"$${result.equation}$$",
+        result.equation,
         result.reproduced,
+        f"Run with `{options}`." if options else "",
         f"What could not be known:\n\n{unknown}" if unknown else "",
     ]
     return Markdown("\n\n".join(part for part in parts if part))
@@ -43,7 +46,10 @@ def _scale(rows: pd.DataFrame) -> pd.Series:
 
 
 def arms_table(result: NeighbourResult) -> Styler:
-    """Arms by measures: mean and 95 % interval over seeds; shares of one times 100."""
+    """Arms by measures: mean and 95 % interval over seeds; shares of one times 100.
+
+    A measure that is the first one again, as a task's score is where there is one task, is left out.
+    """
     rows = arms(result)
     scale = _scale(rows)
     shown: dict[str, dict[str, str]] = {arm.words: {"arm": arm.words} for arm in result.arms}
@@ -52,10 +58,12 @@ def arms_table(result: NeighbourResult) -> Styler:
         digits = 1 if times == 100 else (0 if row.mean > 1000 else 2)
         ends = "" if row.low == row.high else interval(times * row.low, times * row.high, digits)
         shown[row.words][result.measures[row.measure]] = number(times * row.mean, digits) + ends
-    columns = ["arm", *result.measures.values()]
+    first = next(iter(result.measures))
+    same = {m for m in result.measures if all(arm.values.get(m) == arm.values.get(first) for arm in result.arms)}
+    columns = ["arm", *(own for measure, own in result.measures.items() if measure == first or measure not in same)]
     table = [{column: cells.get(column, "") for column in columns} for cells in shown.values()]
     caption = f"{result.title}: means over seeds and 95 % intervals (Student's)."
-    return styled(table, f"arms-{result.neighbour}", caption, setting=result.setting, words=["arm"], wide=["arm"])
+    return styled(table, f"arms-{result.neighbour}", caption, setting=result.setting, words=["arm"])
 
 
 def verdicts_table(result: NeighbourResult) -> Styler | None:
