@@ -184,14 +184,17 @@ def test_the_page_tells_standing_arms_and_verdicts_and_other_pages_stay_as_they_
     layout, (described,) = plan.layout("english"), plan.of(Neighbours)
     with pytest.raises(StudyError, match="prequant.json: No such file"):
         load_neighbours(described, layout)
-    write_record(layout.systems / "prequant.json", result(title="<b>T & more"))
+    write_record(
+        layout.systems / "prequant.json", result(title="<b>T & more", options={"tasks": ["topic"], "train": 1000})
+    )
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     monkeypatch.chdir(tmp_path)
     parameters = {"description": "../plan/neighbours/english.json", "output": "../reports/neighbours/english"}
     run_notebook(tmp_path / "notebooks/58_neighbours.ipynb", executed(tmp_path, "neighbours"), parameters)
     page = Page(write_report(plan).parent / "neighbours_english.html")
     text = re.sub(r"\s+", " ", page.text)
-    assert "Standing: our reading. On the teacher, 3 seeds, 1 min of computing." in text and "much" in text
+    assert "Standing: our reading." in text and "What could not be known: much" in text
+    assert "On the teacher, 3 seeds; topic; at most so many examples: train 1,000; 1 min of computing." in text
     assert "arm own 82.7 (77.5 – 87.8)" in text  # 0.826667 -+ 4.302653 * 0.02081666 / sqrt(3)
     assert "own above other supported +3.00 (+0.52 to +5.48)" in text
     assert [image["src"] for image in page.named("img")] == ["../neighbours/english/prequant.png"]

@@ -21,20 +21,32 @@ CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is at 
 LARGE = 1.0
 
 
-def about(result: NeighbourResult) -> Markdown:
-    """What a system is, what was reproduced of it and how sure that is, and what could not be known."""
-    unknown = "\n".join(f"* {line}" for line in result.unknown)
-    told = {key: value for key, value in result.options.items() if key not in ("system", "seeds", "model")}
-    options = ", ".join(f"{key}: {value}" for key, value in told.items()).replace("'", "")
+def about(result: NeighbourResult, again: bool = False) -> Markdown:
+    """What a system is, what was reproduced of it and how sure that is, and what could not be known.
+
+    Args:
+        again: the page has told of the same system on another model already.
+    """
     model = "the teacher" if result.model == "teacher" else f"the student `{result.model}`"
-    seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
+    options, cuts = result.options, ("train", "development", "test")
+    sizes = ", ".join(f"{name} {options[name]:,}" for name in cuts if options.get(name))
+    run = f"On {model}, {len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
+    run += f"; {', '.join(options['tasks'])}" if options.get("tasks") else ""
+    run += f"; at most so many examples: {sizes}" if sizes else ""
+    run += f"; {number(result.seconds / 60, 0)} min of computing."
+    title = f"**{result.neighbour}**: {result.title}, {result.source}. Standing: **{result.standing}**."
+    if again:
+        return Markdown(f"**{result.neighbour}**: the same. {run}")
+    unknown = "\n".join(f"* {line}" for line in result.unknown)
+    told = {key: value for key, value in options.items() if key not in ("system", "seeds", "model")}
+    chosen = ", ".join(f"{key}: {value}" for key, value in told.items()).replace("'", "")
     parts = [
-        f"**{result.title}**, {result.source}. Standing: **{result.standing}**. On {model}, {seeds},"
-        f" {number(result.seconds / 60, 0)} min of computing.",
+        title,
         result.equation,
         result.reproduced,
-        f"Run with `{options}`." if options else "",
+        f"Run with `{chosen}`." if chosen else "",
         f"What could not be known:\n\n{unknown}" if unknown else "",
+        run,
     ]
     return Markdown("\n\n".join(part for part in parts if part))
 
@@ -52,17 +64,19 @@ def arms_table(result: NeighbourResult) -> Styler:
     """
     rows = arms(result)
     scale = _scale(rows)
+    whole = {m for m in result.measures if all(v == int(v) for arm in result.arms for v in arm.values.get(m, []))}
     shown: dict[str, dict[str, str]] = {arm.words: {"arm": arm.words} for arm in result.arms}
     for row in rows.itertuples():
         times = scale[row.measure]
-        digits = 1 if times == 100 else (0 if row.mean > 1000 else 2)
-        ends = "" if row.low == row.high else interval(times * row.low, times * row.high, digits)
+        digits = 1 if times == 100 else (0 if row.measure in whole else 2)
+        varies = number(times * row.low, digits) != number(times * row.high, digits)
+        ends = interval(times * row.low, times * row.high, digits) if varies else ""
         shown[row.words][result.measures[row.measure]] = number(times * row.mean, digits) + ends
     first = next(iter(result.measures))
     same = {m for m in result.measures if all(arm.values.get(m) == arm.values.get(first) for arm in result.arms)}
     columns = ["arm", *(own for measure, own in result.measures.items() if measure == first or measure not in same)]
     table = [{column: cells.get(column, "") for column in columns} for cells in shown.values()]
-    caption = f"{result.title}: means over seeds and 95 % intervals (Student's)."
+    caption = f"{result.neighbour}: means over seeds and 95 % intervals (Student's)."
     return styled(table, f"arms-{result.neighbour}", caption, setting=result.setting, words=["arm"])
 
 
@@ -82,7 +96,9 @@ def verdicts_table(result: NeighbourResult) -> Styler | None:
         )
         if row.verdict in VERDICT_LOOKS:
             looks.append({"selector": f"td.row{place}.col1", "props": VERDICT_LOOKS[row.verdict]})
-    caption = f"Differences paired by seed, {len(result.seeds)} seeds; at least 3 are needed to judge."
+    caption = (
+        f"{result.neighbour}: differences paired by seed, {len(result.seeds)} seeds; at least 3 are needed to judge."
+    )
     looked: dict[str, Any] = {"words": ["verdict", "expected"], "wide": ["claim", "between"]}
     shown = styled(table, f"checks-{result.neighbour}", caption, setting=result.setting, **looked)
     return shown.set_table_styles(looks, overwrite=False)
