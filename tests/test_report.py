@@ -42,7 +42,8 @@ from study.plan_files import write_plan
 from study.sections import ANALYSES as KNOWN
 
 REPOSITORY = Path(__file__).parents[1]
-ANALYSES = {name: notebook for name, notebook in KNOWN.items() if name != "budgets"}  # the study has one budget
+#: The study has one budget and nothing beside its grid.
+ANALYSES = {name: notebook for name, notebook in KNOWN.items() if name not in ("budgets", "neighbours")}
 FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
 TABLES = {"verdicts", "contrasts", "differences", "aggregates", "per_task", "costs", "distillation", "selection"}
 

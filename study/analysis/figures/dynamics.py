@@ -12,15 +12,15 @@ from study.analysis.dynamics import MEASURES
 from study.analysis.figures.style import GREY, LOOK, SPARE, STYLES, Style, handle, label, method_legend, new_figure
 from study.records_beside import DynamicsResult
 
-#: Shades from the embeddings to the last layer, the last one darkest.
-SHADES = ("#b0b0b0", "#7fa8d9", "#3f7fc1", "#08306b", "#04204a")
+#: Shades from the embeddings to the last layer, which stands out.
+SHADES = ("#b0b0b0", "#9cc3e6", "#3f7fc1", "#08306b", "#c2500a")
 
 
 def _tokens(axes: Axes, measured: pd.DataFrame) -> None:
     """Tokens on an axis that starts at 0 and is logarithmic from the first snapshot on."""
     seen = sorted(measured["tokens"].unique())
     axes.set_xscale("symlog", linthresh=seen[1], linscale=0.6)
-    axes.xaxis.set_major_locator(FixedLocator([0, *seen[1::2]]))
+    axes.xaxis.set_major_locator(FixedLocator([0, *seen[2::3]]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2g} M" if value else "0"))
     axes.grid()
