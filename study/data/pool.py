@@ -12,8 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, TypeVar
 
-import joblib
-
 from study.files import StudyError
 
 Item = TypeVar("Item")
@@ -21,6 +19,11 @@ Result = TypeVar("Result")
 
 #: Items that the process itself works on before others are started, which takes longer than that.
 ALONE = 8
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool:
@@ -31,7 +34,7 @@ class Pool:
     """
 
     def __init__(self, work: Callable[[Any, Item], Result], shared: Any, processes: int | None = None):
-        self.work, self.shared, self.processes = work, shared, processes or joblib.cpu_count()
+        self.work, self.shared, self.processes = work, shared, processes or _cores()
         self._alone = ALONE if self.processes > 1 else None
         self._executor: ProcessPoolExecutor | None = None
 
