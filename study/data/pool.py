@@ -27,7 +27,7 @@ def _cores() -> int:
 
 
 class Pool:
-    """Calls ``work(shared, item)`` in as many processes as there are cores for this one (affinity and cgroups count).
+    """Calls ``work(shared, item)`` in as many processes as there are cores for this one (affinity counts).
 
     At most two items a process are waiting, so memory does not grow with their number; short work stays in this
     process. What is given to others has to be picklable, ``work`` a function of a module.
