@@ -61,6 +61,18 @@ def test_embeddings_are_compressed_as_by_pca():
         compressed(table, 25)
 
 
+def test_the_teacher_reads_its_first_token_on_whichever_side_padding_is():
+    classifier = ClsClassifier(student(), labels=3, pairs=False).eval()
+    alone = classifier(input_ids=IDS[1:2, :3], attention_mask=MASK[1:2, :3])["logits"]
+    right = classifier(input_ids=IDS[1:2], attention_mask=MASK[1:2])["logits"]
+    with torch.no_grad():  # positions count from the left: without them the place does not matter
+        classifier.encoder.embeddings.position_embeddings.weight.zero_()
+    plain = classifier(input_ids=IDS[1:2, :3], attention_mask=MASK[1:2, :3])["logits"]
+    turned = classifier(input_ids=IDS[1:2].roll(3, dims=1), attention_mask=MASK[1:2].roll(3, dims=1))["logits"]
+    assert torch.allclose(alone, right, atol=1e-5) and torch.allclose(plain, turned, atol=1e-5)
+    assert not torch.allclose(alone, plain, atol=1e-3)
+
+
 def test_attention_maps_by_hand_and_against_a_loop():
     # Rows (1/2, 1/2), (3/4, 1/4) against (3/4, 1/4), (1/2, 1/2): every difference is 1/4.
     own = torch.tensor([[[[0.0, 0.0], [math.log(3), 0.0]]]])

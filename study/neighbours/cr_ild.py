@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from study.data.pretrained import load_model, load_tokenizer
-from study.data.tasks import Task, find_task, load_task
+from study.data.tasks import Task, find_task
 from study.descriptions import NeighbourSystem
 from study.distillation.losses import attention_scores, hidden_state, output_distribution
 from study.distillation.mappings import layer_mapping
@@ -31,15 +32,20 @@ from study.distillation.objectives.attention_maps import check_scores_exist
 from study.distillation.taps import Activations, read_activations, state_of
 from study.evaluation.finetune import (
     MeanPoolingClassifier,
-    encode,
-    finetune,
     frozen_score,
     reading_batch,
     start_from_probe,
 )
 from study.families import family_of, keep_layers
 from study.files import Layout, StudyError
-from study.neighbours.stages import TargetCollator, corpus_texts, macro, train_stage, with_targets
+from study.neighbours.stages import (
+    TargetCollator,
+    corpus_texts,
+    joint_splits,
+    teacher_of,
+    train_stage,
+    with_targets,
+)
 from study.neighbours.system import Measured, System
 from study.neighbours_options import CrIld
 from study.records_beside import Check
@@ -47,8 +53,6 @@ from study.runtime import compute_device, use_bf16
 
 #: Share of the steps in which the rate rises.
 WARMUP = 0.1
-#: Columns that a tokenizer gives two texts in one sequence; taps read every token as of the first segment.
-SEGMENTS = {"token_type_ids"}
 #: What is compared, beside hidden states -> the two projections whose products it is.
 RELATIONS = {
     "attention": ("query", "key"),
@@ -273,30 +277,27 @@ def mislabelled(labels: Sequence[int], classes: int, share: float, seed: int) ->
 def teach(description: NeighbourSystem, layout: Layout, name: str, seed: int) -> Taught:
     """Fine-tune the model of the description on a task, once for all arms of a seed.
 
-    Labels of training alone are noisy, and of classes alone. Two texts are one sequence, all of the first segment.
+    Labels of training alone are noisy, and of classes alone.
     """
     key = description.model_dump_json(), name, seed
     if key not in _taught:
         options = cast(CrIld, description.options)
-        task, budget, folder = find_task(layout.tasks, name), description.tasks[name], description.folder(layout)
-        tokenizer = load_tokenizer(folder)
-        splits = encode(load_task(layout.tasks, name), task, budget, tokenizer, "joint", seed)
-        splits = {split: own.remove_columns(SEGMENTS & {*own.column_names}) for split, own in splits.items()}
+        task, budget = find_task(layout.tasks, name), description.tasks[name]
+        tokenizer = load_tokenizer(description.folder(layout))
+        splits = joint_splits(description, layout, task, budget, tokenizer, seed)
         if task.labels:
             noisy = mislabelled(splits["train"]["labels"], len(task.labels), options.noise, seed)
             splits["train"] = _relabelled(splits["train"], noisy)
-        kept: list[MeanPoolingClassifier] = []
-        rate = description.finetuning.learning_rates[0]
-        finetune(description, folder, task, splits, tokenizer, seed, rate, look_at_test=False, keep=kept.append)
+        teacher = teacher_of(description, layout, task, splits, tokenizer, seed)
         collate = TargetCollator(tokenizer, description.finetuning.pad_to_multiple_of)
-        scores = {split: frozen_score(description, kept[0], task, own, collate) for split, own in splits.items()}
+        scores = {split: frozen_score(description, teacher, task, own, collate) for split, own in splits.items()}
         distilled = {
-            split: with_targets(description, kept[0], splits[split], collate) for split in ("train", "development")
+            split: with_targets(description, teacher, splits[split], collate) for split in ("train", "development")
         }
         logits = np.array(distilled["train"]["targets"])
         found = logits.argmax(axis=1) if task.labels else logits[:, 0]
         predicted = _relabelled(splits["train"], found.tolist())
-        _taught[key] = Taught(task, splits, distilled, predicted, kept[0].eval(), collate, scores)
+        _taught[key] = Taught(task, splits, distilled, predicted, teacher, collate, scores)
     return _taught[key]
 
 
@@ -329,9 +330,9 @@ def run(description: NeighbourSystem, layout: Layout, job: str, seed: int) -> Me
 
 def _together(names: list[str], found: list[dict[str, float]]) -> dict[str, float]:
     by_task = {name: own["test"] for name, own in zip(names, found, strict=True)}
-    means = {key: macro([own[key] for own in found]) for key in found[0] if key != "test"}
+    means = {key: fmean([own[key] for own in found]) for key in found[0] if key != "test"}
     gap = {"gap": means["train"] - means["development"]}
-    return {"score": macro([*by_task.values()])} | by_task | means | gap
+    return {"score": fmean([*by_task.values()])} | by_task | means | gap
 
 
 def _distilled(description: NeighbourSystem, layout: Layout, taught: Taught, job: str, seed: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -274,7 +275,7 @@ def _full(description: NeighbourSystem, layout: Layout, seed: int) -> Measured:
 
 
 def _scored(scores: dict[str, float]) -> dict[str, float]:
-    return {"score": sum(scores.values()) / len(scores)} | scores
+    return {"score": fmean(scores.values())} | scores
 
 
 def checks(options: PreQuant) -> list[Check]:

@@ -13,12 +13,21 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from study.data.corpus import load_corpus
-from study.data.tasks import Task
+from study.data.tasks import Task, load_task
+from study.descriptions import NeighbourSystem
 from study.distillation.trainer import DistillationTrainer
-from study.evaluation.finetune import Collator, MeanPoolingClassifier, pooled_features, reading_batch
+from study.evaluation.finetune import (
+    Collator,
+    MeanPoolingClassifier,
+    encode,
+    finetune,
+    pooled_features,
+    reading_batch,
+)
 from study.evaluation.metrics import task_metrics
-from study.files import StudyError
+from study.files import Layout, StudyError
 from study.runtime import compute_device, use_bf16
+from study.sections import TaskBudget
 
 
 class TargetCollator(Collator):
@@ -37,6 +46,33 @@ def with_targets(description: Any, teacher: MeanPoolingClassifier, examples: Dat
     logits = torch.empty(len(order), teacher.output.out_features)
     logits[torch.tensor(order)] = teacher.output(features.to(compute_device())).float().cpu()
     return examples.add_column("targets", logits.tolist())
+
+
+def joint_splits(
+    description: NeighbourSystem, layout: Layout, task: Task, budget: TaskBudget, tokenizer: Any, seed: int
+) -> dict[str, Dataset]:
+    """The splits of a task; two texts are one sequence, and taps read every token as of the first segment."""
+    splits = encode(load_task(layout.tasks, task.name), task, budget, tokenizer, "joint", seed)
+    return {split: own.remove_columns({"token_type_ids"} & {*own.column_names}) for split, own in splits.items()}
+
+
+def teacher_of(
+    description: NeighbourSystem,
+    layout: Layout,
+    task: Task,
+    splits: dict[str, Dataset],
+    tokenizer: Any,
+    seed: int,
+    classifier: type[MeanPoolingClassifier] | None = None,
+) -> MeanPoolingClassifier:
+    """The model of the description fine-tuned on a task, in evaluation; test data are not looked at."""
+    kept: list[MeanPoolingClassifier] = []
+    folder, rate = description.folder(layout), description.finetuning.learning_rates[0]
+    finetune(
+        description, folder, task, splits, tokenizer, seed, rate, look_at_test=False, keep=kept.append,
+        classifier=classifier,
+    )  # fmt: skip
+    return kept[0].eval()
 
 
 def train_stage(
@@ -109,11 +145,6 @@ def train_stage(
         trainer.train()
         after = trainer.evaluate()["eval_loss"]
     return before, after
-
-
-def macro(scores: Sequence[float]) -> float:
-    """Mean over tasks."""
-    return sum(scores) / len(scores)
 
 
 def corpus_texts(folder: Path, count: int, length: int, seed: int) -> Dataset:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
@@ -27,13 +28,14 @@ from study.descriptions import NeighbourSystem
 from study.distillation.losses import attention_scores, hidden_state
 from study.distillation.mappings import layer_mapping
 from study.distillation.objectives.attention_maps import check_scores_exist
+from study.distillation.objectives.base import gather
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
 from study.evaluation.finetune import MeanPoolingClassifier, encode, finetune, reading_batch
 from study.evaluation.metrics import task_metrics
 from study.families import family_of
 from study.files import Layout, StudyError
-from study.neighbours.stages import TargetCollator, macro, train_stage, with_targets
+from study.neighbours.stages import TargetCollator, joint_splits, teacher_of, train_stage, with_targets
 from study.neighbours.system import Measured, System
 from study.neighbours_options import XtremeDistil
 from study.records_beside import Check
@@ -78,11 +80,17 @@ def attention_maps(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> 
     return squared.sum() / (student.shape[1] * pairs.sum().clamp(min=1))
 
 
+def first_token(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, T, H) at the first real token, on whichever side padding is: (B, H)."""
+    return gather(states, attention_mask.argmax(1, keepdim=True))[:, 0]
+
+
 class ClsClassifier(MeanPoolingClassifier):
     """The teacher: :class:`study.evaluation.finetune.MeanPoolingClassifier` of the first token instead of the mean."""
 
     def _pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0].float()
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return first_token(states, attention_mask).float()
 
 
 class Representation(nn.Module):
@@ -182,7 +190,7 @@ class StagedClassifier(nn.Module):
 
     def forward(self, labels: Tensor, targets: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        first = states.gather(1, attention_mask.argmax(1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
+        first = first_token(states, attention_mask)
         inner = self.dense(self.dropout(first)) if isinstance(self.dense, nn.Linear) else first
         logits = self.output(self.dropout(inner)).float()
         loss = F.mse_loss(logits, targets.float()) if self.from_logits else F.cross_entropy(logits, labels)
@@ -194,7 +202,7 @@ class Taught:
     """The source task, its teacher, and examples with the teacher's logits: labelled, held out, and for transfer."""
 
     task: Task
-    teacher: ClsClassifier
+    teacher: MeanPoolingClassifier
     collate: TargetCollator
     train: Dataset
     development: Dataset
@@ -213,24 +221,19 @@ def teach(description: NeighbourSystem, layout: Layout, seed: int) -> Taught:
     key = description.model_dump_json(), seed
     if key not in _taught:
         options = cast(XtremeDistil, description.options)
-        task, folder = find_task(layout.tasks, options.source), description.folder(layout)
+        task = find_task(layout.tasks, options.source)
         if not task.labels:
             raise StudyError(f"source = {task.name!r} has no classes; allowed: a task whose labels are names")
-        tokenizer, data = load_tokenizer(folder), load_task(layout.tasks, task.name)
+        tokenizer = load_tokenizer(description.folder(layout))
         budget = description.tasks[task.name].model_copy(update={"languages": []})
 
         def examples(train: int | None) -> dict[str, Dataset]:
-            found = encode(data, task, budget.model_copy(update={"train": train}), tokenizer, "joint", seed)
-            return {split: own.remove_columns({"token_type_ids"} & {*own.column_names}) for split, own in found.items()}
+            own = budget.model_copy(update={"train": train})
+            return joint_splits(description, layout, task, own, tokenizer, seed)
 
         splits, more = examples(budget.train), examples(options.transfer)["train"]
-        kept: list[Any] = []
-        rate = description.finetuning.learning_rates[0]
-        finetune(
-            description, folder, task, splits, tokenizer, seed, rate, look_at_test=False, keep=kept.append,
-            classifier=ClsClassifier,
-        )  # fmt: skip
-        collate, teacher = TargetCollator(tokenizer, description.finetuning.pad_to_multiple_of), kept[0].eval()
+        teacher = teacher_of(description, layout, task, splits, tokenizer, seed, ClsClassifier)
+        collate = TargetCollator(tokenizer, description.finetuning.pad_to_multiple_of)
         train, development, transfer = (
             with_targets(description, teacher, own, collate) for own in (splits["train"], splits["development"], more)
         )
@@ -331,7 +334,7 @@ def run(description: NeighbourSystem, layout: Layout, job: str, seed: int) -> Me
             outcome = finetune(description, Path(saved), task, splits, tokenizer, seed, rate, look_at_test=True)
             assert outcome.test is not None
             scores[name], probes[name] = outcome.test[task.metric], outcome.frozen["test"]
-    return {job: {"score": macro([*scores.values()])} | scores | {"probe": macro([*probes.values()])} | found}
+    return {job: {"score": fmean([*scores.values()])} | scores | {"probe": fmean([*probes.values()])} | found}
 
 
 def checks(options: XtremeDistil) -> list[Check]:
