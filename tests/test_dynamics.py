@@ -18,7 +18,7 @@ from study.distillation import losses
 from study.distillation.distil import distil
 from study.distillation.students import create_student
 from study.distillation.trainer import split_by_layer
-from study.evaluation.dynamics import watch
+from study.evaluation.dynamics import Microscope, watch
 from study.evaluation.finetune import splits_without_test
 from study.evaluation.representations import probe_last_layers
 from study.files import Layout
@@ -53,8 +53,8 @@ def test_watching_changes_nothing_and_tells_what_the_trained_student_is(folder):
     assert len(result.teacher["topic"]) == 5 and len(watched.snapshots[0].probes["topic"]) == 3
 
     distil(run, layout, folder / "unwatched")
-    (kept,) = (folder / "scratch" / "dynamics").iterdir()
-    assert tiny.identical(tiny.weights(kept / "student"), tiny.weights(folder / "unwatched"))
+    (student,) = (folder / "scratch" / "dynamics").glob("*/*/student")
+    assert tiny.identical(tiny.weights(student), tiny.weights(folder / "unwatched"))
     tokenizer, seed = load_tokenizer(layout.teacher), description.finetuning.seeds[0]
     splits = splits_without_test(description, layout, tokenizer, seed)
     probes = probe_last_layers(description, folder / "unwatched", splits, tokenizer, seed, layout.tasks)["topic"]
@@ -75,12 +75,18 @@ def test_students_of_other_budgets_are_looked_at_where_they_are_trained(folder):
     assert watch(*asked, budget="short", examples=40).runs[0].snapshots == result.runs[1].snapshots
 
 
-def test_what_was_seen_is_not_looked_at_again(folder, capsys):
+def test_what_was_seen_is_not_looked_at_again(folder, capsys, monkeypatch):
     plan = tiny.plan(folder, representations=SIZES)
     asked = (plan, "english", ["mlm"], "L2-H24", folder / "dynamics.json", ["topic"], [0])
-    first = watch(*asked)
+    run = asked[0].run("english", "mlm", "L2-H24", 1)
+    distil(run, asked[0].layout("english"), asked[0].layout("english").student(run.model))
+    first = watch(*asked, ends=["base"])
+    assert len(first.runs) == 2
     capsys.readouterr()
-    assert watch(*asked).runs == first.runs
+    for name in ("probes", "look", "activations"):
+        monkeypatch.delattr(Microscope, name)
+    again = watch(*asked, ends=["base"])
+    assert (again.runs, again.teacher) == (first.runs, first.teacher)
     assert "step" not in capsys.readouterr().out
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from study.data.corpus import load_corpus
 from study.data.pretrained import load_model, load_tokenizer
@@ -21,7 +23,7 @@ from study.distillation.taps import Activations, read_activations
 from study.distillation.trainer import digest
 from study.evaluation.finetune import linear_probe, splits_without_test
 from study.evaluation.masked_word import masked_word_scores
-from study.evaluation.provenance import input_hashes, provenance
+from study.evaluation.provenance import input_hashes, provenance, weights_hash
 from study.evaluation.representations import compare_layers
 from study.families import keep_layers
 from study.files import Layout, StudyError, write_json
@@ -51,7 +53,7 @@ class Watcher(TrainerCallback):
 
 
 class Microscope:
-    """Measures of all layers of an encoder, with the data they need.
+    """Measures of all layers of an encoder; the data that they need are read when they are first needed.
 
     Args:
         description: of the comparison of layers, with the tasks that are probed.
@@ -59,14 +61,30 @@ class Microscope:
 
     def __init__(self, description: LayerComparison, layout: Layout):
         self.description, self.layout = description, layout
-        self.tokenizer, self.seed = load_tokenizer(layout.teacher), description.finetuning.seeds[0]
-        self.splits = splits_without_test(description, layout, self.tokenizer, self.seed)
-        rows: Any = load_corpus(layout.corpus)["validation"].with_format("torch")["input_ids"][:]
-        self.ids: Tensor = torch.as_tensor(rows)[: description.representations.sequences].long().to(compute_device())
-        teacher = load_model(layout.teacher, description.attention_implementation, head=False)
+        self.seed = description.finetuning.seeds[0]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's, which is the students', too."""
+        return load_tokenizer(self.layout.teacher)
+
+    @cached_property
+    def splits(self) -> dict[str, dict[str, Dataset]]:
+        """Training and development examples of the tasks that are learnt."""
+        return splits_without_test(self.description, self.layout, self.tokenizer, self.seed)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """Held-out sequences (N, T) on which layers are compared."""
+        rows: Any = load_corpus(self.layout.corpus)["validation"].with_format("torch")["input_ids"][:]
+        return torch.as_tensor(rows)[: self.description.representations.sequences].long().to(compute_device())
+
+    @cached_property
+    def teacher(self) -> Activations:
+        """The teacher's activations on them."""
+        teacher = load_model(self.layout.teacher, self.description.attention_implementation, head=False)
         nn.Module.to(teacher, compute_device())
-        self.teacher = self.activations(teacher)
-        self.teacher_probes = self.probes(layout.teacher)
+        return self.activations(teacher)
 
     @torch.inference_mode()
     def activations(self, model: PreTrainedModel) -> Activations:
@@ -114,6 +132,36 @@ class Microscope:
         return Snapshot(step=step, tokens=tokens, probes=probes, **likeness)
 
 
+class Kept:
+    """What was seen of teacher and students, in a folder: it is looked at once."""
+
+    def __init__(self, folder: Path, microscope: Microscope):
+        self.folder, self.microscope = folder, microscope
+
+    def once(self, file: Path, see: Callable[[], Any]) -> Any:
+        """What the file holds, or what is seen now, written to it."""
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, see())
+        return json.loads(file.read_bytes())
+
+    def teacher(self) -> dict[str, list[float]]:
+        """Task -> score by layer of the teacher."""
+        microscope = self.microscope
+        return self.once(self.folder / "teacher.json", lambda: microscope.probes(microscope.layout.teacher))
+
+    def end(self, run: Run) -> Snapshot:
+        """A student that is trained already."""
+        folder = self.microscope.layout.student(run.model)
+
+        def see() -> dict[str, Any]:
+            model = load_model(folder, run.attention_implementation)
+            nn.Module.to(model, compute_device())
+            return self.microscope.look(run, run.distillation.steps, model).model_dump(mode="json")
+
+        return Snapshot.model_validate(self.once(self.folder / f"{weights_hash(folder)}.json", see))
+
+
 def watch(
     plan: Plan,
     setting: str,
@@ -158,25 +206,20 @@ def watch(
     chosen = {name: _at_most(description.tasks[name], examples) for name in tasks}
     description = description.model_copy(update={"tasks": chosen})
     runs = [make_run(plan.params, setting, method, student, seed, budget) for method in methods]
-    microscope, hashes = Microscope(description, layout), input_hashes(layout)
-    kept = layout.folder / "scratch" / "dynamics"
-    probed = {name: own.model_dump(mode="json") for name, own in chosen.items()}
-    watched = []
-    for run in runs:
-        folder = kept / digest({"run": run.model_dump(mode="json"), "probed": probed, "inputs": hashes})
-        watched.append(_described(run, _trained(run, runs, microscope, folder, steps)))
+    hashes = input_hashes(layout)
+    place = {"probed": {name: own.model_dump(mode="json") for name, own in chosen.items()}, "inputs": hashes}
+    kept = Kept(layout.folder / "scratch" / "dynamics" / digest(place), Microscope(description, layout))
+    watched = [_described(run, _trained(run, runs, kept, steps)) for run in runs]
     finished = (make_run(plan.params, setting, method, student, seed, at) for method in methods for at in ends)
     for run in finished:
         if (layout.student(run.model) / "record.json").exists():
-            model = load_model(layout.student(run.model), run.attention_implementation)
-            nn.Module.to(model, compute_device())
-            watched.append(_described(run, [microscope.look(run, run.distillation.steps, model)]))
+            watched.append(_described(run, [kept.end(run)]))
     result = DynamicsResult(
         **provenance(description, layout, hashes),
         student=student,
         seed=seed,
         relation_heads=description.relation_heads,
-        teacher=microscope.teacher_probes,
+        teacher=kept.teacher(),
         runs=watched,
     )
     write_record(output, result)
@@ -188,23 +231,19 @@ def _at_most(budget: TaskBudget, examples: int | None) -> TaskBudget:
     return budget.model_copy(update={"train": min(fewer, default=None)})
 
 
-def _trained(
-    run: Run, runs: Sequence[Run], microscope: Microscope, folder: Path, steps: Sequence[int]
-) -> list[Snapshot]:
+def _trained(run: Run, runs: Sequence[Run], kept: Kept, steps: Sequence[int]) -> list[Snapshot]:
     """What is seen of a run at ``steps`` and at its end, by training it unless all of it was seen before."""
-    files = {
-        step: folder / f"{step}.json"
-        for step in sorted({*(step for step in steps if step < run.distillation.steps), run.distillation.steps})
-    }
+    folder = kept.folder / digest({"run": run.model_dump(mode="json")})
+    at = sorted({*(step for step in steps if step < run.distillation.steps), run.distillation.steps})
+    files = {step: folder / f"{step}.json" for step in at}
 
     def look(step: int, model: PreTrainedModel) -> None:
-        if not files[step].exists():
-            write_json(files[step], microscope.look(run, step, model).model_dump(mode="json"))
-            print(f"{run.title} | looked at after step {step}", flush=True)
+        kept.once(files[step], lambda: kept.microscope.look(run, step, model).model_dump(mode="json"))
+        print(f"{run.title} | looked at after step {step}", flush=True)
 
     if not all(file.exists() for file in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        distil(run, microscope.layout, folder / "student", runs, [Watcher(files, look)])
+        distil(run, kept.microscope.layout, folder / "student", runs, [Watcher(files, look)])
     return [Snapshot.model_validate(json.loads(file.read_bytes())) for file in files.values()]
 
 
