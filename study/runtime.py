@@ -72,6 +72,11 @@ def keep_freed_memory() -> bool:
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Versions, processor, threads and date: the fields of :class:`study.records.Environment`.
 
@@ -84,7 +89,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         **{package: version(package) for package in ("torch", "transformers", "datasets")},
         "processor": _processor(device),
         "instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if use_bf16("auto", device) else ""),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
     }

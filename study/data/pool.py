@@ -21,11 +21,6 @@ Result = TypeVar("Result")
 ALONE = 8
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Pool:
     """Calls ``work(shared, item)`` in as many processes as there are cores for this one (affinity counts).
 
@@ -34,7 +29,9 @@ class Pool:
     """
 
     def __init__(self, work: Callable[[Any, Item], Result], shared: Any, processes: int | None = None):
-        self.work, self.shared, self.processes = work, shared, processes or _cores()
+        from study.runtime import cores  # with PyTorch, which the others do without
+
+        self.work, self.shared, self.processes = work, shared, processes or cores()
         self._alone = ALONE if self.processes > 1 else None
         self._executor: ProcessPoolExecutor | None = None
 

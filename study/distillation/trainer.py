@@ -128,9 +128,7 @@ class DistillationTrainer(Trainer):
         """The Trainer's, its groups split by learning rate where the method has a ``layer_decay``."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(*arguments, **named)
-        decay = getattr(getattr(self.model, "method", None), "layer_decay", None)
-        if made and decay is not None:
-            assert isinstance(self.model, Objective)
+        if made and isinstance(self.model, Objective) and (decay := self.model.method.layer_decay) is not None:
             optimizer.param_groups[:] = split_by_layer(optimizer.param_groups, self.model.student, decay)
         return optimizer
 

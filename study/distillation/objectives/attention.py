@@ -81,12 +81,11 @@ class AttentionRelation(Attention):
             fit_linear(part(layer, path), inputs, targets)
 
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
-        weights = {} if self.method.value_weight is None else {"value": self.method.value_weight}
-        total: Any = 0
-        for name, s, t in self.pairs(student, teacher):
-            divergence = self.losses.attention_relation(s, t, self.method.relation_heads)
-            total = total + (weights[name] * divergence if name in weights else divergence)
-        return total
+        pairs, heads = self.pairs(student, teacher), self.method.relation_heads
+        divergences = {name: self.losses.attention_relation(s, t, heads) for name, s, t in pairs}
+        if self.method.value_weight is not None:
+            divergences["value"] = self.method.value_weight * divergences["value"]
+        return cast(Tensor, sum(divergences.values()))
 
 
 class DirectAttention(Attention):
