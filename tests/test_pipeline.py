@@ -129,6 +129,7 @@ def test_analyses_depend_on_the_code_they_load():
             file for file in loaded if not any(file == path or file.startswith(f"{path}/") for path in dependencies)
         }
         assert missing == set(), notebook
+        assert {"study/records.py", "study/records_beside.py"} <= {*dependencies}  # what their files hold
 
 
 def test_small_results_are_in_git_and_runs_are_not():
