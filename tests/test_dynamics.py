@@ -11,6 +11,7 @@ from transformers import default_data_collator
 
 from study import StudyError
 from study.analysis.dynamics import courses, measures
+from study.analysis.figures.dynamics import last_layer_by_tokens, layers_by_tokens
 from study.data import storage
 from study.data.pretrained import load_tokenizer
 from study.descriptions import LayerComparison
@@ -204,6 +205,27 @@ def test_tables_by_hand():
     course = courses(measured).set_index("layer")
     assert list(course["lost"]) == pytest.approx([0, 20, 40]) and list(course["at tokens"]) == [0, 20, 20]
     assert course["regained"].iloc[1:].tolist() == pytest.approx([0.5, 1.25]) and course["regained"].isna().iloc[0]
+
+
+@pytest.mark.parametrize("snapshots", [3, 1])
+def test_figures_draw_every_layer_and_method(snapshots):
+    whole = _result()
+    (run,) = whole.runs
+    ends = run.model_copy(update={"budget": "long", "snapshots": run.snapshots[-1:]})
+    kept = run.model_copy(update={"snapshots": run.snapshots[-snapshots:]})
+    result = whole.model_copy(update={"runs": [kept, ends]})
+    layers = layers_by_tokens(measures(result), result, ["od"])
+    (axes,) = layers.axes
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == snapshots and line.get_marker() == "o"]
+    drawn = [tuple(line.get_ydata()) for line in lines if line.get_markerfacecolor() != "white"]
+    expected = [[100 * at.probes["topic"][layer] for at in kept.snapshots] for layer in range(3)]
+    assert drawn == [pytest.approx(tuple(values)) for values in expected]
+    hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+    assert len(hollow) == 3  # the ends of the longer run
+    last = last_layer_by_tokens(measures(result), result)
+    assert [axes.get_title() for axes in last.axes][:1] == ["topic (dashed: teacher)"] and len(last.axes) == 4
+    layers.canvas.draw()
+    last.canvas.draw()
 
 
 def test_a_score_is_there_for_each_layer():

@@ -19,10 +19,12 @@ SHADES = ("#b0b0b0", "#9cc3e6", "#3f7fc1", "#08306b", "#c2500a")
 def _tokens(axes: Axes, measured: pd.DataFrame) -> None:
     """Tokens on an axis that starts at 0 and is logarithmic from the first snapshot on."""
     seen = sorted(measured["tokens"].unique())
-    axes.set_xscale("symlog", linthresh=seen[1], linscale=0.6)
-    axes.xaxis.set_major_locator(FixedLocator([0, *seen[2::3]]))
+    axes.set_xscale("symlog", linthresh=next(tokens for tokens in seen if tokens), linscale=0.6)
+    axes.xaxis.set_major_locator(FixedLocator([0, *seen[2:-2:2], *seen[-2:]]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2g} M" if value else "0"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1e6:.1g}" if value < 1e6 else f"{value / 1e6:.0f}")
+    )
     axes.grid()
 
 
@@ -51,7 +53,7 @@ def layers_by_tokens(measured: pd.DataFrame, result: DynamicsResult, methods: li
         panels[0].set_ylabel(f"{task}\n(development, 0\u2013100)")
     for axes, method in zip(grid[0], methods, strict=True):
         axes.set_title(label(method))
-    figure.supxlabel("tokens read", fontsize=9)
+    figure.supxlabel("million tokens read", fontsize=9)
     names = ["embeddings", *(f"layer {i}" for i in range(1, depth)), f"layer {depth}, the last"]
     handles = [handle(name, shade, "o", "-") for name, shade in zip(names, SHADES[-1 - depth :], strict=True)]
     figure.legend(
@@ -80,6 +82,6 @@ def last_layer_by_tokens(measured: pd.DataFrame, result: DynamicsResult) -> Figu
             axes.axhline(100 * result.teacher[measure][-1], color=GREY, linestyle="--", linewidth=1)
         axes.set_title(MEASURES.get(measure, f"{measure} (dashed: teacher)"))
         _tokens(axes, measured)
-    figure.supxlabel("tokens read", fontsize=9)
+    figure.supxlabel("million tokens read", fontsize=9)
     method_legend(figure, look)
     return figure
