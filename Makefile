@@ -116,7 +116,7 @@ runtimes: environment check  ## what serves teacher and students how fast, and w
 	python -m study run notebooks/67_runtimes.ipynb --executed $(FOLDER)/runs/notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes
 
 dynamics: plan  ## what a student's layers lose and gain while it trains (PROFILE=evidence SETTING=english; after its teacher)
-	python -m study run notebooks/68_dynamics.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/dynamics
+	python -m study run notebooks/68_dynamics.ipynb --executed $(FOLDER)/runs/notebooks/68_dynamics.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/dynamics
 
 test: environment  ## all tests, the smoke profile end to end among them, side by side
 	@$(MAKE) --no-print-directory -j 2 test-units test-pipeline
