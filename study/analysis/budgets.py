@@ -20,11 +20,15 @@ Tables = dict[str, pd.DataFrame]
 
 
 def cards(curves: dict[str, Tables]) -> HTML | None:
-    """A card for every setting and kind of task: what closes most of the gap on test data, the largest budget first."""
+    """A card for every setting and kind of task: what closes most of the gap on test data.
+
+    First the largest budget with several models a method, then the others: one model judges nothing.
+    """
     kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
-        gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
+        gap = curves[setting]["gap"].query("group == @kind").assign(alone=lambda rows: rows["models"] < 2)
+        gap = gap.sort_values(["alone", "tokens"], ascending=[True, False], kind="stable")
         (most, rows), *others = gap.groupby("tokens", sort=False)
         best = rows.loc[rows["closed"].idxmax()]
         between = interval(best["low"], best["high"], 0).strip(" ()") or "unknown"
@@ -33,7 +37,10 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
         lines += [f"the highest of {len(rows)} methods on test data; {models}, 95 % interval {between}"]
         for tokens, own in others:
             first = own.loc[own["closed"].idxmax()]
-            lines.append(f"with {millions(tokens)} tokens: {number(first['closed'], 0)} % by {label(first['method'])}")
+            alone = " (one model)" if first["alone"] else ""
+            lines.append(
+                f"with {millions(tokens)} tokens: {number(first['closed'], 0)} % by {label(first['method'])}{alone}"
+            )
         shown.append(card(f"{setting.capitalize()}: {millions(most)} tokens", f"{number(best['closed'], 0)} %", *lines))
     return answers(shown)
 
