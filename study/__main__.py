@@ -244,7 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     shipped.add_argument("--profile", default=DEFAULT_PROFILE)
     shipped.add_argument(
-        "--format", default="transformers", help="sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino"
+        "--format",
+        default="transformers",
+        help="transformers, sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino",
     )
     shipped.add_argument("--to", type=Path, help="a new or empty folder (default: exports/RUN/FORMAT)")
     shipped.add_argument("--keep-pieces-from", type=Path, metavar="TEXTS", help="trim the vocabulary to these texts")
