@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ import xarray as xr
 from study.analysis.numbers import claims
 from study.analysis.numbers.results import FLOOR, check_mixture, check_versions
 from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
-from study.analysis.numbers.trends import trends
 from study.descriptions import TEACHER, Comparison, model_name
-from study.files import Layout, StudyError, write_file
+from study.files import Layout, StudyError
 from study.records import Environment, RunResult, read_record, short_name
 from study.sections import BASE_BUDGET
 
@@ -29,8 +27,6 @@ LEARNT = 0.95
 #: Points (0-100) by which the teacher has to be above the untrained student: else there is no gap to close.
 GAP = 1.0
 NOT_TESTABLE = "not testable"
-#: Names of the tables.
-TABLES = ("gap", "references", "verdicts", "contrasts", "trends")
 _PLACE = ["group", "budget", "tokens", "claim"]
 
 
@@ -202,6 +198,27 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     return rows.assign(learnt=(rows["loss_share"] < LEARNT) & (rows["closed"] > 0))
 
 
+def gains(budgets: Budgets) -> pd.DataFrame:
+    """What a method's students score above the untrained one, in points (0-100), whether there is a gap or not.
+
+    One row per group of tasks (but the mean of all), budget and method: group, budget, tokens, method, gain (macro test
+    score less the untrained student's mean), low, high (95 %, :func:`statistics.estimate`; NaN of one model), models.
+    """
+    rows = []
+    for group in [name for name in GROUPS if name in set(budgets.scores["group"])]:
+        own = _of_group(budgets, group)
+        floors = own[own["method"] == FLOOR].groupby("student")["score"].mean()
+        runs = own[~own["method"].isin([TEACHER, FLOOR])]
+        runs = runs.assign(over=runs["score"] - runs["student"].map(floors))
+        for (budget, method), scores in runs.groupby(["budget", "method"], sort=False):
+            gain = estimate(100 * scores.groupby("seed")["over"].mean().to_numpy()[None])  # students share seeds
+            low, high = gain.interval()
+            place = {"group": group, "budget": budget, "tokens": budgets.tokens[str(budget)], "method": method}
+            models = len(scores[["student", "seed"]].drop_duplicates())
+            rows.append(place | {"gain": float(gain.mean), "low": float(low), "high": float(high), "models": models})
+    return pd.DataFrame(rows)
+
+
 def references(budgets: Budgets) -> pd.DataFrame:
     """Test scores (0-100) of the teacher and of the untrained student by task: the two ends of the gap."""
     rows = budgets.scores[budgets.scores["method"].isin([TEACHER, FLOOR])]
@@ -248,41 +265,3 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
 
 def _placed(rows: pd.DataFrame, place: dict[str, Any]) -> pd.DataFrame:
     return rows.assign(**place)[[*place, *rows.columns]]
-
-
-def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
-    """:func:`table` (``gap``), :func:`references`, :func:`verdicts`, their contrasts and :func:`trends`, by TABLES.
-
-    Raises:
-        StudyError: scores are incomplete.
-    """
-    closed = all_closed(budgets)
-    gap = table(budgets, closed)
-    judged, compared = verdicts(budgets, closed, gap)
-    tables = {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
-    return tables | {"trends": trends(closed, budgets.tokens)}
-
-
-def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
-    """Write :func:`budget_tables` as CSV, and return them.
-
-    Raises:
-        StudyError: as :func:`budget_tables`, or the folder cannot be written.
-    """
-    tables = budget_tables(budgets)
-    for name, rows in tables.items():
-        digits = {column: 4 for column in rows if column != "learning_rate"}
-        write_file(Path(folder) / f"{name}.csv", rows.round(digits).to_csv(index=False, lineterminator="\n"))
-    return tables
-
-
-def read_budgets(folder: Path) -> dict[str, pd.DataFrame]:
-    """What :func:`write_budgets` wrote.
-
-    Raises:
-        StudyError: a table is missing.
-    """
-    missing = [name for name in TABLES if not (folder / f"{name}.csv").is_file()]
-    if missing:
-        raise StudyError(f"{folder}: {', '.join(missing)}.csv missing; `dvc repro` makes them")
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
