@@ -219,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--cpus", type=int, default=1, help="of a task, which are its threads too (default: 1)"
             )
             command.add_argument(
-                "--gpus", type=float, help="of a task with models, 0 to 1 (default: 1 if there are any)"
+                "--gpus",
+                type=float,
+                help="of a task with models: 0 to 1, or n to train by n processes (default: 1)",
             )
             command.add_argument("--address", help="auto or host:port of a running Ray (default: one of this machine)")
         if name == "plan":

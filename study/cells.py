@@ -28,6 +28,8 @@ from study.plan import Plan
 from study.plan_files import write_plan
 
 MARKS = Path("scratch", "cells")
+#: The kind of stage that several processes can do together.
+TRAINS = "distill"
 
 
 class Cells:
@@ -80,11 +82,19 @@ class Cells:
         states = (state for state in ("finished", "started") if self._mark(stage.name, state).is_file())
         return next(states, "not started")
 
-    def command(self, stage: Any) -> str:
-        """One line that runs a stage from the study's folder, as often as it is needed."""
+    def command(self, stage: Any, processes: int = 1) -> str:
+        """One line that runs a stage from the study's folder, as often as it is needed.
+
+        Args:
+            processes: how many train a student together; its notebook is not executed then.
+        """
         started, finished = (shlex.quote(str(MARKS / f"{stage.name}.{state}")) for state in ("started", "finished"))
         outs = [str(path.relative_to(self.plan.folder.resolve())) for path in _paths(stage.outs)]
         command, moved, removed = " ".join(stage.cmd.split()), [], []
+        if processes > 1 and kind_of(stage) == TRAINS:
+            launcher = f"python -m torch.distributed.run --standalone --nproc-per-node {processes}"
+            description = f"plan/{TRAINS}/{stage.name.partition('@')[2]}.json"
+            command = f"{launcher} -m study distil {description} --output {outs[0]}"
         for out in outs:
             found = 0
             if "/" in out:  # a bare name may be another word of the command

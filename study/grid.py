@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.cells import Cells, kind_of
+from study.cells import TRAINS, Cells, kind_of
 from study.files import StudyError
 
 #: Kinds of stages that compute with models: they get the GPUs, or parts of one.
@@ -35,9 +35,10 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Request:
-    """What a task asks for: ``cpus``, which are its threads too; ``gpus`` of stages with models, at most one.
+    """What a task asks for: ``cpus``, which are its threads too; ``gpus`` of stages with models.
 
-    ``gpus`` None: one where the cluster has any. ``address``: ``auto`` or host:port; None: a Ray of this machine alone.
+    ``gpus`` None: one where the cluster has any; several: a student is trained by a process on each, all else gets one.
+    ``address``: ``auto`` or host:port; None: a Ray of this machine alone.
     """
 
     cpus: int = 1
@@ -108,7 +109,9 @@ class Driver:
         return together or ([] if self.running else ready[:1])
 
     def _submit(self, stage: Any) -> None:
-        resources = {"num_cpus": self.cpus, "num_gpus": self.gpus if kind_of(stage) in WITH_MODELS else 0}
+        together = max(1, int(self.gpus)) if kind_of(stage) == TRAINS else 1
+        gpus = 0 if kind_of(stage) not in WITH_MODELS else together if self.gpus > 1 else self.gpus
+        resources = {"num_cpus": self.cpus * together, "num_gpus": gpus}
         log = self._log(stage.name)
         log.unlink(missing_ok=True)
         variables = {
@@ -117,7 +120,7 @@ class Driver:
             "TOKENIZERS_PARALLELISM": "false",
         }
         task = self.ray.remote(run_command).options(name=stage.name, max_retries=RETRIES, **resources)
-        reference = task.remote(self.cells.command(stage), str(self.cells.plan.root), str(log), variables)
+        reference = task.remote(self.cells.command(stage, together), str(self.cells.plan.root), str(log), variables)
         self.running[reference] = stage
 
     def _end(self, reference: Any) -> None:
@@ -201,12 +204,16 @@ def _granted(ray: Any, request: Request) -> tuple[float, int]:
     """GPUs of a task with models, and how many of these tasks have room at a time."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (max(node.get(key, 0) for node in nodes) for key in ("CPU", "GPU"))
-    if not 1 <= request.cpus <= cpus:
-        raise StudyError(f"{request.cpus} CPUs a task; allowed: 1 to {cpus:.0f}, as the largest machine has")
     wanted = min(1.0, gpus) if request.gpus is None else request.gpus
-    if not 0 <= wanted <= min(1.0, gpus):
-        raise StudyError(f"{wanted:g} GPUs a task; allowed: {'0 to 1' if gpus else '0, since the cluster has none'}")
-    rooms = [[n.get("CPU", 0) / request.cpus, *([n.get("GPU", 0) / wanted] if wanted else [])] for n in nodes]
+    if not 0 <= wanted <= gpus or (wanted > 1 and wanted % 1):
+        several = f"0 to 1, or a whole number to {gpus:.0f}, as the largest machine has"
+        raise StudyError(f"{wanted:g} GPUs a task; allowed: {several if gpus else '0, since the cluster has none'}")
+    together = max(1, int(wanted))
+    if not 1 <= request.cpus <= cpus // together:
+        allowed = f"1 to {cpus // together:.0f}, as the largest machine has for each of {together} processes"
+        raise StudyError(f"{request.cpus} CPUs a task; allowed: {allowed}")
+    taken = request.cpus * together
+    rooms = [[n.get("CPU", 0) / taken, *([n.get("GPU", 0) / wanted] if wanted else [])] for n in nodes]
     return wanted, sum(int(min(room)) for room in rooms)
 
 

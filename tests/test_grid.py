@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 from test_cells import names, shell, study_of
@@ -113,6 +114,27 @@ def test_a_study_whose_parameters_change_meanwhile_starts_nothing_more(local, st
     with pytest.raises(StudyError, match="params.yaml changed while the study was run"):
         run_grid(study, Request())
     assert names(study.ready()[0]) == ["latency", "join"]  # what ran is on record
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "granted"),
+    [
+        (None, 4, (1.0, 10)),  # 8 on one machine, 2 on the other
+        (0.5, 2, (0.5, 20)),
+        (4.0, 4, (4.0, 2)),
+        (2.5, 1, "2.5 GPUs a task; allowed: 0 to 1, or a whole number to 8"),
+        (16.0, 1, "16 GPUs a task; allowed: 0 to 1, or a whole number to 8"),
+        (8.0, 5, "5 CPUs a task; allowed: 1 to 4, as the largest machine has for each of 8 processes"),
+    ],
+)
+def test_what_tasks_get_of_two_machines(gpus, cpus, granted):
+    machines = [{"Alive": True, "Resources": {"CPU": 4.0 * n, "GPU": float(n)}} for n in (8, 2)]
+    ray = SimpleNamespace(nodes=lambda: machines)
+    if isinstance(granted, tuple):
+        assert grid._granted(ray, Request(cpus, gpus)) == granted
+    else:
+        with pytest.raises(StudyError, match=granted):
+            grid._granted(ray, Request(cpus, gpus))
 
 
 @on_ray

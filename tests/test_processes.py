@@ -9,12 +9,14 @@ import pytest
 import tiny
 import tiny_processes
 import torch
+from test_cells import shell
 from tiny_processes import BUDGET, CASES, METHOD, interrupted, launch, trained
 from tiny_training import distilled, encoder_weights
 
-from study import StudyError
+from study import StudyError, cells
 from study.__main__ import main
 from study.distillation import processes
+from study.plan import Plan
 from study.records import Training
 
 NAMES = [f"{method} in {accumulation}" for method, accumulation in CASES]
@@ -86,6 +88,23 @@ def test_other_numbers_of_processes_continue_a_checkpoint(folder, monkeypatch, c
     start, alone, others = (encoder_weights(folder / name) for name in (f"start-{seed}", f"whole-{seed}", output))
     check_weights(start, alone, others)
     assert not any((folder / "scratch" / "checkpoints").iterdir()) or seed == 1
+
+
+def test_a_cell_is_trained_by_as_many_processes_as_the_grid_gives_it(folder, monkeypatch):
+    """From the stage's command to the record, as DVC has it."""
+    (description,) = (folder / "plan" / "distill").iterdir()
+    stage = {"cmd": "false", "deps": [f"plan/distill/{description.name}"], "outs": ["made/student"]}
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": {"distill": {"foreach": [description.stem], "do": stage}}}))
+    monkeypatch.setattr(cells, "write_plan", lambda plan: 0)
+    assert shell(folder, "dvc init --no-scm --quiet").returncode == 0
+    study = cells.Cells(Plan("small", folder, folder, None, []))
+    ((own,), _) = study.ready()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert " false " in study.command(own) and "false" not in study.command(own, processes=2)
+    outcome = shell(folder, study.command(own, processes=2))
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    assert json.loads((folder / "made" / "student" / "record.json").read_text())["training"]["processes"] == 2
+    assert study.record() == ([own.name], {}) and study.ready() == ([], [])
 
 
 def test_one_process_speaks_and_the_record_says_how_many_there_were(folder):
