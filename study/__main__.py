@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from study.descriptions import own_data
-from study.execution import be_quiet, end_with_starter, run_notebook, take_one_gpu, unchanged
+from study.execution import be_quiet, declared_parameters, end_with_starter, run_notebook, take_one_gpu, unchanged
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
 from study.plan import resolve
 from study.plan_files import write_plan
@@ -77,10 +77,15 @@ def _plan(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     executed = options.executed or find_root() / "scratch" / "notebooks" / options.notebook.name
     end_with_starter()
-    run_notebook(options.notebook, executed, {key: _value(key, text) for key, text in options.parameters})
+    known = declared_parameters(options.notebook) if options.parameters else {}
+    values = {key: _value(key, text, known.get(key, "")) for key, text in options.parameters}
+    run_notebook(options.notebook, executed, values)
 
 
-def _value(key: str, text: str) -> Any:
+def _value(key: str, text: str, default: str) -> Any:
+    """What is given for a parameter: text where its default is text, else a YAML value."""
+    if default.startswith(("'", '"')):
+        return text
     try:
         return YAML(typ="safe").load(text)
     except (YAMLError, ValueError):
@@ -239,7 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     shipped.add_argument("--profile", default=DEFAULT_PROFILE)
     shipped.add_argument(
-        "--format", default="transformers", help="sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino"
+        "--format",
+        default="transformers",
+        help="transformers, sentence-transformers, onnx, onnx-int8, onnx-int8-static, openvino",
     )
     shipped.add_argument("--to", type=Path, help="a new or empty folder (default: exports/RUN/FORMAT)")
     shipped.add_argument("--keep-pieces-from", type=Path, metavar="TEXTS", help="trim the vocabulary to these texts")

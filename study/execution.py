@@ -99,8 +99,12 @@ def unchanged(description: Path) -> Iterator[None]:
         )
 
 
-def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """Names and types of ``parameters`` are those of the notebook's ``parameters`` cell."""
+def declared_parameters(notebook: Path) -> dict[str, str]:
+    """The parameters of a notebook's ``parameters`` cell: name -> default, as it is written there.
+
+    Raises:
+        StudyError: no such notebook, or one that cannot be read.
+    """
     import nbformat
     from papermill.translators import PythonTranslator
 
@@ -111,7 +115,12 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
         raise StudyError(f"{notebook}: not a notebook: {str(error).splitlines()[0][:100]}") from None
     declared = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    known = {own.name: own.default for cell in declared for own in PythonTranslator.inspect(cell)}
+    return {own.name: own.default for cell in declared for own in PythonTranslator.inspect(cell)}
+
+
+def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Names and types of ``parameters`` are those of the notebook's ``parameters`` cell."""
+    known = declared_parameters(notebook)
     for name, value in parameters.items():
         if name not in known:
             raise StudyError(f"{notebook.name}: parameter {name!r} is unknown; allowed: {', '.join(known)}")

@@ -11,19 +11,20 @@ from constructed_results import comparison_of
 from study import StudyError
 from study.analysis import budgets as readable
 from study.analysis.figures.budgets import gap_closed as draw
+from study.analysis.figures.style import STYLES, label
+from study.analysis.numbers.budget_tables import budget_tables, write_budgets
 from study.analysis.numbers.budgets import (
     NOT_TESTABLE,
     Budgets,
     all_closed,
-    budget_tables,
     gap_closed,
     groups,
     references,
     table,
     verdicts,
-    write_budgets,
 )
 from study.analysis.numbers.claims import CLAIMS, judged_on
+from study.analysis.numbers.sensitivity import sensitivity
 from study.analysis.numbers.statistics import AXES, Estimate, pool
 from study.descriptions import BudgetCells
 
@@ -207,22 +208,72 @@ def test_tables_and_figure_are_written(tmp_path):
         "contrasts.csv",
         "gap.csv",
         "references.csv",
+        "sensitivity.csv",
         "trends.csv",
         "verdicts.csv",
     ]
     assert references(budgets)["teacher"].tolist() == [90] * 3
     figure = draw(budgets.comparison, tables["gap"])
-    assert [axes.get_title() for axes in figure.axes] == ["tasks that need context", "sentence tasks", "all tasks"]
-    assert all(len(axes.lines) >= len(METHODS) for axes in figure.axes)
+    assert [axes.get_title() for axes in figure.axes] == ["OD", "HS", "MHA", "", "", ""]  # over a row for each group
+    assert [axes.get_ylabel().partition("\n")[0] for axes in figure.axes[::3]] == [
+        "tasks that need context",
+        "sentence tasks",
+    ]
+    (drawn,) = [
+        line
+        for line in figure.axes[1].lines
+        if line.get_color() == STYLES["hs-uniform"].color and len(line.get_xdata()) > 1
+    ]
+    assert drawn.get_ydata().tolist() == pytest.approx([65, 66])  # against tokens, from few to many
+    hollow = {axes.get_title(): [line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata()) == 1]
+              for axes in figure.axes[:3]}  # fmt: skip
+    assert set(hollow["OD"]) == {"white"} and "white" not in hollow["HS"]  # it did not learn
 
 
-def test_points_far_below_the_floor_are_numbers_with_an_arrow():
+def test_with_one_budget_methods_are_sorted():
+    budgets = constructed()
+    rows = gap_table(budgets).query("budget == 'base'")
+    figure = draw(budgets.comparison, rows)
+    for axes in figure.axes:
+        names = [text.get_text() for text in axes.get_yticklabels()]
+        assert names == [label(m) for m in ("hs-uniform", "hs-last", "mha-direct", "mha-minilmv2", "od")]
+        assert axes.get_title().endswith(", 0.31 M tokens")
+
+
+def test_points_far_below_the_floor_are_numbers_at_the_edge():
     budgets = constructed()
     budgets.scores.loc[budgets.scores["method"] == "od", "score"] = 0.1
-    figure = draw(budgets.comparison, gap_table(budgets))
-    for axes in figure.axes:
-        assert [note.get_text() for note in axes.texts] == ["↓−100", "↓−100"]  # at both budgets
-        assert -100 < axes.get_ylim()[0] < -60
+    for rows in (gap_table(budgets), gap_table(budgets).query("budget == 'base'")):
+        notes = [note.get_text() for axes in draw(budgets.comparison, rows).axes for note in axes.texts]
+        assert notes == ["−100"] * 2 * rows["budget"].nunique()  # in both groups, at every budget
+
+
+def test_a_verdict_that_hangs_on_one_task_is_found():
+    """MiniLMv2 is ahead on one task alone, which carries the macro: without it the claim turns."""
+    budgets = constructed(noise=0.001)
+    ahead = (budgets.scores["method"] == "mha-minilmv2") & (budgets.scores["budget"] == "base")
+    budgets.scores.loc[ahead & (budgets.scores["task"] == "masked-word"), "score"] += 0.4
+    closed = all_closed(budgets)
+    judged, _ = verdicts(budgets, closed, table(budgets, closed))
+    rows = sensitivity(budgets, closed, judged).set_index(["budget", "claim"])
+    assert set(rows["group"]) == {"context"} and set(rows["tasks"]) == {2}  # sentence has one task
+    row = rows.loc[("base", "D1")]
+    assert row["verdict"] == "supported" and row["without"] == "masked-word: contradicted"
+    assert rows.loc[("large", "D1"), "without"] == ""
+    # against hs-uniform: 20 - 65 on one task, 120 - 65 on the other
+    assert row["effect"] == pytest.approx(5, abs=1)
+    assert (row["drawn_low"], row["drawn_high"]) == pytest.approx((-45, 55), abs=1)
+    shown = readable.sensitivity("english", {"sensitivity": rows.reset_index()}).data
+    assert "masked-word: contradicted" in set(shown["changes without"]) and "no task alone" in set(
+        shown["changes without"]
+    )
+
+
+def test_one_seed_is_not_drawn_anew():
+    budgets = constructed(seeds=(1,))
+    closed = all_closed(budgets)
+    judged, _ = verdicts(budgets, closed, table(budgets, closed))
+    assert sensitivity(budgets, closed, judged)[["drawn_low", "drawn_high"]].isna().all(axis=None)
 
 
 def test_readers_see_every_budget_in_words():
@@ -241,9 +292,17 @@ def test_readers_see_every_budget_in_words():
     assert "with 0.31 M tokens: 65 % by HS: uniform" in text
 
 
+def test_a_budget_with_one_model_a_method_does_not_lead_a_card():
+    gap = gap_table(constructed())
+    gap.loc[gap["budget"] == "large", "models"] = 1
+    text = readable.cards({"english": {"gap": gap}}).data
+    assert "English: 0.31 M tokens" in text and "with 3 M tokens: 90 % by MHA: MiniLMv2 (one model)" in text
+
+
 def test_where_no_claim_can_be_judged_there_are_no_verdicts(tmp_path):
     made = constructed()
     alone = Budgets(made.comparison, made.scores.query("method in ['od', 'none', 'teacher']"), made.training)
     tables = write_budgets(alone, tmp_path)
     assert tables["verdicts"].empty and (tmp_path / "verdicts.csv").read_text() == "group,budget,tokens,claim\n"
     assert readable.verdicts("english", tables) is None and readable.reasons("english", tables) is None
+    assert tables["sensitivity"].empty and readable.sensitivity("english", tables) is None

@@ -179,6 +179,21 @@ def test_a_misspelt_parameter_on_the_command_line(tmp_path):
     assert all(name in outcome.stderr for name in ("'sead'", "30_distill", "description", "output"))
 
 
+def test_text_parameters_are_taken_as_they_are_and_others_as_yaml(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    cell = nbformat.v4.new_code_cell("words = 'a'\ncount = 1\nnames = ['x']", metadata={"tags": ["parameters"]})
+    notebook.cells = [cell, nbformat.v4.new_code_cell("print(repr((words, count, names)))")]
+    nbformat.write(notebook, tmp_path / "own.ipynb")
+    for words in ("", "12", "null", "[a, b]"):
+        given = ["-p", "words", words, "-p", "count", "2", "-p", "names", "[y, z]"]
+        outcome = study_command(
+            "run", str(tmp_path / "own.ipynb"), "--executed", str(tmp_path / "executed.ipynb"), *given
+        )
+        assert outcome.returncode == 0 and repr((words, 2, ["y", "z"])) in outcome.stdout, outcome.stderr
+    wrong = study_command("run", str(tmp_path / "own.ipynb"), "-p", "count", "two")
+    assert wrong.returncode == 1 and "count = 'two'; allowed: int" in wrong.stderr
+
+
 def test_a_notebook_that_does_not_exist():
     outcome = study_command("run", "notebooks/31_distil.ipynb")
     assert outcome.returncode == 1 and len(outcome.stderr.splitlines()) == 1 and "31_distil" in outcome.stderr

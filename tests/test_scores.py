@@ -22,7 +22,7 @@ from study.data.tasks import Task
 from study.descriptions import Evaluation, LatencyMeasurement, Run
 from study.distillation.distil import distil
 from study.distillation.masking import MaskedSequences
-from study.evaluation import retrieval, scores
+from study.evaluation import latency, retrieval, scores
 from study.evaluation.finetune import MeanPoolingClassifier
 from study.evaluation.latency import measure_latency
 from study.files import content_hash, write_json
@@ -361,11 +361,23 @@ def test_latency_is_measured_beside_the_teacher(folder):
     for entry in result.measurements:
         assert 0 < entry.lower_quartile_seconds <= entry.median_seconds <= entry.upper_quartile_seconds
         assert entry.sequences_per_second == pytest.approx(entry.batch_size / entry.median_seconds)
-        ratio = entry.teacher_median_seconds / entry.median_seconds
-        assert ratio / 3 < entry.speed_up < 3 * ratio
+        assert entry.teacher_median_seconds > 0 and entry.speed_up > 0
     teacher = result.measurements[1]
     assert teacher.teacher_median_seconds == teacher.median_seconds and teacher.speed_up == 1
     assert '"device"' not in (folder / "latency.json").read_text()
+
+
+def test_latency_is_that_of_the_runs_after_the_warm_up_and_the_speed_up_is_paired(folder, monkeypatch):
+    """The machine slows down by half from the second run on, for both alike: pairs do not mind."""
+    taken = iter([9.0, 9.0] + [1.0, 4.0] + [2.0, 8.0] + [2.0, 10.0])  # student, teacher, in turn
+    monkeypatch.setattr(latency, "forward_seconds", lambda model, inputs, bf16: next(taken))
+    protocol = {"sequence_length": 16, "batch_sizes": [4], "warmup_runs": 1, "runs": 3, "threads": [1]}
+    plan = tiny.plan(folder, latency=protocol)
+    result = measure_latency(plan.of(LatencyMeasurement)[0], plan.layout("english"), folder / "latency.json")
+    student, teacher = result.measurements
+    assert (student.median_seconds, student.teacher_median_seconds, student.speed_up) == (2.0, 8.0, 4.0)
+    assert (student.lower_quartile_seconds, student.sequences_per_second) == (1.5, 2.0)
+    assert (teacher.student, teacher.median_seconds, teacher.speed_up) == ("teacher", 8.0, 1.0)
 
 
 def test_latency_on_devices_asked_for_says_where_it_ran(folder, monkeypatch):

@@ -42,6 +42,21 @@ def test_slopes_intervals_and_crossings_are_those_of_a_regression_by_hand():
     assert np.isnan(table.loc["hs", "meets"]) and np.isnan(table.loc["se", "meets"])
 
 
+def test_what_a_method_gains_on_the_leader_is_judged_over_tasks():
+    """od's lead over hs grows by 10 a decade on the mean; on the first task by 8, on the second by 12."""
+    found = closed(0.02)
+    apart = xr.DataArray([-0.02, 0.02], dims="task")
+    for place, budget in enumerate(TOKENS):
+        found["context", budget]["od"] = found["context", budget]["od"] + place * apart
+    table = trends(found, TOKENS).set_index("method")
+    half = 12.7062 * np.sqrt(2) * 2 / np.sqrt(2)  # Student's of one degree of freedom, standard error 2.83 / sqrt 2
+    assert table.loc["od", ["faster", "faster_low", "faster_high"]].to_list() == pytest.approx(
+        [10, 10 - half, 10 + half], abs=1e-2
+    )
+    assert table.loc["hs", ["faster", "faster_low", "faster_high"]].isna().all()
+    assert table.loc["se", "faster"] == pytest.approx(-5)
+
+
 def test_a_method_of_one_budget_has_no_trend_and_neither_has_a_study_of_one():
     found = closed(0.01)
     for budget in ("base", "large"):

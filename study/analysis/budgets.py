@@ -1,9 +1,11 @@
 """What methods give for the tokens that their students read, as readers see it.
 
-Each function takes the tables of :func:`study.analysis.numbers.budgets.budget_tables`, of one setting or by setting.
+Each function takes the tables of :mod:`study.analysis.numbers.budget_tables`, of one setting or by setting.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
@@ -18,11 +20,15 @@ Tables = dict[str, pd.DataFrame]
 
 
 def cards(curves: dict[str, Tables]) -> HTML | None:
-    """A card for every setting and kind of task: what closes most of the gap on test data, the largest budget first."""
+    """A card for every setting and kind of task: what closes most of the gap on test data.
+
+    First the largest budget with several models a method, then the others: one model judges nothing.
+    """
     kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
-        gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
+        gap = curves[setting]["gap"].query("group == @kind").assign(alone=lambda rows: rows["models"] < 2)
+        gap = gap.sort_values(["alone", "tokens"], ascending=[True, False], kind="stable")
         (most, rows), *others = gap.groupby("tokens", sort=False)
         best = rows.loc[rows["closed"].idxmax()]
         between = interval(best["low"], best["high"], 0).strip(" ()") or "unknown"
@@ -31,7 +37,10 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
         lines += [f"the highest of {len(rows)} methods on test data; {models}, 95 % interval {between}"]
         for tokens, own in others:
             first = own.loc[own["closed"].idxmax()]
-            lines.append(f"with {millions(tokens)} tokens: {number(first['closed'], 0)} % by {label(first['method'])}")
+            alone = " (one model)" if first["alone"] else ""
+            lines.append(
+                f"with {millions(tokens)} tokens: {number(first['closed'], 0)} % by {label(first['method'])}{alone}"
+            )
         shown.append(card(f"{setting.capitalize()}: {millions(most)} tokens", f"{number(best['closed'], 0)} %", *lines))
     return answers(shown)
 
@@ -60,6 +69,23 @@ def reasons(setting: str, tables: Tables) -> Styler | None:
     return styled(rows, "reasons", setting=setting, words=words, wide=wide, groups=groups) if rows else None
 
 
+def sensitivity(setting: str, tables: Tables) -> Styler | None:
+    """What becomes of every verdict without one of its tasks, and when tasks and seeds are drawn anew."""
+    rows = [
+        {"": row.claim, "tasks": row.group, "tokens": millions(row.tokens), "verdict": row.verdict}
+        | {"changes without": row.without if isinstance(row.without, str) and row.without else "no task alone"}
+        | {"effect": number(row.effect, 1, "+")}
+        | {"tasks and seeds drawn anew": interval(row.drawn_low, row.drawn_high, 1, "+").strip(" ()") or NOTHING}
+        for row in tables["sensitivity"].sort_values(["claim", "tokens"], kind="stable").itertuples()
+    ]
+    groups, words = [row[""] for row in rows], ["", "tasks", "tokens", "verdict"]
+    caption = "Effects of the decisive contrast in percent of the gap; of so few tasks the bootstrap is a coarse check."
+    if not rows:
+        return None
+    wide = ["changes without"]
+    return styled(rows, "sensitivity", caption, setting=setting, words=words, wide=wide, groups=groups)
+
+
 def gap(setting: str, tables: Tables) -> Styler:
     """Percent of the gap that each method closes, a column per budget; what did not learn is in brackets."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -83,11 +109,19 @@ def trends(setting: str, tables: Tables) -> Styler | None:
         {"tasks": row.group, "method": label(row.method), "at the smallest budget": number(row.first, 1)}
         | {"per ten times the tokens": number(row.per_decade, 1, "+") + interval(row.low, row.high, 1, "+")}
         | {"meets the leader at": NOTHING if pd.isna(row.meets) else millions(row.meets), "models": row.runs}
+        | {"more per ten times than the leader": number(row.faster, 1, "+") + _bounds(row)}
         for row in tables["trends"].itertuples()
     ]
-    caption = "Percent of the gap, a line through a method's runs. Leader: the line highest at the smallest budget."
+    caption = (
+        "Percent of the gap, a line through a method's runs. Leader: the line highest at the smallest budget. Last"
+    )
+    caption += " column: interval over tasks."
     groups = [row["tasks"] for row in rows]
     return styled(rows, "trends", caption, setting=setting, words=["tasks", "method"], groups=groups) if rows else None
+
+
+def _bounds(row: Any) -> str:
+    return interval(row.faster_low, row.faster_high, 1, "+")
 
 
 def references(setting: str, tables: Tables) -> Styler:

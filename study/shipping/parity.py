@@ -39,8 +39,8 @@ def extra(name: str = "export") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        advice = f"pip install 'task-agnostic-distillation-study[{name}]'"
-        raise StudyError(f"{error.name} is not installed: `{advice}`") from None
+        advice = f"pip install --constraint constraints.txt --editable '.[{name}]'"
+        raise StudyError(f"{error.name} is not installed: `{advice}` in the study's folder") from None
 
 
 class Parity(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ import xarray as xr
 from study.analysis.numbers import claims
 from study.analysis.numbers.results import FLOOR, check_mixture, check_versions
 from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
-from study.analysis.numbers.trends import trends
 from study.descriptions import TEACHER, Comparison, model_name
-from study.files import Layout, StudyError, write_file
+from study.files import Layout, StudyError
 from study.records import Environment, RunResult, read_record, short_name
 from study.sections import BASE_BUDGET
 
@@ -29,8 +27,6 @@ LEARNT = 0.95
 #: Points (0-100) by which the teacher has to be above the untrained student: else there is no gap to close.
 GAP = 1.0
 NOT_TESTABLE = "not testable"
-#: Names of the tables.
-TABLES = ("gap", "references", "verdicts", "contrasts", "trends")
 _PLACE = ["group", "budget", "tokens", "claim"]
 
 
@@ -248,41 +244,3 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
 
 def _placed(rows: pd.DataFrame, place: dict[str, Any]) -> pd.DataFrame:
     return rows.assign(**place)[[*place, *rows.columns]]
-
-
-def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
-    """:func:`table` (``gap``), :func:`references`, :func:`verdicts`, their contrasts and :func:`trends`, by TABLES.
-
-    Raises:
-        StudyError: scores are incomplete.
-    """
-    closed = all_closed(budgets)
-    gap = table(budgets, closed)
-    judged, compared = verdicts(budgets, closed, gap)
-    tables = {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
-    return tables | {"trends": trends(closed, budgets.tokens)}
-
-
-def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
-    """Write :func:`budget_tables` as CSV, and return them.
-
-    Raises:
-        StudyError: as :func:`budget_tables`, or the folder cannot be written.
-    """
-    tables = budget_tables(budgets)
-    for name, rows in tables.items():
-        digits = {column: 4 for column in rows if column != "learning_rate"}
-        write_file(Path(folder) / f"{name}.csv", rows.round(digits).to_csv(index=False, lineterminator="\n"))
-    return tables
-
-
-def read_budgets(folder: Path) -> dict[str, pd.DataFrame]:
-    """What :func:`write_budgets` wrote.
-
-    Raises:
-        StudyError: a table is missing.
-    """
-    missing = [name for name in TABLES if not (folder / f"{name}.csv").is_file()]
-    if missing:
-        raise StudyError(f"{folder}: {', '.join(missing)}.csv missing; `dvc repro` makes them")
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}

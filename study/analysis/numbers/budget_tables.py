@@ -1,0 +1,53 @@
+"""The tables of scores against tokens, and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from study.analysis.numbers.budgets import Budgets, all_closed, references, table, verdicts
+from study.analysis.numbers.sensitivity import sensitivity
+from study.analysis.numbers.trends import trends
+from study.files import StudyError, write_file
+
+#: Their names.
+TABLES = ("gap", "references", "verdicts", "contrasts", "sensitivity", "trends")
+
+
+def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
+    """:func:`table` (``gap``), :func:`references`, :func:`verdicts`, contrasts, :func:`sensitivity`, :func:`trends`.
+
+    Raises:
+        StudyError: scores are incomplete.
+    """
+    closed = all_closed(budgets)
+    gap = table(budgets, closed)
+    judged, compared = verdicts(budgets, closed, gap)
+    tables = {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
+    return tables | {"sensitivity": sensitivity(budgets, closed, judged), "trends": trends(closed, budgets.tokens)}
+
+
+def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
+    """Write :func:`budget_tables` as CSV, and return them.
+
+    Raises:
+        StudyError: as :func:`budget_tables`, or the folder cannot be written.
+    """
+    tables = budget_tables(budgets)
+    for name, rows in tables.items():
+        digits = {column: 4 for column in rows if column != "learning_rate"}
+        write_file(Path(folder) / f"{name}.csv", rows.round(digits).to_csv(index=False, lineterminator="\n"))
+    return tables
+
+
+def read_budgets(folder: Path) -> dict[str, pd.DataFrame]:
+    """What :func:`write_budgets` wrote.
+
+    Raises:
+        StudyError: a table is missing.
+    """
+    missing = [name for name in TABLES if not (folder / f"{name}.csv").is_file()]
+    if missing:
+        raise StudyError(f"{folder}: {', '.join(missing)}.csv missing; `dvc repro` makes them")
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
