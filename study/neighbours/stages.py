@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from study.data.corpus import load_corpus
@@ -28,6 +29,36 @@ from study.evaluation.metrics import task_metrics
 from study.files import Layout, StudyError
 from study.runtime import compute_device, use_bf16
 from study.sections import TaskBudget
+
+
+def both(rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, T) and (B, U), nonzero at real tokens: pairs of them, (B, T, U)."""
+    return rows.bool()[:, :, None] & columns.bool()[:, None, :]
+
+
+def attention_rows(student: Tensor, teacher: Tensor, allowed: Tensor) -> Tensor:
+    r"""Cross-entropy of the student's attention rows under the teacher's, per row.
+
+    .. math:: -\frac{1}{A N} \sum_b \sum_a \sum_t \sum_{u \in x_{b,t}} P^T_{a,t,u} \log P^S_{a,t,u}
+
+    P is the softmax of the scores over the columns u that are allowed in row t, N the number of rows that have one.
+
+    Args:
+        student, teacher: (B, A, T, U) scores, computed in float32. allowed: (B, T, U), true where a row sees a column.
+
+    Raises:
+        ValueError: shapes that do not agree.
+
+    Source: CR-ILD (2302.01530), its public code, which counts rows of padding in the mean.
+    """
+    if student.shape != teacher.shape or allowed.shape != (len(student), *student.shape[2:]):
+        raise ValueError(
+            f"scores and mask differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)},"
+            f" mask {tuple(allowed.shape)}"
+        )
+    own, target = (x.float().masked_fill(~allowed[:, None], torch.finfo(torch.float32).min) for x in (student, teacher))
+    rows, counted = -(F.softmax(target, dim=-1) * F.log_softmax(own, dim=-1)).sum(dim=-1), allowed.any(dim=-1)
+    return rows.masked_fill(~counted[:, None], 0.0).sum() / (student.shape[1] * counted.sum().clamp(min=1))
 
 
 class TargetCollator(Collator):
@@ -147,14 +178,15 @@ def train_stage(
     return before, after
 
 
-def corpus_texts(folder: Path, count: int, length: int, seed: int) -> Dataset:
+def corpus_texts(folder: Path, count: int, length: int, seed: int, split: str = "train") -> Dataset:
     """Sequences of the study's corpus, drawn anew for each seed, cut to ``length`` tokens and closed as texts are.
 
     Raises:
         StudyError: no corpus, or one with fewer sequences.
     """
-    corpus = load_corpus(folder)["train"]
+    corpus = load_corpus(folder)[split]
     if len(corpus) < count:
-        raise StudyError(f"{folder}: {len(corpus):,} sequences for training; allowed: at least {count:,}")
+        where = {"train": "training"}.get(split, split)
+        raise StudyError(f"{folder}: {len(corpus):,} sequences for {where}; allowed: at least {count:,}")
     drawn = corpus.shuffle(seed=seed).select(range(count))["input_ids"]
     return Dataset.from_dict({"input_ids": [[*row[: length - 1], row[-1]] for row in drawn], "labels": [0] * count})
