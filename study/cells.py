@@ -1,7 +1,8 @@
 """The cells of a study for whatever runs them (Slurm, a shell, ...): commands of what is stale, outcomes put on record.
 
 DVC says what is stale and keeps the record; a command does what DVC would do for one stage, without its lock. It writes
-into a folder of its own in ``scratch/cells`` and moves the outcome in place when it is whole. It leaves a mark there:
+into a folder of its own in ``scratch/cells``, or in ``$STUDY_SCRATCH`` (a disk of the node), and moves the outcome in
+place when it is whole. It leaves a mark in ``scratch/cells``:
 ``<stage>.started`` when it begins, renamed to ``<stage>.finished`` when it has succeeded.
 """
 
@@ -91,13 +92,19 @@ class Cells:
             moved += [out] * bool(found)
             removed += [out] * (not found)  # its place is not the command's to choose
         lines = [f"mkdir -p {MARKS}", f"rm -f {finished}", f"touch {started}"]
-        lines += [f"own=$(mktemp -d {MARKS}/{shlex.quote(stage.name)}.XXXXXX)"]
+        lines += [f"kept=$(mktemp -d {MARKS}/{shlex.quote(stage.name)}.XXXXXX) && own=$kept/own"]
+        lines += ["""trap 'rm -rf "$local"' EXIT"""]
+        lines += [
+            """if [ "$STUDY_SCRATCH" ]; then local=$(mktemp -d "$STUDY_SCRATCH"/study.XXXXXX) && ln -s "$local" $own;"""
+        ]
+        lines[-1] += " else mkdir $own; fi"
         folders = dict.fromkeys(str(Path(out).parent) for out in moved)
         lines += ["mkdir -p " + " ".join(f'"$own"/{shlex.quote(folder)}' for folder in folders)] if moved else []
         lines += [f"rm -rf {shlex.join(removed)}"] if removed else []
         lines += [command]
         for out in map(shlex.quote, moved):
-            lines += [f"rm -rf {out}", f"mkdir -p $(dirname {out})", f'mv "$own"/{out} {out}']
+            lines += [f'mkdir -p $(dirname {out}) "$kept"/$(dirname {out})', f'mv "$own"/{out} "$kept"/{out}']
+            lines += [f"rm -rf {out}", f'mv "$kept"/{out} {out}']  # within one file system: whole at once
         here = self.plan.folder.relative_to(self.plan.root)
         inside = [] if here == Path() else [f"cd {shlex.quote(str(here))}"]
         return " && ".join([*inside, *lines, f"mv {started} {finished}"])

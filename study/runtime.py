@@ -77,6 +77,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def loaders() -> int:
+    """Processes that prepare batches ahead of training: ``$STUDY_LOADERS``, else none. Batches are the same.
+
+    Raises:
+        StudyError: it is no number from 0 on.
+    """
+    text = os.environ.get("STUDY_LOADERS") or "0"
+    if not text.isdecimal():
+        raise StudyError(f"STUDY_LOADERS = {text}; allowed: a number of processes, 0 for none")
+    return int(text)
+
+
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Versions, processor, threads and date: the fields of :class:`study.records.Environment`.
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,49 @@ def test_what_is_gone_is_named_and_all_else_is_put_on_record(study):
     assert names(study.ready()[0]) == ["make@one"]
 
 
+def test_what_is_made_on_a_disk_of_the_node_is_put_in_place_whole(study, monkeypatch):
+    """The last move is within one file system: readers see all of it or nothing."""
+    local, moves = (
+        Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)),
+        study.plan.root / "log",
+    )
+    wrapper = study.plan.root / "bin" / "mv"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f"#!{sys.executable}\nimport os, shutil, sys\nfrom pathlib import Path\na, b = map(Path, sys.argv[1:])\n"
+        f'same = a.stat().st_dev == b.parent.stat().st_dev\nprint(b, same, file=open("{moves}", "a"))\n'
+        "shutil.move(a, b)\n"
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("STUDY_SCRATCH", str(local))
+    one, _ = study.ready()[0]
+    path = os.pathsep.join([str(wrapper.parent), os.environ["PATH"]])
+    done = subprocess.run(["sh", "-c", study.command(one)], cwd=study.plan.root, env=os.environ | {"PATH": path})
+    assert done.returncode == 0
+    moved = dict(line.split() for line in moves.read_text().splitlines())
+    assert moved["out/one"] == moved["scratch/cells/make@one.finished"] == "True" and len(moved) == 3
+    assert (study.plan.folder / "out" / "one" / "text").read_text() == "THE ONE\n" and not list(local.iterdir())
+    assert study.record() == (["make@one"], {}) and not list(study.marks.glob("*.??????"))
+    local.rmdir()
+
+
+def test_machines_without_a_shared_folder_hand_outcomes_on_by_a_remote_of_dvc(study):
+    """One runs and records the first stages and pushes them; the other takes its dvc.lock, pulls, and does the rest."""
+    root = study.plan.root
+    assert shell(root, f"dvc remote add --default store {root.parent / 'store'}").returncode == 0
+    shutil.copytree(root, root.parent / "other")
+    folder = root.parent / "other" / "profiles" / "small"
+    other = Cells(Plan("small", root.parent / "other", folder, None, []))
+    assert [run(study, stage) for stage in study.ready()[0]] == [0, 0] and len(study.record()[0]) == 2
+    assert shell(study.plan.folder, "dvc push").returncode == 0
+    shutil.copy(study.plan.folder / "dvc.lock", folder)
+    assert shell(folder, "dvc pull --allow-missing").returncode == 0
+    ready, waiting = other.ready()
+    assert (names(ready), waiting) == (["join"], []) and run(other, ready[0]) == 0
+    assert other.record() == (["join"], {}) and other.ready() == ([], [])
+    assert (folder / "all.txt").read_text() == "THE ONE\nTHE TWO\n"
+
+
 def test_only_paths_are_put_elsewhere_in_a_command(study):
     """Of the real pipeline: `python -m study plan` writes the folder `plan`."""
     here = Cells(Plan("small", study.plan.root, study.plan.folder, None, []))
@@ -118,4 +162,4 @@ def test_only_paths_are_put_elsewhere_in_a_command(study):
     )
     plan, other = here.all()
     assert "rm -rf plan && echo plan > plan && mv " in here.command(plan)
-    assert "cp a/b+c $own/a/b && touch a/b.x && rm -rf a/b" in here.command(other)
+    assert "cp a/b+c $own/a/b && touch a/b.x && mkdir -p" in here.command(other)

@@ -149,6 +149,18 @@ def test_without_ray_or_at_an_address_that_does_not_answer_one_line_says_so(stud
         run_grid(study, Request())
 
 
+@on_ray
+def test_a_machine_that_does_not_share_the_folder_stops_the_grid(local, study, monkeypatch):
+    """Its probe reads a folder of the same name that is another."""
+    probe = grid.probe
+    monkeypatch.setattr(grid, "probe", lambda file, token: probe(f"{file}-elsewhere", token))
+    with pytest.raises(
+        StudyError, match=rf"of {socket.gethostname()} is not that of .*allowed: a folder that all share"
+    ):
+        run_grid(study, Request())
+    assert len(names(study.ready()[0])) == 4 and not (study.marks / "probe").exists()
+
+
 def test_a_folder_that_is_not_shared_is_found(tmp_path):
     (tmp_path / "probe").write_text("token")
     assert grid.probe(str(tmp_path / "probe"), "token") == ""

@@ -116,6 +116,16 @@ def test_processes_that_do_not_divide_a_batch_are_told_so(monkeypatch, tmp_path,
         tiny_processes.distil(run, layout, Path("nowhere"))
 
 
+def test_more_processes_than_gpus_on_a_machine_are_told_so(monkeypatch):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    monkeypatch.setattr(processes, "launched", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(StudyError, match="^4 processes on a machine with 2 GPUs; allowed: at most one process a GPU$"):
+        processes.join()
+
+
 @pytest.mark.parametrize("left", [{"LOCAL_RANK": "0", "WORLD_SIZE": "2", "RANK": "1"}, {"LOCAL_RANK": "3"}])
 def test_what_a_launcher_left_makes_no_process_wait_for_others(folder, monkeypatch, left):
     for name, value in left.items():

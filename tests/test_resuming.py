@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tiny
 import torch
 from tiny_training import adapted, distilled
 
+from study import StudyError
 from study.descriptions import Run
 from study.distillation import trainer
 from study.distillation.objectives.base import Objective
@@ -275,3 +277,27 @@ def test_no_second_of_either_part_is_lost(folder, monkeypatch, saved):
     monkeypatch.setattr(trainer.Progress, "on_train_end", end)
     record = distilled(folder, "student", "mlm", **OFTEN)["training"]
     assert first > 0 and record["seconds"] >= first + parts[1] - parts[0] - 0.05  # rounded to tenths
+
+
+def test_batches_that_other_processes_prepare_are_the_same_also_after_an_interruption(folder, monkeypatch, capsys):
+    """Every bit of the weights; the stream of several processes is that of :mod:`tiny_processes`."""
+    budget = {"steps": 8, "save_every": 2, "evaluate_every": 4, "accumulation_steps": 2}
+    distilled(folder, "alone", "od", distillation=budget)
+    monkeypatch.setenv("STUDY_LOADERS", "2")
+    started, original = [], torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__init__
+
+    def noted(self, loader):
+        started.append(loader.num_workers)
+        original(self, loader)
+
+    monkeypatch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter, "__init__", noted)
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupt_after(interrupted, "checkpoint-2")
+        distilled(folder, "student", "od", distillation=budget)
+    distilled(folder, "student", "od", distillation=budget)
+    assert re.search("continues from step [24] of 8", capsys.readouterr().out)
+    assert len(started) >= 2 and set(started) == {2}
+    assert tiny.identical(tiny.weights(folder / "alone"), tiny.weights(folder / "student"))
+    monkeypatch.setenv("STUDY_LOADERS", "two")
+    with pytest.raises(StudyError, match="^STUDY_LOADERS = two; allowed: a number of processes, 0 for none$"):
+        distilled(folder, "other", "od", distillation=budget)

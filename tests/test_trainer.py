@@ -126,3 +126,14 @@ def test_bf16_where_there_are_no_instructions_for_it_is_refused(monkeypatch):
         use_bf16("bf16")
     monkeypatch.setattr("study.runtime.has_bf16", lambda device: True)
     assert use_bf16("auto") and use_bf16("bf16") and not use_bf16("fp32")
+
+
+def test_bf16_on_a_card_without_it_is_told_with_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    card = torch.device("cuda", 0)
+    with pytest.raises(
+        StudyError, match=r"^precision = bf16: Tesla V100 has no bf16 instructions; allowed: auto, fp32$"
+    ):
+        use_bf16("bf16", card)
+    assert not use_bf16("auto", card)

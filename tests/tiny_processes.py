@@ -94,4 +94,5 @@ if __name__ == "__main__":
         processes.join()
         torch.save([trained(here, *case) for case in CASES], here / f"{processes.rank()}.pt")
         interrupted(*tiny.run(here, METHOD, "L2-H12", 2, distillation=BUDGET), here / "interrupted")
+    os.environ["STUDY_LOADERS"] = "2"
     sys.exit(main(["distil", sys.argv[1], "--output", str(here / "continued")]))

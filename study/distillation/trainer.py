@@ -35,7 +35,7 @@ from study.execution import forget_launchers
 from study.families import family_of, part
 from study.files import StudyError, write_json
 from study.methods import FastPath
-from study.runtime import compute_device, environment, one_device
+from study.runtime import compute_device, environment, loaders, one_device
 
 #: Optimiser steps between two training losses.
 LOGGED_EVERY = 10
@@ -290,7 +290,8 @@ def common_arguments(bf16: bool, batch_size: int) -> dict[str, Any]:
         "remove_unused_columns": False,
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,
+        "dataloader_num_workers": loaders(),
+        "dataloader_pin_memory": compute_device().type == "cuda",
     }
 
 
