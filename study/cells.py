@@ -45,10 +45,12 @@ class Cells:
             kind: one kind of stage alone, such as ``distill``.
             busy: names of stages that are being run: others wait for them.
         """
+        from dvc.repo.graph import build_graph
+
         ready: list[Any] = []
         unsettled: set[Any] = set()
         with self._repository() as (repository, stages):
-            graph = repository.index.graph  # a stage -> those it depends on
+            graph = build_graph(stages)  # a stage -> those it depends on; no profile depends on another
             with repository.lock:
                 for stage in reversed(list(topological_sort(graph))):
                     if unsettled.intersection(graph.successors(stage)) or stage.name in busy:
@@ -63,6 +65,14 @@ class Cells:
         """Every stage, or every one of a kind, in the order of dvc.yaml."""
         with self._repository() as (_, stages):
             return _of_kind(stages, kind)
+
+    def graph(self) -> dict[str, list[str]]:
+        """Name of every stage -> those it depends on, which stand before it."""
+        from dvc.repo.graph import build_graph
+
+        with self._repository() as (_, stages):
+            graph = build_graph(stages)
+            return {s.name: [other.name for other in graph[s]] for s in reversed(list(topological_sort(graph)))}
 
     def state(self, stage: Any) -> str:
         """``finished`` and not on record yet, ``started`` (running or failed), or ``not started``."""
@@ -93,14 +103,17 @@ class Cells:
         return " && ".join([*inside, *lines, f"mv {started} {finished}"])
 
     def record(self) -> tuple[list[str], dict[str, str]]:
-        """Put finished stages on record, one at a time.
+        """Put finished stages on record, all in one writing of dvc.lock: that costs most, and more the longer it is.
 
         Returns:
             Names of those on record, and of those that have to be run again -> why: something that they depend on
             changed after they began, or is gone, as their outcome may be.
         """
-        recorded, refused = [], {}
-        with self._repository() as (repository, stages):
+        from dvc.repo import lock_repo
+
+        recorded: list[Any] = []
+        refused: dict[str, str] = {}
+        with self._repository() as (repository, stages), lock_repo(repository):
             for stage in stages:
                 mark = self._mark(stage.name, "finished")
                 if not mark.is_file():
@@ -111,13 +124,18 @@ class Cells:
                     refused[stage.name] = f"{self._short(missing[0])} is missing"
                 elif newer:
                     refused[stage.name] = f"{self._short(newer[0])} changed after it began"
-                else:
-                    repository.commit(stage.name, force=True)
-                    recorded.append(stage.name)
-                mark.unlink()
-                for own in self.marks.glob(f"{escape(stage.name)}.??????/"):
-                    shutil.rmtree(own, ignore_errors=True)
-        return recorded, refused
+                else:  # what `dvc commit -f` does for one
+                    stage.save()
+                    stage.commit()
+                    recorded.append(stage)
+            if recorded:
+                recorded[0].dvcfile.dump_stages(recorded, update_pipeline=False)
+        names = [stage.name for stage in recorded]
+        for name in [*names, *refused]:
+            self._mark(name, "finished").unlink()
+            for own in self.marks.glob(f"{escape(name)}.??????/"):
+                shutil.rmtree(own, ignore_errors=True)
+        return names, refused
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -167,8 +185,8 @@ def _of_kind(stages: list[Any], kind: str | None) -> list[Any]:
 
 
 def kind_of(stage: Any) -> str:
-    """``distill`` of ``distill@english_od_L3-H192_1``."""
-    return str(stage.name).partition("@")[0]
+    """``distill`` of ``distill@english_od_L3-H192_1``, a stage or its name."""
+    return str(getattr(stage, "name", stage)).partition("@")[0]
 
 
 def _paths(entries: list[Any]) -> list[Path]:

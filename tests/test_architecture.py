@@ -30,8 +30,9 @@ FLOORS = [
     ["study.evaluation"],
     ["study.neighbours"],
     ["study.analysis"],
-    ["study.speed", "study.shipping", "study.new", "study.cells"],
+    ["study.shipping", "study.new", "study.cells"],
     ["study.grid"],
+    ["study.speed"],
     ["study.__main__"],
 ]
 #: Analyses read small files alone; the explorer looks into models.

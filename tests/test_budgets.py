@@ -17,6 +17,7 @@ from study.analysis.numbers.budgets import (
     NOT_TESTABLE,
     Budgets,
     all_closed,
+    gains,
     gap_closed,
     groups,
     references,
@@ -206,6 +207,7 @@ def test_tables_and_figure_are_written(tmp_path):
     tables = write_budgets(budgets, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "contrasts.csv",
+        "gains.csv",
         "gap.csv",
         "references.csv",
         "sensitivity.csv",
@@ -246,6 +248,18 @@ def test_points_far_below_the_floor_are_numbers_at_the_edge():
     for rows in (gap_table(budgets), gap_table(budgets).query("budget == 'base'")):
         notes = [note.get_text() for axes in draw(budgets.comparison, rows).axes for note in axes.texts]
         assert notes == ["−100"] * 2 * rows["budget"].nunique()  # in both groups, at every budget
+
+
+def test_gains_are_points_above_the_untrained_student_gap_or_not():
+    budgets = constructed()
+    budgets.scores.loc[budgets.scores["method"] == "teacher", "score"] = 0.5  # nothing to close
+    rows = gains(budgets).set_index(["group", "budget", "method"])
+    assert set(rows.index.get_level_values("group")) == {"context", "sentence"}
+    row = rows.loc["context", "base", "hs-last"]
+    assert row["gain"] == pytest.approx(24) and row["models"] == 3  # 0.6 of 40 points
+    assert row["low"] < 24 < row["high"] and row["high"] - 24 == pytest.approx(24 - row["low"])
+    shown = readable.gains("english", {"gains": gains(budgets)}).data.set_index(["tasks", "method"])
+    assert shown.loc[("context", "HS: last"), "0.31 M tokens"].startswith("+24.0 (")
 
 
 def test_a_verdict_that_hangs_on_one_task_is_found():

@@ -8,11 +8,19 @@ import pandas as pd
 import pytest
 import tiny
 
+import study
 from study import StudyError
 from study.descriptions import Run
 from study.methods import METHOD, PARTS
 from study.speed import cost
-from study.speed.grid_cost import fit_traffic, grid_cost, known_results, workload_of
+from study.speed.grid_cost import (
+    fit_traffic,
+    grid_cost,
+    known_results,
+    measured_stages,
+    predicted_stages,
+    workload_of,
+)
 
 CARD = cost.Device("made up", 1e12, 1e11, memory=1e9, link=1e10, price=3.6)
 OPTIONS = {
@@ -66,3 +74,15 @@ def test_the_share_of_bandwidth_comes_back_from_made_up_steps(tmp_path):
     seconds = [c.flops / (0.5 * CARD.flops) + c.bytes / (0.25 * CARD.bandwidth) for c in map(cost.count, works)]
     found = fit_traffic(pd.DataFrame({"workload": works, "seconds": seconds}), CARD)
     assert (found.flops, found.bytes) == pytest.approx((0.5, 0.25))
+
+
+def test_stages_last_as_long_as_predicted_and_as_their_records_say(tmp_path):
+    plan = tiny.plan(tmp_path, grid={"methods": ["none", "mlm"]})
+    (run,) = (run for run in plan.of(Run) if run.method == "mlm")
+    share = cost.Efficiency(0.5, 0.5)
+    seconds = cost.predict(workload_of(plan, run, 60), CARD, share)["seconds"]
+    assert predicted_stages(plan, {"english": 60}, CARD, share) == {f"distill@{run.name}": seconds}
+    assert measured_stages(plan) == {}
+    times = measured_stages(study.resolve("evidence"))  # committed
+    assert times["distill@english_hs-last_L3-H192_1"] > 0 and "distill@english_none_L3-H192_1" not in times
+    assert len([name for name in times if name.startswith("evaluate@")]) == 149

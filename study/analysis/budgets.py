@@ -69,6 +69,21 @@ def reasons(setting: str, tables: Tables) -> Styler | None:
     return styled(rows, "reasons", setting=setting, words=words, wide=wide, groups=groups) if rows else None
 
 
+def gains(setting: str, tables: Tables) -> Styler:
+    """Points that each method's students score above the untrained one, a column per budget."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in tables["gains"].sort_values("tokens", kind="stable").itertuples():
+        shown = number(row.gain, 1, "+") + interval(row.low, row.high, 1, "+")
+        cells.setdefault((row.group, row.method), {})[f"{millions(row.tokens)} tokens"] = shown
+    heads = list(dict.fromkeys(head for cell in cells.values() for head in cell))
+    rows = [
+        {"tasks": group, "method": label(method)} | {head: cell.get(head, NOTHING) for head in heads}
+        for (group, method), cell in cells.items()
+    ]
+    caption = "Points of the macro test score above the untrained student (95 % interval)."
+    return styled(rows, "gains", caption, setting=setting, words=["tasks", "method"], groups=[r["tasks"] for r in rows])
+
+
 def sensitivity(setting: str, tables: Tables) -> Styler | None:
     """What becomes of every verdict without one of its tasks, and when tasks and seeds are drawn anew."""
     rows = [

@@ -145,3 +145,25 @@ def grid_cost(
             | {"accumulation": fits[0] if fits else None}
         )
     return pd.DataFrame(rows)
+
+
+def measured_stages(plan: Plan) -> dict[str, float]:
+    """Name of a stage -> seconds that its training or evaluation took where it ran, from committed result files."""
+    seconds: dict[str, float] = {}
+    for evaluation in plan.of(Evaluation):
+        file = plan.layout(evaluation.setting).results / f"{evaluation.model}.json"
+        if file.is_file():
+            record = read_record(file, RunResult)
+            seconds[f"evaluate@{evaluation.name}"] = record.evaluation_seconds
+            if record.distillation is not None:
+                seconds[f"distill@{evaluation.name}"] = record.distillation.seconds
+    return seconds
+
+
+def predicted_stages(
+    plan: Plan, vocabularies: Mapping[str, int], device: Device, efficiency: Efficiency, devices: int = 1
+) -> dict[str, float]:
+    """Name of a stage -> seconds of its training, as :func:`grid_cost` has them."""
+    trained = [run for run in plan.of(Run) if not isinstance(run.objective, Untrained)]
+    works = {run.name: workload_of(plan, run, vocabularies[run.setting]) for run in trained}
+    return {f"distill@{name}": predict(work, device, efficiency, devices)["seconds"] for name, work in works.items()}

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from study.analysis.figures.style import GREY, LOOK, PALE, SPARE, STYLES, Style, handle, new_figure
+from study.analysis.figures.style import GREY, HALO, LOOK, PALE, SPARE, STYLES, Style, handle, new_figure
 from study.analysis.runtimes import LABELS
 from study.descriptions import TEACHER
 
@@ -35,12 +35,10 @@ def quality_latency(choices: pd.DataFrame) -> Figure:
         face = color if row.precision == "int8" else "white"
         axes.plot(row.milliseconds, row.score, linestyle="", marker=MARKERS[row.runtime], zorder=3,
                   markersize=12 if row.precision == "int8" else 7, color=color, markerfacecolor=face)  # fmt: skip
-    for (_, precision), rows in choices.groupby(["model", "precision"], sort=False):
-        best = rows.loc[rows["milliseconds"].idxmin()]
-        label = f"{best['model']} {precision}\n{best['milliseconds']:.3g} ms"
+    for best in front.itertuples():
         axes.annotate(
-            label, (best["milliseconds"], rows["score"].min()), (0, -9), textcoords="offset points", ha="center",
-            va="top", fontsize=7.5, color=GREY,
+            f"{best.model}\n{best.milliseconds:.3g} ms", (best.milliseconds, best.score), (0, 9),
+            textcoords="offset points", ha="center", va="bottom", fontsize=7.5, color=GREY, bbox=HALO,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.analysis.numbers.budgets import Budgets, all_closed, references, table, verdicts
+from study.analysis.numbers.budgets import Budgets, all_closed, gains, references, table, verdicts
 from study.analysis.numbers.sensitivity import sensitivity
 from study.analysis.numbers.trends import trends
 from study.files import StudyError, write_file
 
 #: Their names.
-TABLES = ("gap", "references", "verdicts", "contrasts", "sensitivity", "trends")
+TABLES = ("gap", "gains", "references", "verdicts", "contrasts", "sensitivity", "trends")
 
 
 def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
-    """:func:`table` (``gap``), :func:`references`, :func:`verdicts`, contrasts, :func:`sensitivity`, :func:`trends`.
+    """Name of TABLES -> table: what the functions of these names give; ``gap`` is :func:`budgets.table`.
 
     Raises:
         StudyError: scores are incomplete.
@@ -24,7 +24,8 @@ def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
     closed = all_closed(budgets)
     gap = table(budgets, closed)
     judged, compared = verdicts(budgets, closed, gap)
-    tables = {"gap": gap, "references": references(budgets), "verdicts": judged, "contrasts": compared}
+    tables = {"gap": gap, "gains": gains(budgets), "references": references(budgets)}
+    tables |= {"verdicts": judged, "contrasts": compared}
     return tables | {"sensitivity": sensitivity(budgets, closed, judged), "trends": trends(closed, budgets.tokens)}
 
 

@@ -203,6 +203,27 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     return rows.assign(learnt=(rows["loss_share"] < LEARNT) & (rows["closed"] > 0))
 
 
+def gains(budgets: Budgets) -> pd.DataFrame:
+    """What a method's students score above the untrained one, in points (0-100), whether there is a gap or not.
+
+    One row per group of tasks (but the mean of all), budget and method: group, budget, tokens, method, gain (macro test
+    score less the untrained student's mean), low, high (95 %, :func:`statistics.estimate`; NaN of one model), models.
+    """
+    rows = []
+    for group in [name for name in GROUPS if name in set(budgets.scores["group"])]:
+        own = _of_group(budgets, group)
+        floors = own[own["method"] == FLOOR].groupby("student")["score"].mean()
+        runs = own[~own["method"].isin([TEACHER, FLOOR])]
+        runs = runs.assign(over=runs["score"] - runs["student"].map(floors))
+        for (budget, method), scores in runs.groupby(["budget", "method"], sort=False):
+            gain = estimate(100 * scores.groupby("seed")["over"].mean().to_numpy()[None])  # students share seeds
+            low, high = gain.interval()
+            place = {"group": group, "budget": budget, "tokens": budgets.tokens[str(budget)], "method": method}
+            models = len(scores[["student", "seed"]].drop_duplicates())
+            rows.append(place | {"gain": float(gain.mean), "low": float(low), "high": float(high), "models": models})
+    return pd.DataFrame(rows)
+
+
 def references(budgets: Budgets) -> pd.DataFrame:
     """Test scores (0-100) of the teacher and of the untrained student by task: the two ends of the gap."""
     rows = budgets.scores[budgets.scores["method"].isin([TEACHER, FLOOR])]
