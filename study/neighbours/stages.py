@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from study.data.corpus import load_corpus
-from study.data.tasks import Task, load_task
+from study.data.pretrained import load_tokenizer, save_model
+from study.data.tasks import Task, find_task, load_task
 from study.descriptions import NeighbourSystem
 from study.distillation.trainer import DistillationTrainer
 from study.evaluation.finetune import (
@@ -104,6 +106,37 @@ def teacher_of(
         classifier=classifier,
     )  # fmt: skip
     return kept[0].eval()
+
+
+def on_tasks(
+    description: NeighbourSystem,
+    layout: Layout,
+    model: PreTrainedModel,
+    names: Iterable[str],
+    seed: int,
+    learning_rate: float,
+    prepare: Callable[[MeanPoolingClassifier], object] | None = None,
+    keep: Callable[[Task, Dataset, MeanPoolingClassifier], object] | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Main metric on test data of an encoder fine-tuned on each task, and of the linear probe that this starts from.
+
+    Args:
+        prepare: as of :func:`study.evaluation.finetune.finetune`. keep: called with each task, its test data and
+            the model that was kept.
+    """
+    scores, probes, tokenizer = {}, {}, load_tokenizer(description.folder(layout))
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, tokenizer, Path(folder))
+        for name in names:
+            task, budget, pairs = find_task(layout.tasks, name), description.tasks[name], description.finetuning.pairs
+            splits = encode(load_task(layout.tasks, name), task, budget, tokenizer, pairs, seed)
+            found = finetune(
+                description, Path(folder), task, splits, tokenizer, seed, learning_rate, look_at_test=True,
+                prepare=prepare, keep=keep and partial(keep, task, splits["test"]),
+            )  # fmt: skip
+            assert found.test is not None
+            scores[name], probes[name] = found.test[task.metric], found.frozen["test"]
+    return scores, probes
 
 
 def train_stage(

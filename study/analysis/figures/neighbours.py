@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 from study.analysis.answers import VERDICT_LOOKS
 from study.analysis.figures.style import GREY, STUDENT_STYLES, interval, new_figure, number
 from study.analysis.numbers.neighbours import arms, verdicts
+from study.analysis.numbers.overview import NOT_MEASURED, NOT_RUN
 from study.analysis.presentation import styled
 from study.records_beside import NeighbourResult
 
@@ -134,9 +135,10 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler:
     for row in rows.itertuples():
         kept = "" if pd.isna(row.kept) else number(row.kept, 1)
         kept += "" if pd.isna(row.low) else interval(row.low, row.high, 1)
+        missing = row.of if row.of in (NOT_RUN, NOT_MEASURED) else NOT_MEASURED
         table.append(
-            {"what": row.row, "kept (%)": kept or row.of, "of": row.of if kept else ""}
-            | {"latency (ms)": "not measured" if pd.isna(row.latency) else number(row.latency, 1)}
+            {"what": row.row, "kept (%)": kept or missing, "of": row.of if row.of != missing or kept else ""}
+            | {"latency (ms)": NOT_MEASURED if pd.isna(row.latency) else number(row.latency, 1)}
             | {
                 "reads of the teacher": row.teacher,
                 "labels": row.labels,
@@ -144,12 +146,9 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler:
                 "cost of training": row.cost,
             }
         )
-    caption = (
-        "what each needs, costs and keeps. Latency: one text at a time, eager PyTorch, one thread, as `make runtimes`"
-        " measured a model of the same shape; weights on a grid are floats and as fast as before."
-    )
-    words = ["of", "reads of the teacher", "labels", "task", "cost of training"]
-    return styled(table, "overview", caption, setting=setting, words=words)
+    words = ["what", "kept (%)", "latency (ms)", "labels", "task", "cost of training"]
+    caption, wide = "what each needs, costs and keeps.", ["of", "reads of the teacher"]
+    return styled(table, "overview", caption, setting=setting, words=words, wide=wide)
 
 
 def overview_figure(rows: pd.DataFrame) -> Figure | None:

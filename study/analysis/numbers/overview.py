@@ -13,7 +13,7 @@ from study.analysis.numbers.budgets import score_rows
 from study.analysis.numbers.neighbours import over_seeds
 from study.descriptions import TEACHER, Comparison, open_description
 from study.files import Layout, write_file
-from study.records import RunResult, read_record
+from study.records import ResultFile, RunResult, read_record
 from study.records_beside import NeighbourResult
 
 NOT_RUN, NOT_MEASURED = "not run", "not measured"
@@ -38,8 +38,8 @@ ASKED_FOR = {
 SYSTEMS = {
     "prequant": ("weights", "of the task", "one", "full"),
     "cr-ild": ("all states, logits, fine-tuned", "of the task", "one", "teacher"),
-    "xtremedistil": ("all states, logits, fine-tuned", "of the source", "a source; then any", "start"),
-    "miniend": ("all states, output distribution", "none", "none; then any", "teacher"),
+    "xtremedistil": ("all states, logits, fine-tuned", "of a source", "a source", "start"),
+    "miniend": ("all states, output distribution", "none", "none", "teacher"),
 }
 
 
@@ -69,7 +69,7 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
         needs = ASKED_FOR.get(method, needs)
         row = _row(f"{method}, {student}", "method", (needs, "none", "none"), latency.get(student))
         rows.append(row | _kept([100 * score / known for score in _scores(own, comparison)]))
-        rows[-1] |= {"of": "the teacher, all tasks", "cost": _cost(own)}
+        rows[-1] |= {"of": "teacher, all tasks", "cost": _cost(own)}
     there = {method for method, _ in runs}
     rows += [
         _row(name, "method", (needs, "none", "none"), None) | {"of": NOT_RUN}
@@ -130,9 +130,13 @@ def _cost(runs: list[RunResult]) -> str:
     trained = [run.distillation for run in runs if run.distillation]
     if not trained:
         return "no training"
-    device = runs[0].environment.processor if runs[0].environment else "an unknown processor"
     seconds = median(own.seconds for own in trained)
-    return f"{trained[0].tokens / 1e6:.2g} M tokens, {seconds:,.0f} s on {device}"
+    return f"{trained[0].tokens / 1e6:.2g} M tokens, {seconds:,.0f} s, {_device(runs[0])}"
+
+
+def _device(result: ResultFile) -> str:
+    """What it was computed on, in a word."""
+    return "GPU" if result.environment and "NVIDIA" in result.environment.processor else "CPU"
 
 
 def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, float]) -> dict[str, Any]:
@@ -146,10 +150,8 @@ def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, 
         same = [n for n, one in comparison.students.items() if all(getattr(one, k) == v for k, v in sizes.items() if v)]
         shape = same[0] if same else None
     row = _row(result.neighbour, "system", (needs[0], needs[1], needs[2]), latency.get(shape or ""))
-    row["cost"] = (
-        f"{result.seconds / 60:,.0f} min for {len(result.arms)} arms, {len(result.seeds)} seeds"
-        f" on {result.environment.processor if result.environment else 'an unknown processor'}"
-    )
+    row["cost"] = f"{result.seconds / 60:,.0f} min, {len(result.arms)} arms, {len(result.seeds)} seeds, "
+    row["cost"] += _device(result)
     if reference not in arms or measure not in arms[reference]:
         return row
     pair = [arms[name][measure] for name in (own, reference)]
