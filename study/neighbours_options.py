@@ -123,7 +123,40 @@ class XtremeDistil(NeighbourOptions):
     labels: Stage
 
 
+class MiniEnd(NeighbourOptions):
+    """Source: 2305.12330; :mod:`study.neighbours.miniend` says what of it is our reading.
+
+    An encoder-decoder made of the model learns to fill spans and teaches a ``student`` that starts at random, whose
+    sizes are those of its encoder and of its decoder. ``arms``: what the teacher adds to the loss of spans.
+    ``sequences`` of the corpus, cut to ``max_length`` tokens, of which the share ``corrupted`` is taken out in spans of
+    ``span`` on the mean; ``development`` of them are held out. ``adaptation``, ``distillation``, ``summaries``: stages;
+    ``train`` and ``test``: summaries.
+    """
+
+    system: Literal["miniend"]
+    student: Encoder
+    arms: list[Literal["scratch", "od", "self", "od+self", "od+self+cross"]] = Field(min_length=1)
+    relation_heads: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    sequences: Positive
+    corrupted: Annotated[float, Field(gt=0, lt=1)]
+    span: Positive
+    adaptation: Stage
+    distillation: Stage
+    summaries: Stage
+    summary_length: Annotated[int, Field(ge=8)]
+    train: Positive
+    development: Positive
+    test: Positive
+    max_length: Annotated[int, Field(ge=8)]
+
+
 #: One of the classes above, chosen by ``system``.
-Neighbour = Annotated[PreQuant | CrIld | XtremeDistil, Discriminator("system")]
+Neighbour = Annotated[PreQuant | CrIld | XtremeDistil | MiniEnd, Discriminator("system")]
 #: System -> the notebook that runs it.
-NOTEBOOKS = {"prequant": "48_prequant", "cr-ild": "48_cr_ild", "xtremedistil": "48_xtremedistil"}
+NOTEBOOKS = {
+    "prequant": "48_prequant",
+    "cr-ild": "48_cr_ild",
+    "xtremedistil": "48_xtremedistil",
+    "miniend": "48_miniend",
+}

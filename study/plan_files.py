@@ -77,11 +77,11 @@ def _list(plan: Plan) -> str:
         for one in plan.of(NeighbourSystem)
         for layout in [Layout(here, one.setting)]
     }
+    rates = os.path.relpath(tuning_folder(plan.folder, plan.root), plan.folder)
     values = {
         "profile": plan.profile,
         "here": here.as_posix(),
         "root": root,
-        "rates_in": os.path.relpath(tuning_folder(plan.folder, plan.root), plan.folder),
         "prepared": list(plan.params.grid.settings),
         "admitted": [admission.setting for admission in plan.of(Admission)],
         "referenced": {r.name: {"setting": r.setting, "model": r.model} for r in plan.of(ReferenceModel)},
@@ -90,6 +90,7 @@ def _list(plan: Plan) -> str:
         "analyses": {
             f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
             | dict(zip(("plan", "results"), READ.get(analysis, READ[None]), strict=True))
+            | {"beside": f"reports/results/{setting}" if analysis == "neighbours" else rates}
             for comparison in plan.of(Comparison)
             for setting in [comparison.setting]
             for analysis, notebook in plan.analyses(setting).items()

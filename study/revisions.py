@@ -37,6 +37,7 @@ REVISIONS: dict[str, int] = {
     # systems beside the grid
     "neighbour/cr-ild": 1,  # losses, mixing, consistency, both stages
     "neighbour/xtremedistil": 1,  # compressed embeddings, its first stage, its classifier and stages
+    "neighbour/miniend": 1,  # spans, the encoder-decoder, its losses and masks
     "neighbour/prequant": 1,  # quantisers, which weights are tuned, bits
     # data
     "cleaning": 1,  # cleaning, overlap with held-out texts, languages in turn, packing

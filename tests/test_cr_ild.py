@@ -27,6 +27,7 @@ from study.neighbours.cr_ild import (
     LogitStudent,
     Progress,
     attention_rows,
+    both,
     logits_loss,
     mislabelled,
     mixed_embeddings,
@@ -61,9 +62,9 @@ def test_attention_rows_by_hand():
     own = torch.tensor([[[[0.0, 0.0], [math.log(3), 0.0]]]])
     target = torch.tensor([[[[math.log(3), 0.0], [0.0, 0.0]]]])
     expected = (math.log(2) - (math.log(3 / 4) + math.log(1 / 4)) / 2) / 2
-    assert attention_rows(own, target, torch.ones(1, 2)).item() == pytest.approx(expected)
+    assert attention_rows(own, target, torch.ones(1, 2, 2).bool()).item() == pytest.approx(expected)
     # With the second token padding there is one row, of one key: cross-entropy 0.
-    assert attention_rows(own, target, torch.tensor([[1, 0]])).item() == pytest.approx(0)
+    assert attention_rows(own, target, torch.tensor([[[True, False], [False, False]]])).item() == pytest.approx(0)
 
 
 def test_attention_rows_against_a_loop():
@@ -79,10 +80,10 @@ def test_attention_rows_against_a_loop():
                     p, q = (math.exp(x[b, a, t, u]) / n for x, n in zip((own, target), norm, strict=True))
                     total -= q * math.log(p)
                 rows += 1
-    assert attention_rows(own, target, MASK).item() == pytest.approx(total / rows, rel=1e-5)
-    assert attention_rows(100 * own, target, MASK).isfinite()
+    assert attention_rows(own, target, both(MASK, MASK)).item() == pytest.approx(total / rows, rel=1e-5)
+    assert attention_rows(100 * own, target, both(MASK, MASK)).isfinite()
     with pytest.raises(ValueError, match="differ in shape"):
-        attention_rows(own, target, MASK[:2])
+        attention_rows(own, target, both(MASK, MASK)[:2])
 
 
 def test_logits_by_hand():

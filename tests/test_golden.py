@@ -60,6 +60,7 @@ from study.files import Layout
 from study.methods import PRUNING
 from study.methods import TEXTS as TEXT_NAMES
 from study.neighbours.cr_ild import IntermediateDistillation, logits_loss, mislabelled
+from study.neighbours.miniend import IGNORED, WORDS, SpanDistillation, corrupted, encoder_decoder
 from study.neighbours.prequant import SCALINGS, bits_per_weight, matrices, positions, quantise_in_place
 from study.neighbours.xtreme_distil import VARIANTS, Representation, StagedClassifier, compressed
 from study.revisions import REVISIONS
@@ -315,6 +316,29 @@ def xtreme_distil(folder: Path) -> Values:
     return values
 
 
+def miniend(folder: Path) -> Values:
+    """Spans taken out, and the loss of every arm under padding."""
+    generator = np.random.default_rng(0)
+    rows = [corrupted(row, 0.3, 2, 4, generator) for row in tiny.sequences(6, 9).tolist()]
+    values: Values = {"spans": digest(rows)}
+    batch = {key: torch.tensor([row[place] for row in rows]) for place, key in enumerate(("input_ids", "labels"))}
+    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < torch.arange(6, 12)[:, None]).long()
+    batch["labels"][0, 3:] = IGNORED
+    for family in FAMILIES:
+        models = [encoder_decoder(own, "miniend").eval() for own in teacher_and_student(family)]
+        for place, model in enumerate(models):
+            model.config.pad_token_id, model.config.decoder_start_token_id = 0, 2
+            torch.manual_seed(place)
+            for name, own in model.decoder.named_parameters():  # random weights differ from version to version
+                if "crossattention" in name:
+                    own.data.copy_(0.2 * torch.randn(own.shape) + ("LayerNorm.weight" in name))
+        for arm in WORDS.keys() - {"teacher"}:
+            made = SpanDistillation(models[1], models[0], arm, heads=4).train()
+            switch_off_dropout(made)
+            values[f"{family} {arm}"] = made(**batch)["loss"].item()
+    return values
+
+
 def text(name: str, folder: Path) -> Values:
     """The first documents of a text in each of its languages."""
     own = [known for known in TEXT_NAMES if known == name or known.startswith(f"{name}-")]
@@ -469,6 +493,7 @@ COMPUTED: dict[str, Callable[..., Values]] = {
     "neighbour/prequant": prequant,
     "neighbour/cr-ild": cr_ild,
     "neighbour/xtremedistil": xtreme_distil,
+    "neighbour/miniend": miniend,
     **{key: partial(text, key.partition("/")[2]) for key in REVISIONS if key.startswith("text/")},
     **{key: partial(task, key.partition("/")[2]) for key in REVISIONS if key.startswith("task/")},
     "own/text": own_text,

@@ -17,10 +17,12 @@ from test_report import REPOSITORY, Page, executed
 from study import StudyError, resolve
 from study.analysis.figures import neighbours as figures
 from study.analysis.numbers.neighbours import arms, load_neighbours, verdicts
+from study.analysis.numbers.overview import ASKED_FOR, overview
 from study.analysis.report import write_report
 from study.data import storage
-from study.descriptions import Neighbours, NeighbourSystem
+from study.descriptions import Comparison, Neighbours, NeighbourSystem
 from study.execution import run_notebook
+from study.files import write_file
 from study.neighbours.prequant import PREQUANT
 from study.neighbours.system import run_system
 from study.params import load_params, read_yaml
@@ -170,6 +172,45 @@ def test_a_neighbour_changes_no_other_description(tmp_path):
     assert (budget.test, budget.train, budget.development) == (30, full.train, full.development)
     assert described.folder(after.layout("english")).name == "mlm_L3-H192_1"
     assert "neighbours" in after.analyses("english") and "neighbours" not in after.analyses("multilingual")
+
+
+def test_everything_side_by_side_by_hand(tmp_path):
+    made = make_study(tmp_path, ["none", "mlm"], ["L3-H192"], seeds=[1, 2, 3])
+    write_grid(made, {("mlm", "L3-H192"): 0.64})  # and 0.004 more with each seed
+    plan = resolve(root=params_with(tmp_path, {}, {"neighbours": {"english": ["prequant"]}}))
+    write_plan(plan)
+    layout = plan.layout("english")
+    fine = VALUES | {"full": [0.9, 0.9, 0.9]}
+    shown = overview([result(values=fine, claims=())], layout).set_index("row")
+    assert list(shown.index) == ["teacher", "none, L3-H192", "mlm, L3-H192", *ASKED_FOR, "prequant"]
+    own = shown.loc["mlm, L3-H192"]
+    mean, half = 100 * 0.644 / 0.8, 4.302653 * 100 * 0.004 / 0.8 / 3**0.5
+    assert [own["kept"], own["low"], own["high"]] == pytest.approx([mean, mean - half, mean + half])
+    assert own["cost"] == "0.41 M tokens, 190 s, CPU" and shown.loc["none, L3-H192", "cost"] == "no training"
+    assert shown.loc["prequant", "kept"] == pytest.approx(100 * (0.82 + 0.85 + 0.81) / 3 / 0.9)
+    assert shown["latency"].isna().all() and figures.overview_figure(shown.reset_index()) is None
+    assert (shown.loc[[*ASKED_FOR], "of"] == "not run").all() and shown.loc[[*ASKED_FOR], "kept"].isna().all()
+    timed = "model,runtime,input,batch_size,threads,p50\nteacher,eager,texts,1,1,12\nL3-H192,eager,texts,1,1,3\n"
+    timed += "L3-H192,onnx,texts,1,1,2\nL3-H192,eager,16,1,1,1\nteacher,eager,texts,1,2,8\n"
+    write_file(layout.reports / "runtimes" / "english" / "timings.csv", timed)
+    student = result(model="mlm_L3-H192_1", claims=())
+    sizes = plan.of(Comparison)[0].students["L3-H192"].model_dump(include={"layers", "width", "heads", "intermediate"})
+    scored = {"topmost-pca": [0.5] * 3, "start": [0.4] * 3}
+    others = result(system="xtremedistil", values=scored, claims=(), options={"student": sizes})
+    lower = {"od": [300.0] * 3, "teacher": [200.0] * 3}
+    writer = result(system="miniend", values=lower, claims=(), measures={"score": "perplexity"})
+    rows = overview([result(), student, others, writer], layout)
+    found = rows.set_index("kind").loc["system"]
+    assert found["latency"].tolist()[:3] == [12, 3, 3] and found["latency"].isna().tolist()[3]
+    assert found["kept"].isna().all()  # neither has a reference of the same kind
+    expected = ["not measured", "not measured", "score 50.0, arm start 40.0", "score 300.0, arm teacher 200.0"]
+    assert found["of"].tolist() == expected
+    texts = [one.get_text() for one in figures.overview_figure(rows).axes[0].texts]
+    assert texts == ["none  75.5", "mlm  80.5", "teacher  100.0"]
+    page = figures.overview_table(rows, "english").to_html()
+    page = re.sub(r"\s+", " ", re.sub("<.*?>", " ", page))
+    assert "mlm, L3-H192 80.5 (79.3 – 81.7) teacher, all tasks 3.0" in page
+    assert "static-256 not run not measured" in page and "not measured score 50.0, arm start 40.0 3.0" in page
 
 
 def test_the_page_tells_standing_arms_and_verdicts_and_other_pages_stay_as_they_are(tmp_path, monkeypatch):

@@ -94,6 +94,24 @@ def test_readme_states_every_verdict_and_those_that_hang_on_one_task() -> None:
     assert d5 == ["undecided", "contradicted"]
 
 
+def test_the_page_on_evidence_states_what_methods_gain_by_kind_of_teacher() -> None:
+    names = {"MLM, no teacher": "mlm", "OD": "od", "HS last": "hs-last", "HS uniform": "hs-uniform",
+             "HS uniform+last": "hs-uniform+last", "MiniLMv2": "mha-minilmv2", "DirectMiniLM": "mha-direct",
+             "embedding transfer": "se-mse"}  # fmt: skip
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    shown = dict(re.findall(r"^\| ([\w+, ]+?) \|((?: \**[+-][\d.]+\** \|){4})$", page, re.M))
+    gains = {(s, r["group"], r["method"]): r for s in ("english", "english-sentence") for r in budgets(s, "gains")
+             if r["budget"] == "base"}  # fmt: skip
+    assert shown.keys() == names.keys()
+    columns = [(s, g) for s in ("english", "english-sentence") for g in ("context", "sentence")]
+    for words, cells in shown.items():
+        for column, cell in zip(columns, cells.split("|"), strict=False):
+            row = gains[*column, names[words]]
+            value = f"{float(row['gain']):+.1f}"
+            sure = float(row["low"]) > 0 or float(row["high"]) < 0
+            assert cell.strip() == (f"**{value}**" if sure else value), (words, column)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):

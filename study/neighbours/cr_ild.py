@@ -40,6 +40,8 @@ from study.families import family_of, keep_layers
 from study.files import Layout, StudyError
 from study.neighbours.stages import (
     TargetCollator,
+    attention_rows,
+    both,
     corpus_texts,
     joint_splits,
     teacher_of,
@@ -62,33 +64,6 @@ RELATIONS = {
 }
 #: What the consistency term reads, where it is distilled.
 CONSISTENT = ("attention", "hidden")
-
-
-def attention_rows(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
-    r"""Cross-entropy of the student's attention rows under the teacher's, per row.
-
-    .. math:: -\frac{1}{A N} \sum_b \sum_a \sum_{t \in x_b} \sum_{u \in x_b} P^T_{a,t,u} \log P^S_{a,t,u}
-
-    P is the softmax of the scores over the real tokens u, N the number of real tokens t in the batch.
-
-    Args:
-        student, teacher: (B, A, T, T) scores, computed in float32. attention_mask: (B, T), nonzero at real tokens.
-
-    Raises:
-        ValueError: shapes that do not agree.
-
-    Source: CR-ILD, its public code, which counts rows of padding in the mean.
-    """
-    if student.shape != teacher.shape or attention_mask.shape != student.shape[::3]:
-        raise ValueError(
-            f"scores and mask differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)},"
-            f" mask {tuple(attention_mask.shape)}"
-        )
-    real = attention_mask.bool()
-    padding = ~real[:, None, None, :]
-    own, target = (x.float().masked_fill(padding, torch.finfo(torch.float32).min) for x in (student, teacher))
-    rows = -(F.softmax(target, dim=-1) * F.log_softmax(own, dim=-1)).sum(dim=-1)  # (B, A, T)
-    return rows.masked_fill(~real[:, None], 0.0).sum() / (student.shape[1] * real.sum().clamp(min=1))
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -212,7 +187,7 @@ class IntermediateDistillation(nn.Module):
             for i, j in pairs.items():
                 x, y = own.attention[i], target.attention[j]
                 scores = attention_scores(x[first], x[second], heads), attention_scores(y[first], y[second], heads)
-                parts.append(attention_rows(*scores, mask))
+                parts.append(attention_rows(*scores, both(mask, mask)))
         return torch.stack(parts).sum()
 
 

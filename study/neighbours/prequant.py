@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,15 +15,17 @@ from statistics import fmean
 from typing import Any, cast
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from study.data.pretrained import load_model, load_tokenizer, save_model
-from study.data.tasks import find_task, load_task
+from study.data.pretrained import load_model, load_tokenizer
+from study.data.tasks import Task
 from study.descriptions import NeighbourSystem
-from study.evaluation.finetune import Collator, MeanPoolingClassifier, encode, finetune, frozen_score
+from study.evaluation.finetune import Collator, MeanPoolingClassifier, frozen_score
 from study.files import Layout, StudyError
+from study.neighbours.stages import on_tasks
 from study.neighbours.system import Measured, System
 from study.neighbours_options import PreQuant, Scaling, Tuned
 from study.records_beside import Check
@@ -220,19 +221,10 @@ def _tuned(description: NeighbourSystem, layout: Layout, job: str, seed: int) ->
     chosen = chosen if selective else {}
     rate = options.learning_rates[rule if rule in ("biases", "lora") else "outliers"]
     tuned: list[int] = []
-    scores, probes = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = load_tokenizer(place)
-        save_model(quantised, tokenizer, Path(folder))
-        for name, budget in description.tasks.items():
-            task = find_task(layout.tasks, name)
-            splits = encode(load_task(layout.tasks, name), task, budget, tokenizer, description.finetuning.pairs, seed)
-            found = finetune(
-                description, Path(folder), task, splits, tokenizer, seed, rate, look_at_test=True,
-                prepare=lambda model: tuned.append(tune(model.encoder, rule, chosen, size)),
-            )  # fmt: skip
-            assert found.test is not None
-            scores[name], probes[name] = found.test[task.metric], found.frozen["test"]
+    scores, probes = on_tasks(
+        description, layout, quantised, description.tasks, seed, rate,
+        prepare=lambda model: tuned.append(tune(model.encoder, rule, chosen, size)),
+    )  # fmt: skip
     added = tuned[0] if rule == "lora" else 0
     costs = {"tuned": float(tuned[0]), "bits": bits_per_weight(original, bits, scaling, chosen, added)}
     measured = {job: _scored(scores) | costs}
@@ -244,28 +236,20 @@ def _tuned(description: NeighbourSystem, layout: Layout, job: str, seed: int) ->
 
 def _full(description: NeighbourSystem, layout: Layout, seed: int) -> Measured:
     """Fine-tuning of everything, and the same models quantised afterwards to each number of bits."""
-    options, place = cast(PreQuant, description.options), description.folder(layout)
-    tokenizer, encoder = load_tokenizer(place), load_model(place, description.attention_implementation, head=False)
-    scaling = options.scalings[0]
-    scores: dict[str, dict[str, float]] = {arm: {} for arm in ("full", *(f"after-{scaling}-{b}" for b in options.bits))}
-    for name, budget in description.tasks.items():
-        task = find_task(layout.tasks, name)
-        splits = encode(load_task(layout.tasks, name), task, budget, tokenizer, description.finetuning.pairs, seed)
-        collate = Collator(tokenizer, description.finetuning.pad_to_multiple_of)
+    options = cast(PreQuant, description.options)
+    encoder = load_model(description.folder(layout), description.attention_implementation, head=False)
+    scaling, rate = options.scalings[0], options.learning_rates["full"]
+    collate = Collator(load_tokenizer(description.folder(layout)), description.finetuning.pad_to_multiple_of)
+    scores: dict[str, dict[str, float]] = {f"after-{scaling}-{bits}": {} for bits in options.bits}
 
-        def quantised(model: MeanPoolingClassifier, task=task, splits=splits, collate=collate) -> None:
-            for bits in options.bits:
-                smaller = copy.deepcopy(model)
-                quantise_in_place(smaller.encoder, bits, scaling)
-                score = frozen_score(description, smaller, task, splits["test"], collate)
-                scores[f"after-{scaling}-{bits}"][task.name] = score
+    def quantised(task: Task, test: Dataset, model: MeanPoolingClassifier) -> None:
+        for bits in options.bits:
+            smaller = copy.deepcopy(model)
+            quantise_in_place(smaller.encoder, bits, scaling)
+            score = frozen_score(description, smaller, task, test, collate)
+            scores[f"after-{scaling}-{bits}"][task.name] = score
 
-        rate = options.learning_rates["full"]
-        found = finetune(
-            description, place, task, splits, tokenizer, seed, rate, look_at_test=True, keep=quantised
-        )  # fmt: skip
-        assert found.test is not None
-        scores["full"][name] = found.test[task.metric]
+    scores["full"], _ = on_tasks(description, layout, encoder, description.tasks, seed, rate, keep=quantised)
     tuned = float(sum(parameter.numel() for parameter in encoder.parameters()))
     measured = {"full": _scored(scores["full"]) | {"tuned": tuned, "bits": float(FULL)}}
     for bits in options.bits:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from study.data.corpus import load_corpus
-from study.data.tasks import Task, load_task
+from study.data.pretrained import load_tokenizer, save_model
+from study.data.tasks import Task, find_task, load_task
 from study.descriptions import NeighbourSystem
 from study.distillation.trainer import DistillationTrainer
 from study.evaluation.finetune import (
@@ -28,6 +31,36 @@ from study.evaluation.metrics import task_metrics
 from study.files import Layout, StudyError
 from study.runtime import compute_device, use_bf16
 from study.sections import TaskBudget
+
+
+def both(rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, T) and (B, U), nonzero at real tokens: pairs of them, (B, T, U)."""
+    return rows.bool()[:, :, None] & columns.bool()[:, None, :]
+
+
+def attention_rows(student: Tensor, teacher: Tensor, allowed: Tensor) -> Tensor:
+    r"""Cross-entropy of the student's attention rows under the teacher's, per row.
+
+    .. math:: -\frac{1}{A N} \sum_b \sum_a \sum_t \sum_{u \in x_{b,t}} P^T_{a,t,u} \log P^S_{a,t,u}
+
+    P is the softmax of the scores over the columns u that are allowed in row t, N the number of rows that have one.
+
+    Args:
+        student, teacher: (B, A, T, U) scores, computed in float32. allowed: (B, T, U), true where a row sees a column.
+
+    Raises:
+        ValueError: shapes that do not agree.
+
+    Source: CR-ILD (2302.01530), its public code, which counts rows of padding in the mean.
+    """
+    if student.shape != teacher.shape or allowed.shape != (len(student), *student.shape[2:]):
+        raise ValueError(
+            f"scores and mask differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)},"
+            f" mask {tuple(allowed.shape)}"
+        )
+    own, target = (x.float().masked_fill(~allowed[:, None], torch.finfo(torch.float32).min) for x in (student, teacher))
+    rows, counted = -(F.softmax(target, dim=-1) * F.log_softmax(own, dim=-1)).sum(dim=-1), allowed.any(dim=-1)
+    return rows.masked_fill(~counted[:, None], 0.0).sum() / (student.shape[1] * counted.sum().clamp(min=1))
 
 
 class TargetCollator(Collator):
@@ -73,6 +106,37 @@ def teacher_of(
         classifier=classifier,
     )  # fmt: skip
     return kept[0].eval()
+
+
+def on_tasks(
+    description: NeighbourSystem,
+    layout: Layout,
+    model: PreTrainedModel,
+    names: Iterable[str],
+    seed: int,
+    learning_rate: float,
+    prepare: Callable[[MeanPoolingClassifier], object] | None = None,
+    keep: Callable[[Task, Dataset, MeanPoolingClassifier], object] | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Main metric on test data of an encoder fine-tuned on each task, and of the linear probe that this starts from.
+
+    Args:
+        prepare: as of :func:`study.evaluation.finetune.finetune`. keep: called with each task, its test data and
+            the model that was kept.
+    """
+    scores, probes, tokenizer = {}, {}, load_tokenizer(description.folder(layout))
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, tokenizer, Path(folder))
+        for name in names:
+            task, budget, pairs = find_task(layout.tasks, name), description.tasks[name], description.finetuning.pairs
+            splits = encode(load_task(layout.tasks, name), task, budget, tokenizer, pairs, seed)
+            found = finetune(
+                description, Path(folder), task, splits, tokenizer, seed, learning_rate, look_at_test=True,
+                prepare=prepare, keep=keep and partial(keep, task, splits["test"]),
+            )  # fmt: skip
+            assert found.test is not None
+            scores[name], probes[name] = found.test[task.metric], found.frozen["test"]
+    return scores, probes
 
 
 def train_stage(
@@ -147,14 +211,15 @@ def train_stage(
     return before, after
 
 
-def corpus_texts(folder: Path, count: int, length: int, seed: int) -> Dataset:
+def corpus_texts(folder: Path, count: int, length: int, seed: int, split: str = "train") -> Dataset:
     """Sequences of the study's corpus, drawn anew for each seed, cut to ``length`` tokens and closed as texts are.
 
     Raises:
         StudyError: no corpus, or one with fewer sequences.
     """
-    corpus = load_corpus(folder)["train"]
+    corpus = load_corpus(folder)[split]
     if len(corpus) < count:
-        raise StudyError(f"{folder}: {len(corpus):,} sequences for training; allowed: at least {count:,}")
+        where = {"train": "training"}.get(split, split)
+        raise StudyError(f"{folder}: {len(corpus):,} sequences for {where}; allowed: at least {count:,}")
     drawn = corpus.shuffle(seed=seed).select(range(count))["input_ids"]
     return Dataset.from_dict({"input_ids": [[*row[: length - 1], row[-1]] for row in drawn], "labels": [0] * count})

@@ -9,9 +9,7 @@ Source: Mukherjee et al. (2106.04563) and their public code.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
@@ -22,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from study.data.pretrained import load_model, load_tokenizer, save_model
-from study.data.tasks import Task, find_task, load_task
+from study.data.pretrained import load_model, load_tokenizer
+from study.data.tasks import Task, find_task
 from study.descriptions import NeighbourSystem
 from study.distillation.losses import attention_scores, hidden_state
 from study.distillation.mappings import layer_mapping
@@ -31,11 +29,11 @@ from study.distillation.objectives.attention_maps import check_scores_exist
 from study.distillation.objectives.base import gather
 from study.distillation.students import create_student
 from study.distillation.taps import read_activations
-from study.evaluation.finetune import MeanPoolingClassifier, encode, finetune, reading_batch
+from study.evaluation.finetune import MeanPoolingClassifier, reading_batch
 from study.evaluation.metrics import task_metrics
 from study.families import family_of
 from study.files import Layout, StudyError
-from study.neighbours.stages import TargetCollator, joint_splits, teacher_of, train_stage, with_targets
+from study.neighbours.stages import TargetCollator, both, joint_splits, on_tasks, teacher_of, train_stage, with_targets
 from study.neighbours.system import Measured, System
 from study.neighbours_options import XtremeDistil
 from study.records_beside import Check
@@ -70,12 +68,9 @@ def attention_maps(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> 
 
     Source: XtremeDistilTransformers, its public code, which counts padding in the mean.
     """
-    real = attention_mask.bool()
-    padding = ~real[:, None, None, :]
-    own, target = (
-        x.float().masked_fill(padding, torch.finfo(torch.float32).min).softmax(dim=-1) for x in (student, teacher)
-    )
-    pairs = real[:, None, :, None] & real[:, None, None, :]
+    padding, least = ~attention_mask.bool()[:, None, None, :], torch.finfo(torch.float32).min
+    own, target = (x.float().masked_fill(padding, least).softmax(dim=-1) for x in (student, teacher))
+    pairs = both(attention_mask, attention_mask)[:, None]
     squared = (own - target).square().masked_fill(~pairs, 0.0)
     return squared.sum() / (student.shape[1] * pairs.sum().clamp(min=1))
 
@@ -322,18 +317,8 @@ def run(description: NeighbourSystem, layout: Layout, job: str, seed: int) -> Me
         own.weight.data.copy_(compressed(table.weight.detach(), options.student.width))
         own.weight.requires_grad_(job == "start")
     found = distil(description, cast(PreTrainedModel, model.base_model), taught, variant, seed) if variant else {}
-    rate, scores, probes = description.finetuning.learning_rates[0], {}, {}
-    tokenizer = load_tokenizer(folder)
-    with tempfile.TemporaryDirectory() as saved:
-        save_model(model, tokenizer, Path(saved))
-        for name, budget in description.tasks.items():
-            if name == options.source:
-                continue
-            task = find_task(layout.tasks, name)
-            splits = encode(load_task(layout.tasks, name), task, budget, tokenizer, description.finetuning.pairs, seed)
-            outcome = finetune(description, Path(saved), task, splits, tokenizer, seed, rate, look_at_test=True)
-            assert outcome.test is not None
-            scores[name], probes[name] = outcome.test[task.metric], outcome.frozen["test"]
+    others = [name for name in description.tasks if name != options.source]
+    scores, probes = on_tasks(description, layout, model, others, seed, description.finetuning.learning_rates[0])
     return {job: {"score": fmean([*scores.values()])} | scores | {"probe": fmean([*probes.values()])} | found}
 
 

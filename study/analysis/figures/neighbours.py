@@ -13,10 +13,16 @@ from pandas.io.formats.style import Styler
 from study.analysis.answers import VERDICT_LOOKS
 from study.analysis.figures.style import GREY, STUDENT_STYLES, interval, new_figure, number
 from study.analysis.numbers.neighbours import arms, verdicts
+from study.analysis.numbers.overview import NOT_MEASURED, NOT_RUN
 from study.analysis.presentation import styled
 from study.records_beside import NeighbourResult
 
 CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is at the first arm."
+KEPT = (
+    "What is kept against latency, of one text at a time on one thread; means over seeds. Methods (filled): share of"
+    " the teacher's mean over all tasks; systems (open): of their own reference on their own task, so not on one scale"
+    " with methods. What has no latency or no share stands in the table alone."
+)
 #: Measures of this size are shown as they are; shares of one, as most scores are, times 100.
 LARGE = 1.0
 
@@ -120,4 +126,55 @@ def arms_figure(result: NeighbourResult) -> Figure:
     axes.set_yticks(heights, [textwrap.fill(words, 58) for words in rows["words"]])
     axes.set_xlabel(f"{result.measures[measure]}{' × 100' if times == 100 else ''}")
     axes.grid(axis="x")
+    return figure
+
+
+def overview_table(rows: pd.DataFrame, setting: str) -> Styler:
+    """Everything side by side; a cell without a number says why."""
+    table = []
+    for row in rows.itertuples():
+        kept = "" if pd.isna(row.kept) else number(row.kept, 1)
+        kept += "" if pd.isna(row.low) else interval(row.low, row.high, 1)
+        missing = row.of if row.of in (NOT_RUN, NOT_MEASURED) else NOT_MEASURED
+        table.append(
+            {"what": row.row, "kept (%)": kept or missing, "of": row.of if row.of != missing or kept else ""}
+            | {"latency (ms)": NOT_MEASURED if pd.isna(row.latency) else number(row.latency, 1)}
+            | {
+                "reads of the teacher": row.teacher,
+                "labels": row.labels,
+                "task": row.task,
+                "cost of training": row.cost,
+            }
+        )
+    words = ["what", "kept (%)", "latency (ms)", "labels", "task", "cost of training"]
+    caption, wide = "what each needs, costs and keeps.", ["of", "reads of the teacher"]
+    return styled(table, "overview", caption, setting=setting, words=words, wide=wide)
+
+
+def overview_figure(rows: pd.DataFrame) -> Figure | None:
+    """What is kept against latency; None where no row has both."""
+    shown = rows[rows["kept"].notna() & rows["latency"].notna()].sort_values("kept")
+    if shown.empty:
+        return None
+    figure = new_figure(1.2 + 0.3 * len(shown))
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    ends = shown["latency"].min(), shown["latency"].max()
+    axes.set_xlim(0.8 * ends[0], 2.8 * ends[1])
+    step = 0.045 * (shown["kept"].max() - shown["kept"].min())
+    for column, own in shown.groupby("latency"):
+        least = -float("inf")
+        for row in own.itertuples():  # labels of one latency stand above each other
+            color, marker = STUDENT_STYLES[row.kind == "system"]
+            axes.plot(column, row.kept, marker, color=color, markerfacecolor="white" if row.kind == "system" else color)
+            least = max(row.kept, least + step)
+            text = f"{row.row.partition(',')[0]}  {number(row.kept, 1)}" + f" of {row.of}" * (row.kind == "system")
+            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}
+            place = (column, row.kept), (1.12 * column, least)
+            axes.annotate(text, *place, fontsize=8, va="center", arrowprops=line)
+    ticks = sorted({*shown["latency"]})
+    axes.set_xticks(ticks, [number(own, 1) for own in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("milliseconds a text")
+    axes.set_ylabel("kept (%)")
     return figure

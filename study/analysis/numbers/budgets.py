@@ -79,7 +79,7 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
         trained = record.distillation if method != TEACHER else None
         tokens = trained.tokens if trained else 0
         run = {"budget": budget, "tokens": tokens, "method": method, "student": student, "seed": seed}
-        scores += [run | row for row in _score_rows(record, comparison)]
+        scores += [run | row for row in score_rows(record, comparison)]
         if trained:
             share = trained.curve[-1].loss / trained.curve[0].loss
             curve = [(point.tokens, point.loss) for point in trained.curve]
@@ -89,7 +89,12 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
     return Budgets(comparison, pd.DataFrame(scores), pd.DataFrame(training))
 
 
-def _score_rows(record: RunResult, comparison: Comparison) -> Iterable[dict[str, Any]]:
+def score_rows(record: RunResult, comparison: Comparison) -> Iterable[dict[str, Any]]:
+    """A row for each task and fine-tuning seed of a run: the columns of :attr:`Budgets.scores` behind ``seed``.
+
+    Raises:
+        StudyError: a task is missing.
+    """
     for task in comparison.tasks:
         if task in record.tasks:
             own = record.tasks[task]

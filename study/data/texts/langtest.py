@@ -33,9 +33,14 @@ def read_quac() -> Iterator[str]:
 
 
 def read_xsum() -> Iterator[str]:
-    """News articles of XSum, one sentence or short paragraph a line; their summaries are not used."""
+    """News articles of XSum, one sentence or short paragraph a line; their summaries are not part of any corpus."""
     for row in json_lines("XSum/test.jsonl"):
         yield row["document"]
+
+
+def read_summaries() -> list[tuple[str, str]]:
+    """The same articles, each with its summary of one sentence."""
+    return [(row["document"], row["summary"]) for row in json_lines("XSum/test.jsonl")]
 
 
 def read_multilexsum() -> Iterator[str]:
