@@ -29,7 +29,7 @@ STAGES = < scratch/stages grep -E
 NUMBERED := $(shell xargs --process-slot-var=STUDY_JOB true < /dev/null 2> /dev/null && echo --process-slot-var=STUDY_JOB)
 SIDE_BY_SIDE = xargs $(NUMBERED) -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
 
-.PHONY: help environment check new plan repro report notebooks attention export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
+.PHONY: help environment check new plan repro report notebooks attention translations export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -83,6 +83,11 @@ attention: plan  ## what a teacher and students of PROFILE relate in a few sente
 	python -m study run notebooks/72_attention.ipynb --executed $(FOLDER)/runs/notebooks/72_attention.ipynb -p profile $(PROFILE) \
 	  -p setting $(or $(SETTING),english) $(if $(STUDENTS),-p students "$(STUDENTS)") \
 	  -p output ../$(FOLDER)/reports/results/$(or $(SETTING),english)/attention.json
+
+translations: plan  ## what a teacher and students of PROFILE take for the translation of a few sentences, for translations.html (SETTING=multilingual STUDENTS="run run")
+	python -m study run notebooks/74_translations.ipynb --executed $(FOLDER)/runs/notebooks/74_translations.ipynb -p profile $(PROFILE) \
+	  -p setting $(or $(SETTING),multilingual) $(if $(STUDENTS),-p students "$(STUDENTS)") \
+	  -p output ../$(FOLDER)/reports/results/$(or $(SETTING),multilingual)/translations.json
 
 export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8|onnx-int8-static|openvino TASK=sentiment TEXTS=texts/ TO=folder/
 	@TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS))) $(if $(TO),--to $(abspath $(TO)))

@@ -90,16 +90,19 @@ def test_an_effect_is_variant_less_reference_in_points():
     assert table.loc["deep", "macro"] == pytest.approx(58.1) and (table["runs"] == 6).all()
     assert ((table["low"] <= table["effect"]) & (table["effect"] <= table["high"])).all()
     said = sentences(table.reset_index(), "from-top")
-    assert "1 of 1 variants differ" in said and "`deep` less `mha-minilmv2`: -2.0 points" in said and "shown" in said
-    assert said.endswith("**shown**; learning rates 0.0003 and 0.001")
-    assert "0 of 1 variants differ" in (plain := sentences(table.reset_index(), "plain")) and "**shown**" not in plain
+    assert "1 of 1 variants are told apart" in said and "`deep` less `mha-minilmv2`: −2.0 points" in said
+    assert said.endswith("**told apart**; learning rates 0.0003 and 0.001")
+    assert (
+        "0 of 1 variants are told apart" in (plain := sentences(table.reset_index(), "plain"))
+        and "**told apart**" not in plain
+    )
     assert "No variant was run" in sentences(table.reset_index(), "mapping")
 
 
 def test_one_distillation_seed_shows_nothing():
     table = of_levels(seeds=1, deep=0.5).effects
     assert "One distillation seed" in sentences(table, "from-top")
-    assert "**shown**" not in sentences(table, "from-top") and "-10.0 points" in sentences(table, "from-top")
+    assert "**told apart**" not in sentences(table, "from-top") and "−10.0 points" in sentences(table, "from-top")
 
 
 def test_p_values_are_corrected_within_an_ablation():

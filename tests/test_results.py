@@ -12,6 +12,7 @@ from constructed_results import ENVIRONMENT, add_languages, change, make_study, 
 from scipy import stats
 
 from study import StudyError
+from study.analysis.figures.style import label
 from study.analysis.numbers import results as analysis
 from study.analysis.numbers import tables
 from study.analysis.numbers.analysis import Analysis
@@ -316,9 +317,11 @@ def test_deviations_are_those_between_distilled_models_where_there_are_several(t
 
 def test_what_was_found_is_said_from_the_numbers(study):
     said = tables.sentences(study[1].analyse())
-    assert "* L3-H384: `mha-minilmv2`, chosen on development data, keeps 87.5 % of the teacher's score" in said
+    assert "* L3-H384: mha-minilmv2, chosen on development data, keeps 87.5 % of the teacher's score" in said
     assert "methods lie between 77.5 and 90.0 %" in said
-    assert "It is +10.0 points from `none`, more than chance. It is +8.0 points from `mlm`, more than chance." in said
+    assert "Over no training, the floor: +10.0 points, its 95 % interval above zero." in said
+    assert "Over training without a teacher: +8.0 points, its 95 % interval above zero." in said
+    assert "L3-H384: MHA: MiniLMv2, chosen" in tables.sentences(study[1].analyse(), label)
     assert "(median of 6 runs;" in said
 
 

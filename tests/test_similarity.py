@@ -38,8 +38,8 @@ def test_likeness_beside_quality(study):
     assert table.loc["od", "divergence"] == pytest.approx(1.7)
     assert table["last_layer_adds"].tolist() == pytest.approx([-1, 0, 1, 2])
     said = sentences(table.reset_index())
-    assert "`hs-last` (CKA 0.62); the best macro test score has `hs-last`" in said and "+1.00. What" in said
-    assert "in points: `none` -1.0, `mlm` +0.0, `od` +1.0, `hs-last` +2.0." in said
+    assert "hs-last (CKA 0.62); the best macro test score has hs-last" in said and "+1.00. To a" in said
+    assert "the last layer adds most with hs-last (+2.0 points), least with none (−1.0)." in said
     write_similarity(layers, probes, table.reset_index(), root)
     assert all((root / f"{name}.csv").is_file() for name in ("layers", "probes", "likeness"))
 
@@ -60,8 +60,8 @@ def test_what_is_said_of_collapsed_layers(study):
     assert table["depth_kept"].tolist() == pytest.approx([1, 1, float("nan"), 1], nan_ok=True)
     assert table["divergence"].notna().all() and table["macro"].notna().all()
     said = sentences(table.reset_index())
-    assert "over 2 methods" in said and "since one gives every token the same state: `od`. What" in said
-    assert "nan" not in said and "`od` +1.0" in said
+    assert "over 2 methods" in said and "since one gives every token the same state: od. To a" in said
+    assert "nan" not in said and "least with none (−1.0)" in said
     panel = layer_similarity(layers).axes[2]
     assert np.isnan(panel.images[0].get_array().filled(np.nan)[1]).all()
     write_similarity(layers, probes, table.reset_index(), root)
@@ -71,7 +71,7 @@ def test_what_is_said_of_collapsed_layers(study):
     change(path, models=models)
     layers, probes = load_similarity(made.comparison, made.layout)
     said = sentences(likeness(layers, probes, made.analyse().macro))
-    assert "most like" not in said and "`none`, `mlm`, `od`, `hs-last`. What" in said
+    assert "most like" not in said and "none, mlm, od, hs-last. To a" in said
     layer_similarity(layers).savefig(root / "empty.png")
 
 

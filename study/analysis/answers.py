@@ -52,9 +52,10 @@ def cards(analyses: Sequence[Analysis]) -> HTML | None:
             kept = interval(row["retained_low"], row["retained_high"], 1).strip(" ()")
             lines = [f"of the teacher's score kept by {label(row['method'])}"]
             lines += [f"95 % interval {kept or 'unknown'}{floor}"]
-            lines += [
+            speed = (
                 f"{number(row['speed_up'], 1)} times the teacher's speed: {number(row['budget_ms'], 1)} ms a sequence"
-            ]
+            )
+            lines += [speed, *([row["because"]] if row["because"] else [])]
             shown.append(card(f"{setting}: {row['student']}", f"{number(row['retained'], 1)} %", *lines))
         if not students["recommended"].any():
             reasons = dict.fromkeys(reason for text in students["because"] for reason in text.split("; ") if reason)
@@ -105,7 +106,7 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler | None:
     for analysis in analyses:
         table = analysis.recommendation
         for row in table[table["student"] != TEACHER].to_dict("records"):
-            others = f" or {len(row['alike'])} not told apart from it" if row["alike"] else ""
+            others = f" ({len(row['alike'])} others not told apart)" if row["alike"] else ""
             kept = f"{number(row['retained'], 1)} %{interval(row['retained_low'], row['retained_high'], 1)}"
             rows.append(
                 {
@@ -116,7 +117,9 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler | None:
                     "floor": f"{number(row['floor'], 1)} %" if pd.notna(row["floor"]) else NOTHING,
                     "ms a sequence": number(row["budget_ms"], 1),
                     "times as fast": number(row["speed_up"], 1),
-                    "recommended": f"{'' if row['recommended'] else 'no: '}{row['because']}" or "yes",
+                    "recommended": f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}"
+                    if row["because"]
+                    else "yes",
                 }
             )
     groups, words, wide = [row["setting"] for row in rows], ["setting", "take"], ["recommended", "distilled by"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from study.analysis.chooser import template
+from study.analysis.chooser import embedded, template
 from study.analysis.figures import methods as figures
 from study.analysis.figures.style import in_words, save
 from study.descriptions import TEACHER
@@ -26,9 +25,9 @@ KINDS = {
 }
 
 
-def result_file(plan: Plan) -> Path | None:
-    """The first setting's attention maps, of those that have them."""
-    paths = (plan.layout(setting).result(RESULT) for setting in plan.params.grid.settings)
+def result_file(plan: Plan, result: str) -> Path | None:
+    """The first setting's file of a result, of those that have it."""
+    paths = (plan.layout(setting).result(result) for setting in plan.params.grid.settings)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -41,7 +40,7 @@ def write_attention(plan: Plan, html: Path, nav: dict[str, dict[str, str]]) -> N
     Raises:
         StudyError: the result file is invalid, or the page cannot be written.
     """
-    path = result_file(plan)
+    path = result_file(plan, RESULT)
     if path is None:
         return
     maps = read_record(path, AttentionMaps, profile=plan.profile)
@@ -65,7 +64,7 @@ def write_attention(plan: Plan, html: Path, nav: dict[str, dict[str, str]]) -> N
         heads=maps.relation_heads,
         picture=picture.name,
         result=Path(os.path.relpath(layout.result(RESULT), html)).as_posix(),
-        data=json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c"),
+        data=embedded(data),
     )
     write_file(html / PAGE, content + "\n")
 

@@ -14,34 +14,38 @@ from pandas.io.formats.style import Styler
 from study.analysis.answers import answers, card, strip
 from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.style import NOTHING, in_words, interval, label, millions, number, short
+from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]
 
 
 def cards(curves: dict[str, Tables]) -> HTML | None:
-    """A card for every setting and kind of task: what closes most of the gap on test data.
+    """A card for every setting and kind of task: what closes most of the gap on test data, and at every other budget.
 
-    First the largest budget with several models a method, then the others: one model judges nothing.
+    Large is the largest budget with several distillation seeds; where nothing learnt, the card says so.
     """
     kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
-        gap = curves[setting]["gap"].query("group == @kind").assign(alone=lambda rows: rows["models"] < 2)
-        gap = gap.sort_values(["alone", "tokens"], ascending=[True, False], kind="stable")
-        (most, rows), *others = gap.groupby("tokens", sort=False)
-        best = rows.loc[rows["closed"].idxmax()]
+        gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
+        groups = dict(tuple(gap.groupby("tokens", sort=False)))
+        most = next((tokens for tokens, own in groups.items() if own["models"].max() > 1), next(iter(groups)))
+        rows = groups.pop(most)
+        best, head = rows.loc[rows["closed"].idxmax()], f"{setting.capitalize()}: {millions(most)} tokens"
+        if not rows["learnt"].any():
+            shown.append(card(head, "None", f"of {len(rows)} methods learnt anything on {GROUP_WORDS[kind]}"))
+            continue
         between = interval(best["low"], best["high"], 0).strip(" ()") or "unknown"
-        models = f"{best['models']} distilled model{'s' if best['models'] != 1 else ''}"
-        lines = [f"of the gap from untrained to teacher on {GROUP_WORDS[kind]} closed by {label(best['method'])}"]
+        models = "one distilled model" if best["models"] == 1 else f"{best['models']} distilled models"
+        lines = [f"of the gap on {GROUP_WORDS[kind]} closed by {label(best['method'])}"]
         lines += [f"the highest of {len(rows)} methods on test data; {models}, 95 % interval {between}"]
-        for tokens, own in others:
+        for tokens, own in groups.items():
             first = own.loc[own["closed"].idxmax()]
-            alone = " (one model)" if first["alone"] else ""
-            lines.append(
-                f"with {millions(tokens)} tokens: {number(first['closed'], 0)} % by {label(first['method'])}{alone}"
-            )
-        shown.append(card(f"{setting.capitalize()}: {millions(most)} tokens", f"{number(best['closed'], 0)} %", *lines))
+            alone = ", one model" if first["models"] == 1 else ""
+            closed = f"{number(first['closed'], 0)} % by {short(first['method'])}{alone}"
+            lines.append(f"{millions(tokens)} tokens: {closed}")
+        shown.append(card(head, f"{number(best['closed'], 0)} %", *lines))
     return answers(shown)
 
 
@@ -56,17 +60,22 @@ def verdicts(setting: str, tables: Tables, group: str | None = None) -> Styler |
 
 
 def reasons(setting: str, tables: Tables) -> Styler | None:
-    """Every verdict with its reason and its decisive contrast; None without any."""
+    """Every verdict that could be tested, with its reason and its decisive contrast; None without any."""
     rows = [
         {"": row.claim, "tasks": row.group, "tokens": millions(row.tokens), "verdict": row.verdict}
         | {"because": in_words(row.reason, short) if isinstance(row.reason, str) else ""}
         | {"decisive contrast": in_words(row.contrast, short)}
         | {"effect (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+"), "models": row.runs}
         for row in tables["verdicts"].sort_values(["claim", "tokens"], kind="stable").itertuples()
+        if row.verdict != NOT_TESTABLE
     ]
     groups, words = [row[""] for row in rows], ["", "tasks", "tokens", "verdict"]
     wide = ["because", "decisive contrast"]
-    return styled(rows, "reasons", setting=setting, words=words, wide=wide, groups=groups) if rows else None
+    return (
+        styled(rows, "reasons", "What could be tested.", setting=setting, words=words, wide=wide, groups=groups)
+        if rows
+        else None
+    )
 
 
 def gains(setting: str, tables: Tables) -> Styler:
@@ -161,4 +170,11 @@ def training(setting: str, tables: Tables) -> Styler:
         for row in tables["gap"].query("group == 'all'").sort_values(["method", "tokens"]).itertuples()
     ]
     groups = [row["method"] for row in rows]
-    return styled(rows, "training", setting=setting, words=["method", "tokens"], groups=groups)
+    return styled(
+        rows,
+        "training",
+        "Learning rates were chosen at every budget.",
+        setting=setting,
+        words=["method", "tokens"],
+        groups=groups,
+    )

@@ -112,6 +112,11 @@ def template(name: str) -> jinja2.Template:
     return jinja2.Environment(autoescape=True, trim_blocks=True, loader=loader).get_template(name)
 
 
+def embedded(data: Any) -> str:
+    """Data as JSON that a page may hold."""
+    return json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
 def write_chooser(
     plan: Plan, analyses: Sequence[Analysis | Budgets], path: Path, nav: dict[str, dict[str, str]]
 ) -> Path:
@@ -151,7 +156,7 @@ def write_chooser(
         nav=nav,
         here=path.name,
         pictures=[Path(os.path.relpath(picture, path.parent)).as_posix() for picture in pictures],
-        data=json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        data=embedded(data),
     )
     write_file(path, content + "\n")
     return path

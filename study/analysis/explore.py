@@ -1,4 +1,4 @@
-"""One sentence through teacher and student: attention relations, likeness of layers, predictions of masked words."""
+"""Sentences through teacher and student: attention, likeness of layers, predicted words, nearest translations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from study.evaluation.representations import linear_cka, relations
 from study.files import Layout, StudyError
 from study.plan import Plan
 from study.records import SCHEMA
-from study.records_beside import AttentionMaps, ReadSentence
+from study.records_beside import AttentionMaps, ReadSentence, Translations
 
 
 @dataclass
@@ -144,6 +144,29 @@ class Explorer:
             hashes={name: weights_hash(folder) for name, folder in folders.items()},
             relation_heads=heads,
             sentences=read,
+        )
+
+    @torch.inference_mode()
+    def translations(self, students: list[str], sentences: dict[str, list[str]]) -> Translations:
+        """How near sentences of several languages are to each other: cosines of the mean last hidden states.
+
+        Args:
+            students: as of :meth:`maps`. sentences: language -> sentences, in the same order in each.
+        """
+        folders = {TEACHER: self.layout.teacher} | {name: self.layout.student(name) for name in students}
+        texts, cosines = [text for own in sentences.values() for text in own], {}
+        for name, folder in folders.items():
+            model = load_model(folder, "eager", head=False).eval()
+            means = torch.stack([model(input_ids=self.encode(text)).last_hidden_state[0].mean(dim=0) for text in texts])
+            unit = torch.nn.functional.normalize(means.double(), dim=1)
+            cosines[name] = Translations.coded((unit @ unit.T).clamp(-1, 1).numpy())
+        return Translations(
+            schema=SCHEMA,
+            profile=self.plan.profile,
+            setting=self.setting,
+            hashes={name: weights_hash(folder) for name, folder in folders.items()},
+            sentences=sentences,
+            models=cosines,
         )
 
     def nearest_layers(self, sentence: str, method: str, student: str) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from study.files import StudyError, profile_of, write_file
 from study.plan import Plan
 from study.sections import ANALYSES
 
-INDEX = "index.html"
+INDEX, STYLE = "index.html", "../html/page.css"
 #: Tag of cells that print texts of others, which are not kept in the repository.
 TEXTS = "texts"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
@@ -78,7 +78,7 @@ def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
     for page, copy in shown.items():
         write_file(page, _page(plan, page, copy, links, nav))
     text = template("notebooks.html").render(
-        title=f"Notebooks · profile {plan.profile}", nav=nav, here=INDEX, entries=entries, up=_up(plan),
+        title=f"Notebooks · profile {plan.profile}", nav=nav, here=INDEX, entries=entries, up=_up(plan), style=STYLE,
         profile=plan.profile,
     )  # fmt: skip
     write_file(folder / INDEX, text + "\n")
@@ -157,7 +157,8 @@ def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: di
     body = re.sub(r"\bformula(\d+)formula\b", lambda place: formulas[int(place[1])], body)
     text = template("notebook.html").render(
         title=f"{title} · profile {plan.profile}", heading=title, content=Markup(body), nav=nav, here=page.name,
-        notebook=f"{_up(plan)}notebooks/{page.stem}.ipynb", files={}, copy=executed.stem, profile=plan.profile,
+        notebook=f"{_up(plan)}notebooks/{page.stem}.ipynb", files={}, copy=executed.stem, style=STYLE,
+        profile=plan.profile,
     )  # fmt: skip
     return re.sub(r"[ \t]+\n", "\n", text) + "\n"
 

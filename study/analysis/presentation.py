@@ -22,7 +22,7 @@ from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, RUN, TEACHER
-from study.analysis.numbers.statistics import BOTH_SEEDS, covered
+from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
 
 MARKED = "font-weight: 600; background-color: #e3effa"
 #: Where a contrast's test has the effect; {} is its margin.
@@ -135,7 +135,6 @@ def headline(analyses: Sequence[Analysis]) -> Styler:
     """Each student's best method beside the untrained floor, a column per setting and student."""
     columns = {}
     for analysis in analyses:
-        floor = analysis.summary[analysis.summary["method"] == FLOOR].set_index("student")["retained"]
         first = analysis.results.latency.sort_values(["batch_size", "threads"], kind="stable").iloc[0]
         timed = f"batch of {first['batch_size']}, {first['threads']} thread{'s' if first['threads'] != 1 else ''}"
         for student, best in analysis.headline["students"].items():
@@ -143,8 +142,8 @@ def headline(analyses: Sequence[Analysis]) -> Styler:
             columns[f"{analysis.setting.capitalize()}, {student}"] = {
                 "of the teacher's macro test score": f"{number(best['retained_percent'], 1)} %",
                 "95 % interval": interval(*bounds, 1).strip(" ()") or NOTHING,
-                "the floor: untrained": f"{number(100 * floor[student], 1)} %" if student in floor else NOTHING,
-                "best method": label(best["method"]),
+                "the floor: untrained": floor_of(analysis, student),
+                "method, best on development data": label(best["method"]),
                 "over no training": _margin(best, FLOOR),
                 "over MLM alone": _margin(best, BASELINE),
                 f"speed-up ({timed})": f"{number(best['speed_up'], 2)} ×",
@@ -155,6 +154,12 @@ def headline(analyses: Sequence[Analysis]) -> Styler:
     shown = _columns(columns, "headline", f"Intervals: 95 %, over {seeds}.")
     large = {"selector": "td.row0:not(.col0)", "props": "font-size: 1.7em; font-weight: 650; white-space: nowrap"}
     return shown.set_table_styles([large], overwrite=False)
+
+
+def floor_of(analysis: Analysis, student: str) -> str:
+    """What the untrained student keeps of the teacher's score; a dash where it was not run."""
+    kept = analysis.summary.set_index(["method", "student"])["retained"]
+    return f"{number(100 * kept[FLOOR, student], 1)} %" if (FLOOR, student) in kept else NOTHING
 
 
 def _margin(best: dict, baseline: str) -> str:
@@ -208,9 +213,9 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler:
         spread = {task: f" ± {number(100 * row[f'{task}_sd'], 1)}" if deviations else "" for task in tasks}
         kept = interval(100 * row["retained_low"], 100 * row["retained_high"], 1)
         rows.append(
-            {"student": row["student"], "method": "the ceiling" if row["method"] == TEACHER else label(row["method"])}
+            {"student": row["student"], "method": NOTHING if row["method"] == TEACHER else label(row["method"])}
             | {task: number(100 * row[task], 1) + spread[task] for task in tasks}
-            | {"macro": number(100 * row["macro"], 1), "retained % (interval)": number(100 * row["retained"], 1) + kept}
+            | {"macro": number(100 * row["macro"], 1), "kept, % (interval)": number(100 * row["retained"], 1) + kept}
             | {"last of the fall, %": number(falls.get((row["method"], row["student"]), math.nan), 1)}
         )
     caption, words, chosen = f"Intervals over {_seeds(analysis)}.", ["student", "method"], list(table["selected"])
@@ -241,7 +246,7 @@ def languages(analysis: Analysis) -> list[Styler]:
         if "gap" not in tested:
             del tested[-1]  # the mean of the others is the mean
         rows = [
-            {"student": row["student"], "method": label(row["method"])}
+            {"student": row["student"], "method": NOTHING if row["method"] == TEACHER else label(row["method"])}
             | {name.replace("_", " ").replace("english", "English"): number(100 * row[name], 1) for name in tested}
             for row in table.to_dict("records")
         ]
@@ -283,13 +288,14 @@ def published(analyses: Sequence[Analysis]) -> Styler:
     rows = [
         {"student": row.student, "teacher": row.teacher, "method": row.method, "measure": row.measure}
         | {"score": number(row.score, 1), "of its teacher's": f"{row.retained:.1f} %" if row.retained else NOTHING}
-        | {"source": row.source}
+        | {"floor": NOTHING, "source": row.source}
         for row in PUBLISHED
     ]
     ours = [
         {"student": f"{student}, {analysis.setting}", "teacher": analysis.comparison.teacher.name}
         | {"method": label(best["method"]), "measure": "macro test score", "score": number(100 * best["test"], 1)}
-        | {"of its teacher's": f"{number(best['retained_percent'], 1)} %", "source": "this study"}
+        | {"of its teacher's": f"{number(best['retained_percent'], 1)} %", "floor": floor_of(analysis, student)}
+        | {"source": "this study"}
         for analysis in analyses
         for student, best in analysis.headline["students"].items()
     ]
@@ -316,7 +322,7 @@ def unlearnt(analyses: Sequence[Analysis]) -> Styler | None:
 
 
 def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
-    """Methods that another rate than theirs is told apart from (95 % interval over distillation); None without any."""
+    """Methods that another rate than theirs is told apart from; None without any."""
     rows = []
     for analysis in analyses:
         table = analysis.effects[analysis.effects["variant"].isin(rate_variants(analysis.comparison))]
@@ -329,7 +335,7 @@ def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
             | {"instead of": f"{row.reference_learning_rate:g}"}
             | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
             for row in table.itertuples()
-            if row.covers == BOTH_SEEDS and not row.low <= 0 <= row.high
+            if row.covers == BOTH_SEEDS and row.p_holm <= TOLD_APART
         ]
     caption = "Methods whose place is a matter of their learning rate as much as of what they transfer."
     return styled(rows, "rates", caption, words=["setting", "method"]) if rows else None
@@ -340,7 +346,7 @@ def differences(analysis: Analysis) -> Styler:
     table = analysis.differences
     mirrored = table.assign(first=table["second"], second=table["first"], effect=-table["effect"])
     both = pd.concat([table, mirrored]).set_index(["first", "second"])
-    told = (both["p_holm"] <= 0.05) & (both["covers"] == BOTH_SEEDS)
+    told = (both["p_holm"] <= TOLD_APART) & (both["covers"] == BOTH_SEEDS)
     order = list(both["effect"].groupby("first", sort=False).mean().sort_values(ascending=False, kind="stable").index)
     rows = [
         {"row less column": label(first)}
@@ -370,15 +376,6 @@ def aggregates(analysis: Analysis) -> Styler:
         for row in table.to_dict("records")
     ]
     return styled(rows, "aggregates", "Percent of the teacher's score in each task.", words=["method"])
-
-
-def slopes(analysis: Analysis) -> Styler:
-    """What the last interval brought of the whole fall of the held-out loss, a column per student."""
-    table = analysis.distillation[analysis.distillation["method"] != TEACHER]
-    falls = table.groupby(["method", "student"], sort=False)["last_interval_percent"].mean().unstack("student")
-    falls = falls.reindex(columns=list(analysis.comparison.students)).map(number, digits=1)
-    falls.insert(0, "method", [label(method) for method in falls.index])
-    return styled(falls, "slopes", "Last interval's part of the fall, %, mean over seeds.", words=["method"])
 
 
 def effects(analysis: Analysis) -> Styler | Markdown:

@@ -12,7 +12,7 @@ import nbformat
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
-from study.analysis import attention
+from study.analysis import attention, translations
 from study.analysis.chooser import template, write_chooser
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI
@@ -28,10 +28,12 @@ from study.plan import Plan
 
 INDEX, NAME = "80_report", "index.html"
 CHOOSER = "explore.html"
+#: How pages look, beside them; those that may be taken elsewhere alone have it inside.
+STYLE = "page.css"
 #: Tag of a heading whose section pages fold.
 FOLD = "fold"
 #: Result files of a setting beside those of its models.
-OTHER_RESULTS = ("latency", "tasks", "corpus", "representations", "admission", attention.RESULT)
+OTHER_RESULTS = ("latency", "tasks", "corpus", "representations", "admission", attention.RESULT, translations.RESULT)
 PICTURE = '<figure>\n<a href="{0}"><img src="{0}" width="{1}" alt="{2}"></a>\n<figcaption>{3}</figcaption>\n</figure>'
 FOLDED = "<details><summary>{}</summary>\n<div id={}>\n{}</div>\n</details>"
 
@@ -85,21 +87,25 @@ def write_report(plan: Plan) -> Path:
     html = plan.folder / "reports" / "html"
     curves = [load_budgets(own, plan.layout(own.setting)) for own in comparisons if "budgets" in plan.analyses()]
     nav: dict[str, dict[str, str]] = {"": {NAME: "Answers", CHOOSER: "Choose a student"}}
-    nav[""] |= {attention.PAGE: "Attention"} if attention.result_file(plan) else {}
+    for beside, words in ((attention, "Attention"), (translations, "Translations")):
+        nav[""] |= {beside.PAGE: words} if attention.result_file(plan, beside.RESULT) else {}
     nav[""]["../notebooks/index.html"] = "Notebooks"
     for page in pages[1:]:
         nav.setdefault(page.setting.capitalize(), {})[page.name] = page.title
+    write_file(html / STYLE, (Path(__file__).parent / STYLE).read_text())
     write_notebooks(plan, nav)
     attention.write_attention(plan, html, nav)
+    translations.write_translations(plan, html, nav)
     if choice := analyses or curves:
         write_chooser(plan, choice, html / CHOOSER, nav)
     for page in pages:
-        heading, content = notebook_page(page, html, f"profile {plan.profile}")
+        heading, content = notebook_page(page, html, f"Profile {plan.profile}")
         text = template("page.html").render(
             title=f"{f'{page.title}, {page.setting}'.strip(', ').capitalize()} · {heading} · profile {plan.profile}",
             content=Markup(content),
             nav=nav,
             here=page.name,
+            style=STYLE,
             notebook=_link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html),
             files={heading: [_link(file, html) for file in files] for heading, files in page.files.items()},
         )

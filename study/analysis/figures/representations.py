@@ -84,6 +84,8 @@ def relation_divergence(layers: pd.DataFrame, comparison: Comparison) -> Figure:
     figure = sized(grid, 3.6)
     for student, axes in grid.axes_dict.items():
         axes.set(title=student, xlabel="", ylabel="", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid()
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     grid.axes.flat[0].set_ylabel("divergence of attention relations (nats)")

@@ -18,6 +18,7 @@ import xarray as xr
 from study.analysis.numbers.results import Results
 from study.analysis.numbers.statistics import (
     BOTH_SEEDS,
+    TOLD_APART,
     covered,
     difference,
     estimate,
@@ -130,19 +131,19 @@ def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] =
     if not (rows["covers"] == BOTH_SEEDS).all():
         lead = "One distillation seed tells nothing apart; as numbers alone, against the reference:"
     else:
-        shown = rows[rows["p_holm"] <= 0.05]
-        lead = f"{len(shown)} of {len(rows)} variants differ from their reference by more than chance (Holm, 5 %):"
+        shown = rows[rows["p_holm"] <= TOLD_APART]
+        lead = f"{len(shown)} of {len(rows)} variants are told apart from their reference (Holm, 5 %):"
     lines = []
     for row in rows.itertuples():
         interval = "" if np.isnan(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
-        sure = " **shown**" if row.p_holm <= 0.05 and row.covers == BOTH_SEEDS else ""
+        sure = " **told apart**" if row.p_holm <= TOLD_APART and row.covers == BOTH_SEEDS else ""
         rates = (row.learning_rate, row.reference_learning_rate)
         unlike = rates[0] != rates[1] and not np.isnan(rates).any()
         other = f"; learning rates {rates[0]:g} and {rates[1]:g}" if unlike else ""
         lines.append(
             f"* {named(row.method)} less {named(row.reference)}: {row.effect:+.1f} points{interval}{sure}{other}"
         )
-    return "\n".join([f"**Found.** {lead}", "", *lines])
+    return "\n".join([f"**Found.** {lead}", "", *lines]).replace(" -", " −").replace("(-", "(−")
 
 
 def write_effects(analysis: Analysis, folder: str | os.PathLike[str]) -> pd.DataFrame:

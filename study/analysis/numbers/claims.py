@@ -144,7 +144,7 @@ CLAIMS = (
     ),
     Claim(
         "D5",
-        "For both MHA variants an upper-middle teacher layer, L_T-1 or L_T-2, is the one to distil from",
+        "For both MHA variants an upper-middle teacher layer (the last but one or two) is the one to distil from",
         f"{IN_PAPER}, its verb inferred",
         tuple(
             Contrast(f"{method}@upper-middle", f"{method}@{layer}", if_run=layer in LOWER)

@@ -8,7 +8,17 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import BASELINE, FLOOR, Results
-from study.analysis.numbers.statistics import BOTH_SEEDS, covered, difference, estimate, of_method, replicates
+from study.analysis.numbers.statistics import (
+    BOTH_SEEDS,
+    TOLD_APART,
+    covered,
+    difference,
+    estimate,
+    holm,
+    of_method,
+    replicates,
+    two_sided,
+)
 from study.descriptions import TEACHER
 
 COLUMNS = [
@@ -38,8 +48,8 @@ def recommendation(results: Results, headline: dict[str, Any], scores: xr.DataAr
     retained_low, retained_high (percent of the teacher's macro test score, with the interval of
     :func:`tables.summary`), floor (what the untrained student keeps; NaN where it was not run), loss (points of macro
     test score, 0-100, below the teacher), recommended, because (why it is not; of one that is, what is not shown of
-    it), alike (tuple of trained methods that the student's own is not told apart from: the 95 % interval of the paired
-    difference holds zero or is undefined).
+    it), alike (tuple of trained methods that the student's own is not told apart from: the paired difference has a
+    p-value above 5 %, Holm-corrected over these methods, or an undefined one, or there is one distillation seed).
 
     Args:
         headline: of the results (:func:`tables.headline`). scores: :func:`statistics.score_array`.
@@ -86,12 +96,8 @@ def _unsure(best: dict[str, Any]) -> str:
 
 def _alike(best: str, student: str, scores: xr.DataArray) -> tuple[str, ...]:
     """Trained methods that the student's best one is not told apart from, in the order of the grid."""
-    alike = []
-    for method in scores["method"].to_numpy().tolist():
-        if method in (FLOOR, best):
-            continue
-        gap = difference(of_method(scores, best, student), of_method(scores, method, student))
-        low, high = estimate(replicates(gap)).interval()
-        if not (low > 0 or high < 0):
-            alike.append(method)
-    return tuple(alike)
+    others = [method for method in scores["method"].to_numpy().tolist() if method not in (FLOOR, best)]
+    gaps = [difference(of_method(scores, best, student), of_method(scores, method, student)) for method in others]
+    p_values = holm([two_sided(estimate(replicates(gap))) for gap in gaps])
+    told = (p_values <= TOLD_APART) & (covered(scores) == BOTH_SEEDS)
+    return tuple(method for method, apart in zip(others, told, strict=True) if not apart)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,12 @@ def likeness(similarity: pd.DataFrame, probes: pd.DataFrame, macro: pd.DataFrame
     return pd.DataFrame(rows).join(added, on=keys).join(scores, on=keys)
 
 
-def sentences(table: pd.DataFrame) -> str:
-    """What a table of :func:`likeness` shows: made from the numbers, so that other results say other things."""
+def sentences(table: pd.DataFrame, named: Callable[[str], str] = str) -> str:
+    """What a table of :func:`likeness` shows: made from the numbers, so that other results say other things.
+
+    Args:
+        named: what methods are called.
+    """
     lines = []
     for student, rows in table.groupby("student", sort=False):
         trained = rows[~rows["method"].isin([FLOOR, TEACHER])]
@@ -83,15 +88,19 @@ def sentences(table: pd.DataFrame) -> str:
             near, rho = alike.loc[alike["last_layers"].idxmax()], spearmanr(alike["last_layers"], alike["macro"])
             of_best = "no CKA" if np.isnan(best.last_layers) else f"CKA {best.last_layers:.2f}"
             told += (
-                f"the last layer most like the teacher's is that of `{near.method}` (CKA {near.last_layers:.2f}); the"
-                f" best macro test score has `{best.method}` ({of_best}). Rank correlation of CKA and score over"
-                f" {len(alike)} methods, which are not independent of each other: {rho.statistic:+.2f}. "
+                f"the last layer most like the teacher's is that of {named(near.method)} (CKA {near.last_layers:.2f});"
+                f" the best macro test score has {named(best.method)} ({of_best}). Rank correlation of CKA and score"
+                f" over {len(alike)} methods, which are not independent of each other: {rho.statistic:+.2f}. "
             )
-        if names := [f"`{row.method}`" for row in rows[rows["last_layers"].isna()].itertuples()]:
+        if names := [named(row.method) for row in rows[rows["last_layers"].isna()].itertuples()]:
             told += f"No CKA of the last layers, since one gives every token the same state: {', '.join(names)}. "
-        added = ", ".join(f"`{row.method}` {row.last_layer_adds:+.1f}" for row in rows.itertuples())
-        lines.append(f"{told}What the last layer adds to a linear probe, in points: {added}.")
-    return "\n".join(["**Found.**", "", *lines])
+        most, least = (rows.loc[rows["last_layer_adds"].agg(end)] for end in ("idxmax", "idxmin"))
+        told += (
+            f"To a linear probe the last layer adds most with {named(most.method)} ({most.last_layer_adds:+.1f}"
+            f" points), least with {named(least.method)} ({least.last_layer_adds + 0.0:+.1f})."
+        )
+        lines.append(told)
+    return "\n".join(["**Found.**", "", *lines]).replace(" -", " −").replace("(-", "(−")
 
 
 def write_similarity(

@@ -28,6 +28,9 @@ from study.descriptions import TEACHER
 from study.files import StudyError
 
 LEVEL = 0.95
+#: Two methods are told apart where the Holm-corrected p-value of their difference is at most this, over several
+#: distillation seeds.
+TOLD_APART = 0.05
 RESAMPLES = 10_000
 PROFILE = (0.80, 0.90, 0.95, 1.00)
 BOTH_SEEDS, FINETUNING_SEEDS = "distillation and fine-tuning seeds", "fine-tuning seeds only"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,21 +216,26 @@ def _margin(best: str, baseline: str, student: str, scores: xr.DataArray) -> dic
     return {f"margin_over_{baseline}{end}": _rounded(value, 2) for end, value in values.items()}
 
 
-def sentences(analysis: Analysis) -> str:
-    """What the comparison shows: made from the numbers, so that other results say other things."""
+def sentences(analysis: Analysis, named: Callable[[str], str] = str) -> str:
+    """What the comparison shows: made from the numbers, so that other results say other things.
+
+    Args:
+        named: what methods are called.
+    """
     lines = []
     trained = analysis.summary[~analysis.summary["method"].isin([TEACHER, FLOOR])]
     for student, best in analysis.headline["students"].items():
         kept = 100 * trained.loc[trained["student"] == student, "retained"]
         line = (
-            f"* {student}: `{best['method']}`, chosen on development data, keeps {best['retained_percent']} % of the"
-            f" teacher's score; methods lie between {kept.min():.1f} and {kept.max():.1f} %."
+            f"* {student}: {named(best['method'])}, chosen on development data, keeps {best['retained_percent']} % of"
+            f" the teacher's score; trained methods lie between {kept.min():.1f} and {kept.max():.1f} %."
         )
-        for baseline in (FLOOR, BASELINE):
+        for baseline, words in ((FLOOR, "no training, the floor"), (BASELINE, "training without a teacher")):
             if f"margin_over_{baseline}" in best:
                 low = best[f"margin_over_{baseline}_low"]
-                shown = "more than chance" if low is not None and low > 0 else "not shown to be more than chance"
-                line += f" It is {best[f'margin_over_{baseline}']:+.1f} points from `{baseline}`, {shown}."
+                shown = "above zero" if low is not None and low > 0 else "not above zero"
+                margin = f"{best[f'margin_over_{baseline}']:+.1f}".replace("-", "−")
+                line += f" Over {words}: {margin} points, its 95 % interval {shown}."
         lines.append(line)
     falls = analysis.distillation.loc[analysis.distillation["method"] != TEACHER, "last_interval_percent"]
     if len(falls):
