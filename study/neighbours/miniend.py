@@ -50,7 +50,8 @@ IGNORED = -100
 #: Linear warm-up and decay, as the study's other training.
 SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.01}
 WORDS = {"scratch": "no teacher", "od": "logits", "self": "self-attention relations", "teacher": "the teacher"}
-WORDS |= {"od+self": "logits and self-attention relations", "od+self+cross": "these and cross-attention relations"}
+WORDS |= {"od+self": "logits and self-attention relations"}
+WORDS |= {"od+self+cross": "logits, self- and cross-attention relations"}
 
 
 def corrupted(

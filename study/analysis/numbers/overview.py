@@ -39,7 +39,7 @@ SYSTEMS = {
     "prequant": ("weights", "of the task", "one", "full"),
     "cr-ild": ("all states, logits, fine-tuned", "of the task", "one", "teacher"),
     "xtremedistil": ("all states, logits, fine-tuned", "of a source", "a source", "start"),
-    "miniend": ("all states, output distribution", "none", "none", "teacher"),
+    "miniend": ("queries, keys, values, output distribution", "none", "none", "teacher"),
 }
 
 
