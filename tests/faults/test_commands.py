@@ -62,7 +62,7 @@ def refused(outcome: subprocess.CompletedProcess) -> str:
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
 def test_a_kernel_that_dies_names_its_signal(folder, name):
     code = f"import os, signal; os.kill(os.getpid(), signal.{name})"
-    line = refused(study(folder, "run", "notebooks/does.ipynb", "-p", "code", json.dumps(code)))
+    line = refused(study(folder, "run", "notebooks/does.ipynb", "-p", "code", code))
     assert f"does.ipynb: the notebook's process was ended by {name}" in line
     assert ("memory" in line) == (getattr(signal, name) == signal.SIGKILL)
 
@@ -70,8 +70,7 @@ def test_a_kernel_that_dies_names_its_signal(folder, name):
 PARAMETERS = [
     ("seed", "abc", "parameter seed = 'abc'; allowed: int, such as 1"),
     ("seed", "true", "parameter seed = True; allowed: int, such as 1"),
-    ("code", "3", "parameter code = 3; allowed: str, such as ''"),
-    ("code", "[1", r"parameter code = '[1' is no YAML value"),
+    ("seed", "[1", r"parameter seed = '[1' is no YAML value"),
     ("sead", "1", "parameter 'sead' is unknown; allowed: code, seed"),
 ]
 
@@ -97,7 +96,7 @@ def test_a_folder_that_cannot_be_written_is_named(folder):
 def test_a_relative_cache_of_sources_is_that_of_the_command(folder):
     code = "import os; open(os.environ['STUDY_SOURCES'] + '/seen', 'w').close()"
     (folder / "wheels").mkdir()
-    arguments = ("run", "notebooks/does.ipynb", "-p", "code", json.dumps(code))
+    arguments = ("run", "notebooks/does.ipynb", "-p", "code", code)
     assert study(folder, *arguments, STUDY_SOURCES="wheels").returncode == 0
     assert (folder / "wheels" / "seen").exists()
 
