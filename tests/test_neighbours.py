@@ -206,10 +206,10 @@ def test_everything_side_by_side_by_hand(tmp_path):
     expected = ["not measured", "not measured", "score 50.0, arm start 40.0", "score 300.0, arm teacher 200.0"]
     assert found["of"].tolist() == expected
     texts = [one.get_text() for one in figures.overview_figure(rows).axes[0].texts]
-    assert texts == ["none  75.5", "mlm  80.5", "teacher  100.0"]
+    assert texts == ["untrained  75.5", "MLM  80.5", "teacher  100.0"]
     page = figures.overview_table(rows, "english").to_html()
     page = re.sub(r"\s+", " ", re.sub("<.*?>", " ", page))
-    assert "mlm, L3-H192 80.5 (79.3 – 81.7) teacher, all tasks 3.0" in page
+    assert "MLM, L3-H192 80.5 (79.3 – 81.7) teacher, all tasks 3.0" in page
     assert "static-256 not run not measured" in page and "not measured score 50.0, arm start 40.0 3.0" in page
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from study.analysis.answers import VERDICT_LOOKS
-from study.analysis.figures.style import GREY, STUDENT_STYLES, interval, new_figure, number
+from study.analysis.figures.style import GREY, STUDENT_STYLES, in_words, interval, new_figure, number, short
 from study.analysis.numbers.neighbours import arms, verdicts
 from study.analysis.numbers.overview import NOT_MEASURED, NOT_RUN
 from study.analysis.presentation import styled
@@ -137,7 +137,11 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler:
         kept += "" if pd.isna(row.low) else interval(row.low, row.high, 1)
         missing = row.of if row.of in (NOT_RUN, NOT_MEASURED) else NOT_MEASURED
         table.append(
-            {"what": row.row, "kept (%)": kept or missing, "of": row.of if row.of != missing or kept else ""}
+            {
+                "what": in_words(row.row, short),
+                "kept (%)": kept or missing,
+                "of": row.of if row.of != missing or kept else "",
+            }
             | {"latency (ms)": NOT_MEASURED if pd.isna(row.latency) else number(row.latency, 1)}
             | {
                 "reads of the teacher": row.teacher,
@@ -147,7 +151,7 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler:
             }
         )
     words = ["what", "kept (%)", "latency (ms)", "labels", "task", "cost of training"]
-    caption, wide = "what each needs, costs and keeps.", ["of", "reads of the teacher"]
+    caption, wide = "What each needs, costs and keeps.", ["of", "reads of the teacher"]
     return styled(table, "overview", caption, setting=setting, words=words, wide=wide)
 
 
@@ -168,7 +172,9 @@ def overview_figure(rows: pd.DataFrame) -> Figure | None:
             color, marker = STUDENT_STYLES[row.kind == "system"]
             axes.plot(column, row.kept, marker, color=color, markerfacecolor="white" if row.kind == "system" else color)
             least = max(row.kept, least + step)
-            text = f"{row.row.partition(',')[0]}  {number(row.kept, 1)}" + f" of {row.of}" * (row.kind == "system")
+            text = f"{in_words(row.row.partition(',')[0], short)}  {number(row.kept, 1)}" + f" of {row.of}" * (
+                row.kind == "system"
+            )
             line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}
             place = (column, row.kept), (1.12 * column, least)
             axes.annotate(text, *place, fontsize=8, va="center", arrowprops=line)
