@@ -14,7 +14,7 @@ from study.config import Params
 from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
 from study.methods import METHOD, Trained, Untrained, Variant, objective_of
 from study.neighbours_options import NOTEBOOKS as SYSTEMS
-from study.teachers import complete
+from study.teachers import EMBEDDED_POSITIONS, EMBEDDED_SIZES, complete
 
 #: Tasks and methods that params may name as if they declared them.
 PRESETS = Path(__file__).with_name("presets.yaml")
@@ -98,11 +98,32 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
         if isinstance(methods, dict) and isinstance(variants, dict):
             made, memberships = expand(methods, variants)
             values = values | {"methods": made, "memberships": memberships}
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
+        for setting in params.grid.settings:
+            if params.settings[setting].teacher.name in EMBEDDED_SIZES:
+                check_lengths(params, setting, EMBEDDED_POSITIONS)
+        return params
     except ValueError as error:
         if not isinstance(error, ValidationError):
             raise StudyError(f"{path.relative_to(root)}: {error}") from None
         raise StudyError(f"{path.relative_to(root)}: {one_line(error)}") from None
+
+
+def check_lengths(params: Params, setting: str, limit: int) -> None:
+    """Refuse sequences longer than the teacher of a setting reads.
+
+    Raises:
+        StudyError: names the key.
+    """
+    own = params.settings[setting]
+    lengths = {"corpus.sequence_length": params.corpus.sequence_length}
+    lengths["latency.sequence_length"] = params.latency.sequence_length
+    for name in (*own.tasks, *own.candidates):
+        if name in params.finetuning.tasks:
+            lengths[f"finetuning.tasks.{name}.max_length"] = params.finetuning.tasks[name].max_length
+    for key, length in lengths.items():
+        if length > limit:
+            raise StudyError(f"{key} = {length}; allowed: at most {limit}, what settings.{setting}.teacher reads")
 
 
 def _with_teachers(values: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ EMBEDDED_SIZES = {
     "multilingual-e5-small-genuine": (12, 384, 12, 1536),
     "all-mpnet-base-v2": (12, 768, 12, 3072),
 }
+#: Positions of each.
+EMBEDDED_POSITIONS = 512
 #: Families of those that are not BERT.
 EMBEDDED_FAMILIES = {"all-mpnet-base-v2": "mpnet"}
 #: What a teacher may be.
@@ -145,7 +147,9 @@ def complete(name: str, teacher: dict[str, Any], root: Path, used: bool = True) 
     typed = {part: value for part, value in teacher.items() if value is not None}
     if own in EMBEDDED_SIZES:
         family = {"family": EMBEDDED_FAMILIES[own]} if own in EMBEDDED_FAMILIES else {}
-        return dict(zip(SIZES, EMBEDDED_SIZES[own], strict=True)) | family | typed
+        known = dict(zip(SIZES, EMBEDDED_SIZES[own], strict=True))
+        agree(key, {part: typed[part] for part in (*SIZES, "head") if part in typed}, known | {"head": "fit"})
+        return known | family | typed
     if typed.keys() >= {*SIZES} and ("head" in typed or not used):
         return typed
     try:

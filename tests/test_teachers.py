@@ -138,6 +138,26 @@ def test_an_embedded_teacher_needs_no_sizes(study):
     assert teacher.model_dump() == {"layers": 6, "width": 384, "heads": 12, "intermediate": 1536, "name": teacher.name}
 
 
+@pytest.mark.parametrize(
+    ("teacher", "changes", "problem"),
+    [
+        ({"layers": 12}, {}, r"settings\.english\.teacher\.layers = 12; the model has 6; allowed: 6"),
+        ({"head": "own"}, {}, r"settings\.english\.teacher\.head = own: .*; allowed: fit, adapt"),
+        ({}, {"corpus": {"sequence_length": 513}}, r"corpus\.sequence_length = 513; allowed: at most 512"),
+        (
+            {},
+            {"finetuning": {"tasks": {"topic": {"max_length": 600}}}},
+            r"finetuning\.tasks\.topic\.max_length = 600; allowed: at most 512",
+        ),
+    ],
+)
+def test_what_is_wrong_of_an_embedded_teacher_is_one_line(study, teacher, changes, problem):
+    write(study, {"name": "all-minilm-l6-v2"} | teacher, initialisation="random", **changes)
+    with pytest.raises(StudyError, match=problem) as error:
+        load_params("mine", study)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_says_its_sizes_in_its_own_words(study, family):
     model = tiny.masked_language_model(family, **SIZES)

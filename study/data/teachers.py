@@ -15,6 +15,7 @@ from study.data.pretrained import UNREADABLE, check_tokenizer, reason
 from study.data.vocabulary import check_trimmable
 from study.families import family_of, positions
 from study.files import StudyError, UnreachableError
+from study.params import check_lengths
 from study.sections import Teacher
 from study.teachers import EMBEDDED_SIZES, agree, encoder_subfolder, find_folder, read_teacher
 
@@ -65,7 +66,7 @@ def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:
         _check_head(setting, folder, config)
     if config.model_type == "mpnet" and params.attention_implementation != "eager":
         raise StudyError(f"attention_implementation = {params.attention_implementation}; allowed for mpnet: eager")
-    _check_lengths(params, setting, positions(config))
+    check_lengths(params, setting, positions(config))
     for name in params.grid.students[setting]:
         student, inner = params.students[name], getattr(config, "embedding_size", None) or config.hidden_size
         start = params.initialisation
@@ -99,15 +100,3 @@ def _check_head(setting: str, folder: Path, config: Any) -> None:
             f"settings.{setting}.teacher.head = own: its file has no {wanted}, so no language-modelling head;"
             " allowed: fit, adapt"
         )
-
-
-def _check_lengths(params: Params, setting: str, limit: int) -> None:
-    own = params.settings[setting]
-    lengths = {"corpus.sequence_length": params.corpus.sequence_length}
-    lengths["latency.sequence_length"] = params.latency.sequence_length
-    for name in (*own.tasks, *own.candidates):
-        if name in params.finetuning.tasks:
-            lengths[f"finetuning.tasks.{name}.max_length"] = params.finetuning.tasks[name].max_length
-    for key, length in lengths.items():
-        if length > limit:
-            raise StudyError(f"{key} = {length}; allowed: at most {limit}, what settings.{setting}.teacher reads")
