@@ -34,7 +34,7 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
         rows = groups.pop(most)
         best, head = rows.loc[rows["closed"].idxmax()], f"{setting.capitalize()}: {millions(most)} tokens"
         if not rows["learnt"].any():
-            shown.append(card(head, "None", f"of {len(rows)} methods learnt anything on {GROUP_WORDS[kind]}"))
+            shown.append(card(head, "Nothing", f"was learnt on {GROUP_WORDS[kind]} by any of {len(rows)} methods"))
             continue
         between = interval(best["low"], best["high"], 0).strip(" ()") or "unknown"
         models = "one distilled model" if best["models"] == 1 else f"{best['models']} distilled models"
