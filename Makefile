@@ -54,7 +54,7 @@ plan: environment  ## resolve params.yaml under PROFILE: a description of every 
 	@python -m study plan $(PROFILE)
 	@cd $(FOLDER) && mkdir -p scratch && dvc stage list --name-only > scratch/stages
 
-repro: plan  ## the whole study, or PROFILE=smoke|overnight; JOBS=2 runs side by side; ENGINE=ray RAY_ADDRESS=auto CPUS=1 GPUS=0.5 on a cluster
+repro: plan  ## the whole study, or PROFILE=smoke|overnight|evidence|paper; JOBS=2 runs side by side; ENGINE=ray RAY_ADDRESS=auto CPUS=1 GPUS=0.5 on a cluster
 ifeq ($(ENGINE),ray)
 	@export STUDY_STARTER=$$PPID && python -m study grid $(PROFILE) $(if $(RAY_ADDRESS),--address $(RAY_ADDRESS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(GPUS),--gpus $(GPUS))
 else

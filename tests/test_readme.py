@@ -62,7 +62,7 @@ def test_readme_states_how_fast_a_student_is() -> None:
     speeds = {(r["model"], r["runtime"]): f"{float(r['speed_up']):.1f}"
               for r in rows(EVIDENCE / "runtimes" / "english" / "choices.csv")}  # fmt: skip
     (stated,) = re.findall(
-        r"([\d.]+) times as fast as its teacher, ([\d.]+) times in int8; .*? int8\s+([\d.]+)", README
+        r"is ([\d.]+) times as fast, ([\d.]+) times in ONNX int8;\s+the teacher in int8 ([\d.]+)", README
     )
     models = ("L3-H192", "eager"), ("L3-H192", "onnx-int8"), ("teacher", "onnx-int8")
     assert stated == tuple(speeds[model] for model in models)
