@@ -103,11 +103,9 @@ class Cells:
             removed += [out] * (not found)  # its place is not the command's to choose
         lines = [f"mkdir -p {MARKS}", f"rm -f {finished}", f"touch {started}"]
         lines += [f"kept=$(mktemp -d {MARKS}/{shlex.quote(stage.name)}.XXXXXX) && own=$kept/own"]
-        lines += ["""trap 'rm -rf "$local"' EXIT"""]
-        lines += [
-            """if [ "$STUDY_SCRATCH" ]; then local=$(mktemp -d "$STUDY_SCRATCH"/study.XXXXXX) && ln -s "$local" $own;"""
-        ]
-        lines[-1] += " else mkdir $own; fi"
+        lines += ["disk=", """trap 'rm -rf "$disk"' EXIT"""]  # emptied first: a variable of that name may be exported
+        there = 'disk=$(mktemp -d "$STUDY_SCRATCH"/study.XXXXXX) && ln -s "$disk" $own'
+        lines += [f'if [ "$STUDY_SCRATCH" ]; then {there}; else mkdir $own; fi']
         folders = dict.fromkeys(str(Path(out).parent) for out in moved)
         lines += ["mkdir -p " + " ".join(f'"$own"/{shlex.quote(folder)}' for folder in folders)] if moved else []
         lines += [f"rm -rf {shlex.join(removed)}"] if removed else []

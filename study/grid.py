@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,14 @@ def run_grid(cells: Cells, request: Request) -> None:
     shutil.rmtree(cells.plan.folder / "scratch" / "teacher_outputs", ignore_errors=True)
 
 
+def next_stages(ready: list[Any], running: Collection[Any]) -> list[Any]:
+    """Of the stages that can run: all that may do so side by side, or one of those that have to run alone."""
+    if any(kind_of(stage) == ALONE for stage in running):
+        return []
+    together = [stage for stage in ready if kind_of(stage) != ALONE]
+    return together or ([] if running else ready[:1])
+
+
 @dataclass
 class Driver:
     """Submits what can run, waits for any of it, records all that has ended, and tells how far it is."""
@@ -83,7 +91,7 @@ class Driver:
                 problems = [
                     "params.yaml changed while the study was run, so that nothing more was started: run it again"
                 ]
-            for stage in [] if problems else self._next(ready):
+            for stage in [] if problems else next_stages(ready, self.running.values()):
                 ready.remove(stage)
                 self._submit(stage)
             if self.seconds or self.failed or self.running:
@@ -100,13 +108,6 @@ class Driver:
             raise StudyError("; ".join(problems))
         if not self.seconds:
             print("nothing is stale", flush=True)
-
-    def _next(self, ready: list[Any]) -> list[Any]:
-        """All that can run side by side, or one of those that have to run alone."""
-        if any(kind_of(stage) == ALONE for stage in self.running.values()):
-            return []
-        together = [stage for stage in ready if kind_of(stage) != ALONE]
-        return together or ([] if self.running else ready[:1])
 
     def _submit(self, stage: Any) -> None:
         together = max(1, int(self.gpus)) if kind_of(stage) == TRAINS else 1

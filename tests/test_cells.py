@@ -137,6 +137,14 @@ def test_what_is_made_on_a_disk_of_the_node_is_put_in_place_whole(study, monkeyp
     local.rmdir()
 
 
+@pytest.mark.parametrize("name", ["local", "disk", "own", "kept"])
+def test_a_command_removes_no_folder_that_the_environment_names(study, tmp_path_factory, monkeypatch, name):
+    precious = tmp_path_factory.mktemp("precious")
+    monkeypatch.setenv(name, str(precious))
+    assert run(study, study.ready()[0][0]) == 0
+    assert precious.is_dir()
+
+
 def test_machines_without_a_shared_folder_hand_outcomes_on_by_a_remote_of_dvc(study):
     """One runs and records the first stages and pushes them; the other takes its dvc.lock, pulls, and does the rest."""
     root = study.plan.root

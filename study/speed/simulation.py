@@ -15,8 +15,8 @@ from math import inf
 
 import numpy as np
 
-from study.cells import Cells, kind_of
-from study.grid import ALONE, RETRIES
+from study.cells import Cells
+from study.grid import RETRIES, next_stages
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def simulate(
             in_turn = False
             schedule.recorded |= {job.name: now for job in what if job.name not in schedule.failed}
             submitted -= {job.name for job in what}
-            chosen = _next([job for job in waiting if schedule.recorded.keys() >= set(job.after)], submitted)
+            ready = [job for job in waiting if schedule.recorded.keys() >= set(job.after)]
+            chosen = next_stages(ready, submitted)
             queue.extend(chosen)
             submitted |= {job.name for job in chosen}
             waiting = [job for job in waiting if job not in chosen]
@@ -137,14 +138,6 @@ def simulate(
             at(now + taken, "turn", *ended)
             ended = []
     return schedule
-
-
-def _next(ready: list[Job], submitted: set[str]) -> list[Job]:
-    """What :meth:`study.grid.Driver._next` chooses."""
-    if any(kind_of(name) == ALONE for name in submitted):
-        return []
-    together = [job for job in ready if kind_of(job.name) != ALONE]
-    return together or ([] if submitted else ready[:1])
 
 
 def bounds(jobs: list[Job], gpus: int) -> tuple[float, float]:
