@@ -5,8 +5,6 @@ Each function takes the tables of :mod:`study.analysis.numbers.budget_tables`, o
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 from IPython.display import HTML
 from pandas.io.formats.style import Styler
@@ -23,7 +21,7 @@ Tables = dict[str, pd.DataFrame]
 def cards(curves: dict[str, Tables]) -> HTML | None:
     """A card for every setting and kind of task: what closes most of the gap on test data, and at every other budget.
 
-    Large is the largest budget with several distillation seeds; where nothing learnt, the card says so.
+    First stands the largest budget with several distillation seeds. Where no method learnt, the card says so.
     """
     kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
@@ -71,26 +69,16 @@ def reasons(setting: str, tables: Tables) -> Styler | None:
     ]
     groups, words = [row[""] for row in rows], ["", "tasks", "tokens", "verdict"]
     wide = ["because", "decisive contrast"]
-    return (
-        styled(rows, "reasons", "What could be tested.", setting=setting, words=words, wide=wide, groups=groups)
-        if rows
-        else None
-    )
+    if not rows:
+        return None
+    return styled(rows, "reasons", "What could be tested.", setting=setting, words=words, wide=wide, groups=groups)
 
 
 def gains(setting: str, tables: Tables) -> Styler:
     """Points that each method's students score above the untrained one, a column per budget."""
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in tables["gains"].sort_values("tokens", kind="stable").itertuples():
-        shown = number(row.gain, 1, "+") + interval(row.low, row.high, 1, "+")
-        cells.setdefault((row.group, row.method), {})[f"{millions(row.tokens)} tokens"] = shown
-    heads = list(dict.fromkeys(head for cell in cells.values() for head in cell))
-    rows = [
-        {"tasks": group, "method": label(method)} | {head: cell.get(head, NOTHING) for head in heads}
-        for (group, method), cell in cells.items()
-    ]
+    shown = [number(row.gain, 1, "+") + interval(row.low, row.high, 1, "+") for row in tables["gains"].itertuples()]
     caption = "Points of the macro test score above the untrained student (95 % interval)."
-    return styled(rows, "gains", caption, setting=setting, words=["tasks", "method"], groups=[r["tasks"] for r in rows])
+    return _by_budget(tables["gains"].assign(shown=shown), "gains", caption, setting)
 
 
 def sensitivity(setting: str, tables: Tables) -> Styler | None:
@@ -112,19 +100,27 @@ def sensitivity(setting: str, tables: Tables) -> Styler | None:
 
 def gap(setting: str, tables: Tables) -> Styler:
     """Percent of the gap that each method closes, a column per budget; what did not learn is in brackets."""
+    closed = [
+        (number(row.closed, 1) + interval(row.low, row.high, 1), row.learnt) for row in tables["gap"].itertuples()
+    ]
+    shown = [text if learnt else f"[{text}]" for text, learnt in closed]
+    caption = "Percent of the gap closed (95 % interval). In square brackets: did not learn, or below the floor."
+    return _by_budget(tables["gap"].assign(shown=shown), "gap", caption, setting)
+
+
+def _by_budget(rows: pd.DataFrame, name: str, caption: str, setting: str) -> Styler:
+    """What is ``shown`` of every group of tasks and method, a column per budget."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in tables["gap"].sort_values("tokens", kind="stable").itertuples():
-        closed = number(row.closed, 1) + interval(row.low, row.high, 1)
-        cell = cells.setdefault((row.group, row.method), {})
-        cell[f"{millions(row.tokens)} tokens"] = closed if row.learnt else f"[{closed}]"
+    for row in rows.sort_values("tokens", kind="stable").itertuples():
+        cells.setdefault((row.group, row.method), {})[f"{millions(row.tokens)} tokens"] = row.shown
     heads = list(dict.fromkeys(head for cell in cells.values() for head in cell))
     order = {group: place for place, group in enumerate(GROUP_WORDS)}
-    rows = [
+    table = [
         {"tasks": group, "method": label(method)} | {head: cells[group, method].get(head, NOTHING) for head in heads}
         for group, method in sorted(cells, key=lambda key: order[key[0]])
     ]
-    caption = "Percent of the gap closed (95 % interval). In square brackets: did not learn, or below the floor."
-    return styled(rows, "gap", caption, setting=setting, words=["tasks", "method"], groups=[r["tasks"] for r in rows])
+    groups = [row["tasks"] for row in table]
+    return styled(table, name, caption, setting=setting, words=["tasks", "method"], groups=groups)
 
 
 def trends(setting: str, tables: Tables) -> Styler | None:
@@ -133,19 +129,18 @@ def trends(setting: str, tables: Tables) -> Styler | None:
         {"tasks": row.group, "method": label(row.method), "at the smallest budget": number(row.first, 1)}
         | {"per ten times the tokens": number(row.per_decade, 1, "+") + interval(row.low, row.high, 1, "+")}
         | {"meets the leader at": NOTHING if pd.isna(row.meets) else millions(row.meets), "models": row.runs}
-        | {"more per ten times than the leader": number(row.faster, 1, "+") + _bounds(row)}
+        | {
+            "more per ten times than the leader": number(row.faster, 1, "+")
+            + interval(row.faster_low, row.faster_high, 1, "+")
+        }
         for row in tables["trends"].itertuples()
     ]
     caption = (
-        "Percent of the gap, a line through a method's runs. Leader: the line highest at the smallest budget. Last"
+        "Percent of the gap, a line through a method's runs. Leader: the line highest at the smallest budget."
+        " Last column: interval over tasks."
     )
-    caption += " column: interval over tasks."
     groups = [row["tasks"] for row in rows]
     return styled(rows, "trends", caption, setting=setting, words=["tasks", "method"], groups=groups) if rows else None
-
-
-def _bounds(row: Any) -> str:
-    return interval(row.faster_low, row.faster_high, 1, "+")
 
 
 def references(setting: str, tables: Tables) -> Styler:
