@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import inf
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_cells import PIPELINE, names, run, study_of
 
-from study.speed.simulation import Driver, Job, Machines, bounds, jobs_of, simulate
+from study.speed.simulation import Driver, Job, Machines, bounds, clusters, jobs_of, simulate
 
 
 def drawn(*values):
@@ -88,3 +89,18 @@ def test_many_that_ended_are_put_on_record_in_one_writing(tmp_path, monkeypatch)
     study = study_of(tmp_path, monkeypatch, PIPELINE)
     assert [run(study, stage) for stage in study.ready()[0]] == [0, 0]
     assert study.record() == (["make@one", "make@two"], {}) and written == [["make@one", "make@two"]]
+
+
+def test_the_table_of_a_study_has_its_bounds_and_names_the_greatest():
+    """A teacher of an hour, then 16 students of half an hour each, on 8, 64 and 512 GPUs."""
+    names = [f"distill@{number}" for number in range(16)]
+    graph = {"teacher@one": [], **{name: ["teacher@one"] for name in names}}
+    cells = SimpleNamespace(graph=lambda: graph, plan=SimpleNamespace(profile="own"))
+    seconds = {"teacher@one": 3600.0, **dict.fromkeys(names, 1800.0)}
+    rows = clusters(cells, seconds, {"free": Driver()}, 1, Machines(gpus=1)).set_index("gpus")
+    assert rows["hours"].to_dict() == {8: 2.0, 64: 1.5, 512: 1.5}
+    assert rows["longest chain (hours)"].tolist() == [1.5] * 3 and rows.loc[8, "GPUs (hours)"] == 9 / 8
+    assert rows.loc[8, "busy_percent"] == pytest.approx(100 * 9 / 16) and set(rows["bottleneck"]) == {"longest chain"}
+    shared = clusters(cells, seconds, {"free": Driver()}, 8, Machines(gpus=1)).set_index("gpus")
+    assert shared.loc[8, "hours"] == 9.0 and shared.loc[8, "bottleneck"] == "GPUs"  # one at a time
+    assert set(rows["study"]) == {"own"} and set(shared["study"]) == {"own, 8 a run"}

@@ -10,10 +10,11 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
+import pandas as pd
 
 from study.cells import Cells
 from study.grid import RETRIES, next_stages
@@ -154,3 +155,32 @@ def jobs_of(cells: Cells, seconds: Mapping[str, float], saved: Mapping[str, floa
         Job(name, seconds.get(name, otherwise), tuple(after), saved.get(name, inf))
         for name, after in cells.graph().items()
     ]
+
+
+def clusters(
+    cells: Cells, seconds: Mapping[str, float], drivers: Mapping[str, Driver], devices: int, machines: Machines
+) -> pd.DataFrame:
+    """The grid of a study on 8, 64 and 512 GPUs under each driver, one row each, and what it waits for.
+
+    Columns: study, stages, gpus, recorded (name of the driver), hours, busy_percent (of the GPUs), hours of the longest
+    chain, of all work over all GPUs and of the driver, bottleneck (the longest of these), failed (stages given up).
+
+    Args:
+        seconds: of stages, with a checkpoint at every hundredth of each; what is not known takes a minute. devices:
+            GPUs that a stage takes. machines: their failures and stragglers, of one GPU; their number is not read.
+    """
+    jobs = jobs_of(cells, seconds, {job: own / 100 for job, own in seconds.items()}, otherwise=60.0)
+    name = cells.plan.profile + (f", {devices} a run" if devices > 1 else "")
+    rows = []
+    for gpus, (recorded, driver) in itertools.product((8, 64, 512), drivers.items()):
+        groups = replace(machines, gpus=gpus // devices, failures=devices * machines.failures)
+        outcome, (chain, work) = simulate(jobs, groups, driver), bounds(jobs, groups.gpus)
+        limits = {"longest chain": chain, "GPUs": work, "driver": outcome.driver}
+        busy = 100 * outcome.gpus / outcome.seconds / groups.gpus
+        rows.append(
+            {"study": name, "stages": len(jobs), "gpus": gpus, "recorded": recorded}
+            | {"hours": outcome.seconds / 3600, "busy_percent": busy}
+            | {f"{limit} (hours)": own / 3600 for limit, own in limits.items()}
+            | {"bottleneck": max(limits, key=lambda limit: limits[limit]), "failed": len(outcome.failed)}
+        )
+    return pd.DataFrame(rows)
