@@ -96,7 +96,7 @@ students: plan  ## the students that the report of PROFILE recommends: pulled wh
 	$(IN) runs=$$(python -m study students $(PROFILE) | sed 's/^/distill@/') && [ -n "$$runs" ] && \
 	  if dvc remote list | grep -q .; then dvc pull $$runs; else dvc repro plan notebooks && dvc repro $$runs; fi
 
-tune: plan  ## choose learning rates on development data (writes reports/tuning)
+tune: plan  ## choose learning rates on development data (writes reports/tuning of the profile)
 	$(IN) dvc repro plan notebooks
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro
 	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \

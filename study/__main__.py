@@ -26,7 +26,7 @@ from ruamel.yaml.error import YAMLError
 
 from study.descriptions import own_data
 from study.execution import be_quiet, declared_parameters, end_with_starter, run_notebook, take_one_gpu, unchanged
-from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
+from study.files import DEFAULT_PROFILE, StudyError, find_root, own_tuning_folder
 from study.plan import resolve
 from study.plan_files import write_plan
 from study.teachers import EMBEDDED_SIZES
@@ -99,7 +99,7 @@ def _tunings(options: argparse.Namespace) -> None:
     tunings = plan.of(Tuning)
     if not tunings:
         raise StudyError(f"tuning.students: profile {options.profile} names none in the settings of its grid")
-    folder = tuning_folder(plan.folder, plan.root).relative_to(plan.root).as_posix()
+    folder = own_tuning_folder(plan.folder).relative_to(plan.root).as_posix()
     print("\n".join(f"{tuning.setting} {tuning.file} {folder}" for tuning in tunings))
 
 
@@ -107,7 +107,7 @@ def _tuned(options: argparse.Namespace) -> None:
     from study.evaluation.tune import chosen_rates
 
     plan = resolve(options.profile)
-    for key, rate in chosen_rates(tuning_folder(plan.folder, plan.root), plan.params.students).items():
+    for key, rate in chosen_rates(own_tuning_folder(plan.folder), plan.params.students).items():
         print(f"{key}: {rate}")
 
 

@@ -203,6 +203,17 @@ def test_tuned_chooses_by_itself_for_a_student_with_rates_of_its_own(folder, cap
     assert line.startswith("error: ") and "od_L4-H192.json" in line
 
 
+def test_a_profile_keeps_what_it_tries_in_its_own_folder(folder, capsys):
+    """Rates of another teacher, tasks or budget never come among those of the study."""
+    YAML().dump(read_yaml(tiny.FIXTURES / "params.yaml"), folder / "params.yaml")
+    (folder / "profiles" / "other").mkdir(parents=True)
+    (folder / "profiles" / "other" / "params.yaml").write_text("distillation: {steps: 3}\n")
+    for profile, own in (("laptop", "reports/tuning"), ("other", "profiles/other/reports/tuning")):
+        assert main(["tunings", profile]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines and {line.split()[2] for line in lines} == {own}
+
+
 ENVIRONMENT = {"python": "3", "torch": "2", "transformers": "5", "datasets": "5", "processor": "none"}
 
 
