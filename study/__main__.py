@@ -27,8 +27,7 @@ from ruamel.yaml.error import YAMLError
 from study.descriptions import own_data
 from study.execution import be_quiet, declared_parameters, end_with_starter, run_notebook, take_one_gpu, unchanged
 from study.files import DEFAULT_PROFILE, StudyError, find_root, tuning_folder
-from study.plan import resolve
-from study.plan_files import write_plan
+from study.plan import resolve, write_plan
 from study.teachers import EMBEDDED_SIZES
 
 
