@@ -6,8 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Literal, get_args
 
-from pydantic import model_validator
-
 from study.declarations import OwnTask
 from study.families import FAMILIES
 from study.methods import (
@@ -117,13 +115,7 @@ class Params(Section):
         own = self.settings[setting].tasks
         return [t for t in own if not (t in PROBES or (t in self.tasks and self.tasks[t].retrieval))]
 
-    @model_validator(mode="after")
-    def _sections_agree(self):
-        if problem := next(self._problems(), None):
-            raise ValueError(problem)
-        return self
-
-    def _problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """What is wrong between sections; what comes later rests on what comes before it."""
         yield from self._problems_of_names()
         yield from self._problems_of_tasks()

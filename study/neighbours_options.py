@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import Discriminator, Field
 
 from study.methods import Fraction, LearningRate, Positive, Section, Seed, Sparse, Weight
 from study.sections import Encoder
@@ -52,15 +53,12 @@ class PreQuant(NeighbourOptions):
     finetuned: bool
     learning_rates: dict[Literal["outliers", "biases", "lora", "full"], LearningRate]
 
-    @model_validator(mode="after")
-    def _rates_are_there(self):
-        needed = {own if own in ("biases", "lora") else "outliers" for own in self.tuned}
-        needed |= {"outliers", *["full"] * self.finetuned}
+    def problems(self) -> Iterator[str]:
+        needed = {"outliers", *({"biases", "lora"} & {*self.tuned}), *["full"] * self.finetuned}
         if missing := sorted(needed - self.learning_rates.keys()):
-            raise ValueError(f"learning_rates lacks {', '.join(missing)}; allowed: a rate for each that is tuned")
+            yield f"learning_rates lacks {', '.join(missing)}; allowed: a rate for each that is tuned"
         if self.compared_bits not in self.bits:
-            raise ValueError(f"compared_bits = {self.compared_bits}; allowed: one of bits = {self.bits}")
-        return self
+            yield f"compared_bits = {self.compared_bits}; allowed: one of bits = {self.bits}"
 
 
 Compared = Literal["attention", "hidden", "query", "key", "value"]

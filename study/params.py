@@ -37,7 +37,7 @@ def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str,
         lists = [option for option, value in variant.changes.items() if isinstance(value, list)]
         if len(lists) > 1 or any(not variant.changes[option] for option in lists):
             raise ValueError(f"{key}: {', '.join(lists)} are lists; allowed: one list, not empty")
-        for base in variant.extended:
+        for base in [variant.extends] if isinstance(variant.extends, str) else variant.extends:
             if base not in methods:
                 what = "itself" if base == name else f"{base!r}, which is no entry of methods"
                 raise ValueError(f"{key} extends {what}; allowed: {', '.join(methods)}")
