@@ -31,6 +31,11 @@ class Checked(BaseModel):
         return self
 
 
+def words_of(mistake: Any) -> str:
+    """What one of pydantic's mistakes is, without the name of the error."""
+    return "unknown key" if mistake["type"] == "extra_forbidden" else mistake["msg"].removeprefix("Value error, ")
+
+
 class Section(Checked):
     """Part of the parameters or of a description: no unknown keys, strict types, nothing listed twice."""
 
