@@ -152,9 +152,4 @@ class MiniEnd(NeighbourOptions):
 #: One of the classes above, chosen by ``system``.
 Neighbour = Annotated[PreQuant | CrIld | XtremeDistil | MiniEnd, Discriminator("system")]
 #: System -> the notebook that runs it.
-NOTEBOOKS = {
-    "prequant": "48_prequant",
-    "cr-ild": "48_cr_ild",
-    "xtremedistil": "48_xtremedistil",
-    "miniend": "48_miniend",
-}
+NOTEBOOKS = {name: f"48_{name.replace('-', '_')}" for name in ("prequant", "cr-ild", "xtremedistil", "miniend")}

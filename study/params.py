@@ -147,13 +147,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe").load(content.decode())
     except UnicodeDecodeError as error:
         raise StudyError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except DuplicateKeyError as error:
-        assert error.problem_mark is not None
-        number = error.problem_mark.line + 1
-        raise StudyError(f"{path}: line {number}: {str(error.problem).split(' with value')[0]}") from None
     except MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise StudyError(f"{path}: {where}not valid YAML: {error.problem}") from None
+        repeated = isinstance(error, DuplicateKeyError)
+        what = str(error.problem).split(" with value")[0] if repeated else f"not valid YAML: {error.problem}"
+        raise StudyError(f"{path}: {where}{what}") from None
     except YAMLError as error:
         raise StudyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 
@@ -38,12 +38,11 @@ TASK_LANGUAGES = {
 }
 
 
-def _kind_of_text(value: Any) -> str:
-    return "embedded" if isinstance(value, str) else "own"
-
-
 #: A name, or a declaration of one's own.
-Text = Annotated[Annotated[TextName, Tag("embedded")] | Annotated[OwnText, Tag("own")], Discriminator(_kind_of_text)]
+Text = Annotated[
+    Annotated[TextName, Tag("embedded")] | Annotated[OwnText, Tag("own")],
+    Discriminator(lambda value: "embedded" if isinstance(value, str) else "own"),
+]
 
 
 class Encoder(Sparse):
