@@ -193,7 +193,7 @@ class Params(Section):
                 yield f"tasks.{name}: an embedded task has this name; allowed: any other name"
             first, *others = own.languages
             languages = self.task_budget(name).languages
-            if first not in languages or not {*languages} <= {*own.languages}:
+            if languages and (first not in languages or not {*languages} <= {*own.languages}):
                 allowed = f"{first} and any of {', '.join(others) or 'no other'}"
                 yield f"finetuning.tasks.{name}.languages = {languages}; allowed: {allowed}"
         known = [*embedded, *self.tasks]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from study.declarations import Declared, Hashes, OwnTask, OwnText, hashes_of
 from study.files import Layout, StudyError
 from study.methods import FastPath, Initialisation, Membership, Method, Reference, Section, Sparse
-from study.neighbours_options import TEACHER_MODEL, Neighbour
+from study.neighbours_options import TEACHER, Neighbour
 from study.params import one_line
 from study.sections import (
     BASE_BUDGET,
@@ -26,7 +26,6 @@ from study.sections import (
     Teacher,
 )
 
-TEACHER = "teacher"
 #: The student that a result file of a reference names: it has the shape of none.
 REFERENCE = "reference"
 
@@ -245,7 +244,7 @@ class NeighbourSystem(OfProfile, Precision, Sparse):
 
     def folder(self, layout: Layout) -> Path:
         """Where the model is saved that it works on."""
-        return layout.teacher if self.options.model == TEACHER_MODEL else layout.student(self.options.model)
+        return layout.teacher if self.options.model == TEACHER else layout.student(self.options.model)
 
 
 class Neighbours(OfProfile):

@@ -11,7 +11,7 @@ from study.methods import Fraction, LearningRate, Positive, Section, Seed, Spars
 from study.sections import Encoder
 
 #: The model that a neighbour works on unless it names a student.
-TEACHER_MODEL = "teacher"
+TEACHER = "teacher"
 
 
 class NeighbourOptions(Sparse):
@@ -23,7 +23,7 @@ class NeighbourOptions(Sparse):
     """
 
     seeds: list[Seed] = Field(min_length=1)
-    model: str = TEACHER_MODEL
+    model: str = TEACHER
     tasks: list[str] | None = Field(default=None, min_length=1)
     train: Positive | None = None
     development: Positive | None = None
