@@ -23,8 +23,7 @@ from study.descriptions import CorpusData, TaskData, open_description
 from study.files import StudyError
 from study.new import new_study
 from study.params import PRESETS, one_line, read_yaml
-from study.plan import resolve
-from study.plan_files import write_plan
+from study.plan import resolve, write_plan
 
 pytestmark = pytest.mark.fast
 BUDGET = {"train": None, "development": None, "test": None, "max_length": 64}

@@ -15,8 +15,7 @@ from ruamel.yaml import YAML
 from study import StudyError, open_description, resolve
 from study.descriptions import Comparison, CorpusData, Evaluation, Run, TaskData, TeacherAdaptation, Tuning
 from study.files import DEFAULT_PROFILE, Layout, profile_folder
-from study.plan import make_run
-from study.plan_files import write_plan
+from study.plan import make_run, write_plan
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PROFILE = "grid: {methods: [none, od], seeds: [3], students: {english: [L3-H192], multilingual: [L4-H192]}}\n"

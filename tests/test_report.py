@@ -38,7 +38,7 @@ from study.analysis.report import CHOOSER, write_report
 from study.descriptions import Comparison
 from study.execution import run_notebook
 from study.params import read_yaml
-from study.plan_files import write_plan
+from study.plan import write_plan
 from study.sections import ANALYSES as KNOWN
 
 REPOSITORY = Path(__file__).parents[1]

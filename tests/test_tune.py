@@ -20,7 +20,7 @@ from study.evaluation import tune as tune_module
 from study.evaluation.tune import choose, chosen_rates, tune
 from study.files import Layout
 from study.params import read_yaml
-from study.plan_files import write_plan
+from study.plan import write_plan
 from study.records import Candidate, read_record, write_record
 from study.records import Tuning as Record
 
