@@ -126,6 +126,11 @@ def per_language(results: Results) -> pd.DataFrame:
     return table.assign(**means).loc[order].rename_axis(columns=None).reset_index()
 
 
+def timed(results: Results) -> pd.DataFrame:
+    """The latency of every model (index ``student``) at the smallest batch size and number of threads."""
+    return results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
+
+
 def costs(results: Results) -> pd.DataFrame:
     """Size and speed, one row per model and number of threads; latency in milliseconds, throughput in sequences/s.
 
@@ -182,7 +187,7 @@ def headline(results: Results, summary: pd.DataFrame, scores: xr.DataArray) -> d
     Args:
         summary: the table of :func:`summary`. scores: :func:`statistics.score_array`.
     """
-    latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
+    latency = timed(results)
     teacher = summary[summary["method"] == TEACHER].iloc[0]
     students = {}
     for best in summary[summary["selected"]].itertuples():
