@@ -63,6 +63,8 @@ class OwnText(Origin):
         plain = self.files is not None and ".txt" in Path(self.files).suffixes
         if plain and (self.column or self.where):
             raise ValueError(f"column, where: {self.files} is plain text; allowed: neither of them")
+        if self.files and not self.column and format_of(Path(self.files)) not in FORMATS:
+            raise ValueError(f"files = {self.files}: a pattern such as texts/*.txt; names end in {', '.join(FORMATS)}")
         if not plain and not self.column:
             raise ValueError(f"column is missing: which column of {self.files or self.dataset} holds the text?")
         if self.dataset and not self.split:

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import pyarrow.parquet
 from datasets import Features, config, load_dataset, load_dataset_builder
+from huggingface_hub.utils import logging as hub_logging
 from pyarrow import ArrowException
 
 from study.declarations import Origin, folder_of, format_of
@@ -18,6 +19,7 @@ from study.files import StudyError, UnreachableError
 
 #: A file of plain text is one document up to this many characters; longer ones are cut at a line's end, if one comes.
 LONGEST = 1_000_000
+_ONE_A_LINE = "allowed: one JSON object a line"
 
 Row = dict[str, Any]
 
@@ -107,9 +109,12 @@ def _opened(file: Path, newline: str | None = None) -> TextIO:
 def _lines(file: Path, stream: TextIO) -> Iterator[Row]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise StudyError(f"{file}: line {number} is no JSON ({error.msg}); {_ONE_A_LINE}") from None
             if not isinstance(row, dict):
-                raise StudyError(f"{file}: line {number} is no object; allowed: one JSON object a line")
+                raise StudyError(f"{file}: line {number} is no object; {_ONE_A_LINE}")
             yield row
 
 
@@ -131,15 +136,17 @@ def _table(file: Path, stream: TextIO, kind: str) -> Iterator[Row]:
 
 
 class _Reading:
-    """Tells what goes wrong while something is read in one line that names it."""
+    """Tells what goes wrong while something is read in one line that names it; the hub's client is silent meanwhile."""
 
     def __init__(self, what: Path | str):
         self.what = what
 
     def __enter__(self) -> None:
-        pass
+        self.verbosity = hub_logging.get_verbosity()
+        hub_logging.set_verbosity_error()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        hub_logging.set_verbosity(self.verbosity)
         if isinstance(error, StudyError) or not isinstance(
             error, (OSError, ValueError, csv.Error, ArrowException, EOFError)
         ):

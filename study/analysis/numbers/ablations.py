@@ -19,13 +19,11 @@ from study.analysis.numbers.results import Results
 from study.analysis.numbers.statistics import (
     BOTH_SEEDS,
     TOLD_APART,
+    by_method,
     covered,
-    difference,
-    estimate,
     holm,
     models,
-    of_method,
-    replicates,
+    pool,
     two_sided,
 )
 from study.descriptions import Comparison
@@ -89,7 +87,7 @@ def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
     """Method less reference in points of macro test score (0-100), one row per method, grouped by variant.
 
     Columns: setting, variant, reference, method, macro (of the method), effect (paired by student, task and seeds),
-    low, high (95 %, :func:`statistics.estimate`), covers (the seeds behind them), p_holm (two-sided, of no effect,
+    low, high (95 %, :class:`statistics.Pooled`), covers (the seeds behind them), p_holm (two-sided, of no effect,
     corrected over the rows of the variant), runs (distilled models of the method), learning_rate,
     reference_learning_rate (NaN: not trained, or not the same for all students; methods of the grid have rates of their
     own).
@@ -101,11 +99,13 @@ def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
     """
     rates = results.runs["options"].map(lambda options: options.get("learning_rate", np.nan)).astype(float)
     rates = rates.groupby(results.runs["method"]).agg(lambda rate: rate.iloc[0] if rate.nunique() == 1 else np.nan)
+    recorded = results.runs.groupby("method")["options"].first().items()
+    pooled = pool(by_method(scores), untrained=[m for m, options in recorded if "learning_rate" not in options])
     rows = []
     for variant, compared in pairs(results).items():
         for reference, method in compared:
-            varied = of_method(scores, method)
-            effect = estimate(replicates(100 * difference(varied, of_method(scores, reference))))
+            varied = pooled.scores[method]
+            effect = pooled.effect([method], [reference])
             low, high = effect.interval()
             row: dict[str, Any] = {"setting": results.comparison.setting, "variant": variant, "reference": reference}
             row |= {"method": method, "macro": 100 * varied.mean(skipna=False).item()}

@@ -12,7 +12,7 @@ import xarray as xr
 
 from study.analysis.numbers import claims
 from study.analysis.numbers.results import FLOOR, check_mixture, check_versions
-from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
+from study.analysis.numbers.statistics import AXES, estimate, replicates
 from study.descriptions import TEACHER, Comparison, model_name
 from study.files import Layout, StudyError
 from study.records import Environment, RunResult, read_record, short_name
@@ -253,7 +253,7 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
         own = claims.judged_on(scores.keys(), MARGIN)
         if not own:
             continue
-        contrasts = claims.contrasts(scores, own, pool(scores))
+        contrasts = claims.contrasts(scores, own)
         outcome = claims.verdicts(scores, contrasts, own).set_index("claim")
         for claim in own:
             named = dict.fromkeys(method for contrast in claim.contrasts for method in contrast.methods)

@@ -11,12 +11,11 @@ from study.analysis.numbers.results import BASELINE, FLOOR, Results
 from study.analysis.numbers.statistics import (
     BOTH_SEEDS,
     TOLD_APART,
+    by_method,
     covered,
-    difference,
-    estimate,
     holm,
     of_method,
-    replicates,
+    pool,
     two_sided,
 )
 from study.descriptions import TEACHER
@@ -96,8 +95,8 @@ def _unsure(best: dict[str, Any]) -> str:
 
 def _alike(best: str, student: str, scores: xr.DataArray) -> tuple[str, ...]:
     """Trained methods that the student's best one is not told apart from, in the order of the grid."""
-    others = [method for method in scores["method"].to_numpy().tolist() if method not in (FLOOR, best)]
-    gaps = [difference(of_method(scores, best, student), of_method(scores, method, student)) for method in others]
-    p_values = holm([two_sided(estimate(replicates(gap))) for gap in gaps])
+    pooled = pool(by_method(scores, student))
+    others = [method for method in pooled.scores if method not in (FLOOR, best)]
+    p_values = holm([two_sided(pooled.effect([best], [method])) for method in others])
     told = (p_values <= TOLD_APART) & (covered(scores) == BOTH_SEEDS)
     return tuple(method for method, apart in zip(others, told, strict=True) if not apart)

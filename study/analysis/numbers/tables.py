@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL, RUN, Results
-from study.analysis.numbers.statistics import difference, estimate, of_method, replicates, share_of_teacher
+from study.analysis.numbers.statistics import by_method, estimate, of_method, pool, replicates, share_of_teacher
 from study.descriptions import TEACHER
 from study.files import write_file, write_json
 
@@ -214,8 +214,7 @@ def headline(results: Results, summary: pd.DataFrame, scores: xr.DataArray) -> d
 
 
 def _margin(best: str, baseline: str, student: str, scores: xr.DataArray) -> dict[str, float | None]:
-    pair = (of_method(scores, method, student) for method in (best, baseline))
-    gap = estimate(replicates(100 * difference(*pair)))
+    gap = pool(by_method(scores, student)).effect([best], [baseline])
     low, high = gap.interval()
     values = {"": float(gap.mean), "_low": float(low), "_high": float(high)}
     return {f"margin_over_{baseline}{end}": _rounded(value, 2) for end, value in values.items()}
