@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,14 @@ def interval(low: float, high: float, digits: int, sign: str = "") -> str:
     return "" if pd.isna(low) else f" ({number(low, digits, sign)}{between}{number(high, digits, sign)})"
 
 
-def with_interval(value: float, low: float, high: float, digits: int, sign: str = "") -> str:
-    """:func:`number` with its :func:`interval`."""
+def percent(value: float) -> str:
+    """A number of percent to one decimal; a dash for NaN."""
+    return NOTHING if pd.isna(value) else f"{number(value, 1)} %"
+
+
+def with_interval(values: Iterable[float], digits: int, sign: str = "") -> str:
+    """:func:`number` with its :func:`interval`, of a value and its two bounds."""
+    value, low, high = values
     return number(value, digits, sign) + interval(low, high, digits, sign)
 
 

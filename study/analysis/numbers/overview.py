@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from study.analysis.numbers.budgets import score_rows
 from study.analysis.numbers.neighbours import over_seeds
 from study.descriptions import TEACHER, Comparison, open_description
-from study.files import Layout, write_file
+from study.files import Layout
 from study.records import ResultFile, RunResult, read_record
 from study.records_beside import NeighbourResult
 
@@ -87,9 +86,7 @@ def _row(name: str, kind: str, needs: tuple[str, str, str], latency: float | Non
 
 
 def _kept(values: list[float]) -> dict[str, float]:
-    own = over_seeds(values)
-    low, high = own.interval()
-    return {"kept": float(own.mean), "low": float(low), "high": float(high)}
+    return over_seeds(values).named("kept")
 
 
 def _latency(layout: Layout) -> dict[str, float]:
@@ -160,12 +157,3 @@ def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, 
         means = [fmean(values) * (1 if max(pair[1]) > 1 else 100) for values in pair]
         return row | {"of": f"{measure} {means[0]:.1f}, {words} {means[1]:.1f}"}
     return row | _kept([100 * a / b for a, b in zip(*pair, strict=True)]) | {"of": words}
-
-
-def write_overview(rows: pd.DataFrame, folder: Path) -> None:
-    """Write ``overview.csv`` to a folder.
-
-    Raises:
-        StudyError: the folder cannot be written.
-    """
-    write_file(folder / "overview.csv", rows.round(2).to_csv(index=False, lineterminator="\n"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -262,19 +262,14 @@ def comparison_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
     scores = analysis.per_task.copy()
     for column in ("retained", "retained_low", "retained_high"):
         scores[column.replace("retained", "retained_percent")] = (100 * scores.pop(column)).round(1)
-    picked = {"retained": 1, "floor": 1, "regret": 1, "rank_correlation": 2}
-    digits = {"mlm_loss": 4, "mlm_accuracy": 4, "last_interval_percent": 2}
-    written = {
-        "per_task": scores.round(4),
-        "costs": analysis.costs.round(3),
-        "distillation": analysis.distillation.round(digits),
-        "selection": analysis.selection.round(picked),
+    digits = {
+        "costs": 3,
+        "distillation": {"mlm_loss": 4, "mlm_accuracy": 4, "last_interval_percent": 2},
+        "selection": {"retained": 1, "floor": 1, "regret": 1, "rank_correlation": 2},
     }
-    if not analysis.per_language.empty:
-        written["per_language"] = analysis.per_language.round(4)
-    for name in ("verdicts", "contrasts", "differences", "aggregates"):
-        written[name] = getattr(analysis, name).round(4)
-    return written
+    digits |= {} if analysis.per_language.empty else {"per_language": 4}
+    digits |= dict.fromkeys(("verdicts", "contrasts", "differences", "aggregates"), 4)
+    return {"per_task": scores.round(4)} | {name: getattr(analysis, name).round(d) for name, d in digits.items()}
 
 
 def write_comparison(analysis: Analysis, folder: str | os.PathLike[str]) -> list[Path]:
@@ -286,10 +281,19 @@ def write_comparison(analysis: Analysis, folder: str | os.PathLike[str]) -> list
     Raises:
         StudyError: scores are incomplete, or the folder cannot be written.
     """
-    paths = []
-    for name, table in comparison_tables(analysis).items():
-        paths.append(Path(folder) / f"{name}.csv")
-        write_file(paths[-1], table.to_csv(index=False, lineterminator="\n"))
+    paths = write_tables(folder, comparison_tables(analysis))
     paths.append(Path(folder) / "headline.json")
     write_json(paths[-1], analysis.headline)
     return paths
+
+
+def write_tables(folder: str | os.PathLike[str], tables: Mapping[str, pd.DataFrame]) -> list[Path]:
+    """Write every table as <name>.csv into ``folder``, and return their paths.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    paths = {name: Path(folder) / f"{name}.csv" for name in tables}
+    for name, path in paths.items():
+        write_file(path, tables[name].to_csv(index=False, lineterminator="\n"))
+    return [*paths.values()]
