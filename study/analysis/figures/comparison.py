@@ -34,7 +34,7 @@ from study.analysis.figures.style import (
 )
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
-from study.analysis.numbers.results import FLOOR, TEACHER
+from study.analysis.numbers.results import FLOOR, RUN, TEACHER
 from study.analysis.numbers.statistics import performance_profile
 
 SHOWN = {SUPPORTED: "shown as claimed", CONTRADICTED: "shown not to be so", UNDECIDED: "not shown either way"}
@@ -45,7 +45,6 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 HIGHEST_LOSS = 1.5
 
 TEACHER_LINE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
-STUDENT_RUN = ["student", "method", "distillation_seed"]
 
 CAPTIONS = {
     "quality": "Share of the teacher's macro test score that each method's student keeps, in percent, with its 95 %"
@@ -282,7 +281,7 @@ def learning_curves(analysis: Analysis) -> Figure:
     curves = analysis.results.curves
     look = {method: own for method, own in styles(analysis.comparison).items() if method in set(curves["method"])}
     curves = curves[curves["method"].isin(list(look))].assign(tokens=lambda rows: rows["tokens"] / 1e6)
-    curves["ratio"] = curves["loss"] / curves.groupby(STUDENT_RUN)["loss"].transform("first")
+    curves["ratio"] = curves["loss"] / curves.groupby(RUN)["loss"].transform("first")
     figure, grid = lines_of_methods(
         curves, look, 3.2, x="tokens", y="ratio", col_order=list(analysis.comparison.students), linewidth=1.2,
         units="distillation_seed", estimator=None,

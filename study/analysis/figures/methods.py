@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from study.analysis.figures.style import GREY, drawn, handle, new_figure
 
@@ -85,13 +87,18 @@ def relations(of: dict[str, tuple[Any, Any]], tokens: Sequence[str]) -> Figure:
     highest = max(float(matrix.max()) for pair in of.values() for matrix in pair)
     for column, (name, pair) in zip(grid.T, of.items(), strict=True):
         for axes, matrix, model in zip(column, pair, ("teacher", "student"), strict=True):
-            image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=highest)
+            image = draw_relation(axes, matrix, tokens, highest)
             axes.set_title(f"{model}: {name}")
-            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
-            axes.tick_params(length=0)
     figure.colorbar(image, ax=grid, shrink=0.6, label="share of the relation")
     return figure
+
+
+def draw_relation(axes: Axes, matrix: Any, tokens: Sequence[str], highest: float | None = None) -> AxesImage:
+    """A relation (T, T) among tokens; brightest at ``highest``, by default its own."""
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
+    axes.tick_params(length=0)
+    return axes.imshow(matrix, cmap="cividis", vmin=0, vmax=highest)
 
 
 @drawn

@@ -223,24 +223,19 @@ def _probe_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
 def _check_tasks(name: str, record: RunResult, teacher: RunResult, comparison: Comparison) -> None:
     for task in comparison.tasks:
         if task in record.probes and task in teacher.probes:
-            part, keys = "probes", ["metric", "test_examples"]
-            languages, allowed = list(record.probes[task].languages), list(teacher.probes[task].languages)
-            if languages != allowed:
-                raise StudyError(
-                    f"{name}: probes.{task}.languages = {languages}; allowed: {allowed}, as for the teacher"
-                )
+            part, keys = "probes", ["languages", "metric", "test_examples"]
         elif task in record.tasks and task in teacher.tasks:
             part, keys = "tasks", ["metric", "test_examples", "language_examples"]
-            seeds = [run.seed for run in record.tasks[task].runs]
-            if sorted(seeds) != sorted(comparison.finetuning_seeds):
-                raise StudyError(
-                    f"{name}: tasks.{task}: fine-tuning seeds {seeds}; allowed: {comparison.finetuning_seeds}"
-                )
+            seeds, allowed = [run.seed for run in record.tasks[task].runs], comparison.finetuning_seeds
+            if sorted(seeds) != sorted(allowed):
+                raise StudyError(f"{name}: tasks.{task}: fine-tuning seeds {seeds}; allowed: {allowed}")
         else:
             there = ", ".join([*record.tasks, *record.probes])
             raise StudyError(f"{name}: tasks: {task!r} is missing; those there: {there}")
         for key in keys:
             value, allowed = (getattr(getattr(model, part)[task], key) for model in (record, teacher))
+            if key == "languages":
+                value, allowed = list(value), list(allowed)
             if value != allowed:
                 raise StudyError(f"{name}: {part}.{task}.{key} = {value!r}; allowed: {allowed!r}, as for the teacher")
 

@@ -132,9 +132,9 @@ class Estimate:
     standard_error: np.ndarray
     freedom: np.ndarray
 
-    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds mean -+ t(freedom, (1 + level) / 2) standard_error, Student's interval."""
-        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.standard_error
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds mean -+ t(freedom, (1 + LEVEL) / 2) standard_error, Student's interval."""
+        half = stats.t.ppf((1 + LEVEL) / 2, self.freedom) * self.standard_error
         return self.mean - half, self.mean + half
 
     def named(self, name: str) -> dict[str, float]:
