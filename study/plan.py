@@ -77,7 +77,7 @@ class Plan:
         """What is made of a setting's results (None: of any), in the order of ANALYSES: name -> notebook."""
         grid = self.params.grid
         chosen, without = set(grid.analyses or ANALYSES), set()
-        if not any(grid.budgets.values()):
+        if not any(grid.budgets.values()) and "budgets" not in (grid.analyses or ()):
             without.add("budgets")
         if not any(names for own, names in grid.neighbours.items() if setting in (None, own)):
             without.add("neighbours")

@@ -167,12 +167,6 @@ class Grid(Section):
     neighbours: dict[str, list[str]] = {}
     analyses: list[AnalysisName] | None = Field(default=None, min_length=1)
 
-    @model_validator(mode="after")
-    def _budgets_are_there(self):
-        if self.analyses == ["budgets"] and not any(self.budgets.values()):
-            raise ValueError("analyses = ['budgets'], but grid.budgets names none; allowed: other analyses, too")
-        return self
-
 
 class Corpus(Section):
     sequence_length: Annotated[int, Field(ge=8)]

@@ -314,10 +314,6 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ),
         ["grid.ablations.english.variants", "'od-and-mlm' extends 'od'", "not in grid.methods"],
     ),
-    "a report of budgets that are not there": (
-        put(["budgets"], "grid", "analyses"),
-        ["grid: analyses = ['budgets']", "grid.budgets names none", "other analyses"],
-    ),
     "an unknown analysis": (put(["budget"], "grid", "analyses"), ["grid.analyses", "'budget'", "comparison"]),
     "misspelt precision": (put("fp16", "precision"), ["precision", "'fp16'", "auto", "bf16", "fp32"]),
 }

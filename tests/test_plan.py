@@ -70,6 +70,8 @@ def test_analyses_are_those_that_a_study_has_or_that_params_choose(root):
     listed = YAML(typ="safe").load(root / "plan.yaml")["analyses"]
     places = [(name, setting) for setting in ("english", "multilingual") for name in ("comparison", "budgets")]
     assert list(listed) == [f"{name}_{setting}" for name, setting in places]
+    edit(root, lambda values: values["grid"].update(budgets={}))
+    assert names() == ["comparison", "budgets"]  # shares of the gap at the one budget
 
 
 def test_steps_of_its_own_and_steps_of_equal_compute(tmp_path):
