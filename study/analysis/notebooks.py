@@ -51,7 +51,7 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
         StudyError: an executed copy is no notebook, or the folder cannot be written.
     """
     folder = plan.folder / "reports" / "notebooks"
-    html = folder.with_name("html")
+    html, up = folder.with_name("html"), f"{link(plan.root, folder)}/"
     nav = {group: {link(html / file, folder): title for file, title in own.items()} for group, own in nav.items()}
     copies: dict[str, list[Path]] = {}
     for path in (path for kept in (RUNS, ANALYSED) for path in sorted((plan.folder / kept).glob("*.ipynb"))):
@@ -67,10 +67,9 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
         if name == "80_report":
             pages = {"index": "../html/index.html"}
         elif not pages:
-            pages = {name: page.name} if own or page.is_file() else _elsewhere(plan, name, folder)
+            pages = {name: page.name} if own or page.is_file() else _elsewhere(plan, name, up)
             shown |= {page: own[0]} if own else {}
         entries.append(Entry(name, take_heading(read_notebook(notebook).cells[0]), pages))
-    up = f"{link(plan.root, folder)}/"
     links = {entry.name: next(iter(entry.pages.values()), f"{up}notebooks/{entry.name}.ipynb") for entry in entries}
     for page, copy in shown.items():
         title, content = _content(page, copy, links, plan.root, up)
@@ -83,14 +82,14 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
     return folder / INDEX
 
 
-def _elsewhere(plan: Plan, name: str, here: Path) -> dict[str, str]:
+def _elsewhere(plan: Plan, name: str, up: str) -> dict[str, str]:
     """The page of a notebook that another profile executed, the study's own first; numbers of smoke mean nothing."""
     folders = [plan.root, *(path for path in sorted((plan.root / "profiles").glob("*")) if path.name != "smoke")]
     made = (f"html/{own}_*.html" for own, made_by in ANALYSES.items() if made_by == name)
     pattern = next(made, f"notebooks/{name}.html")
     pages = (page for folder in folders if folder != plan.folder for page in sorted((folder / "reports").glob(pattern)))
     found = next(pages, None)
-    return {f"profile {profile_of(found.parents[2])}": link(found, here)} if found else {}
+    return {f"profile {profile_of(found.parents[2])}": up + link(found, plan.root)} if found else {}
 
 
 def _content(page: Path, executed: Path, links: dict[str, str], root: Path, up: str) -> tuple[str, Markup]:

@@ -8,6 +8,7 @@ from pandas.io.formats.style import Styler
 from study.analysis.figures.style import number, with_interval
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.presentation import styled
+from study.descriptions import REFERENCE
 from study.methods import Published
 
 #: What a reader has to know of each kind.
@@ -23,7 +24,8 @@ def reference_table(analysis: Analysis) -> pd.DataFrame:
     found = analysis.results.references
     if found is None:
         return pd.DataFrame()
-    table = Analysis(found).per_task.query("student == @REFERENCE")
+    table = Analysis(found).per_task
+    table = table[table["student"] == REFERENCE]
     options = analysis.comparison.references or {}
     sizes = found.runs.set_index("method")[["parameters", "encoder_parameters"]]
     table = table.join(sizes, on="method").assign(
