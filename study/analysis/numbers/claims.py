@@ -120,10 +120,7 @@ CLAIMS = (
         "D1",
         "MHA transfer by MiniLMv2 is generally the best option",
         IN_PAPER,
-        (
-            *(Contrast(MINILMV2, other) for other in (OD, *HS)),
-            Contrast(MINILMV2, DIRECT, "non-inferior"),
-        ),
+        (*(Contrast(MINILMV2, other) for other in (OD, *HS)), Contrast(MINILMV2, DIRECT, "non-inferior")),
     ),
     Claim(
         "D2",
@@ -251,9 +248,7 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pools: dict[bool,
         if not missing:
             sides = contrast.members(contrast.first), contrast.members(contrast.second)
             effect = pools["@" in contrast.first].effect(*sides)
-            low, high = effect.interval()
-            row |= {"effect": float(effect.mean), "low": float(low), "high": float(high)}
-            row["freedom"] = float(effect.freedom)
+            row |= effect.named("effect") | {"freedom": float(effect.freedom)}
             row["p_inside"] = float(np.maximum(effect.p_above(lower), effect.p_below(upper)))
             row["p_outside"] = float(np.minimum(effect.p_below(lower), effect.p_above(upper)))
         row["runs"] = sum(models(scores[method]) for method in there)
@@ -292,11 +287,8 @@ def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple
         row: dict[str, Any] = {"claim": claim.id, "text": claim.text, "standing": claim.standing}
         row |= {"verdict": verdict, "reason": reason}
         known = of_claim[of_claim["effect"].notna()]
-        ranks = known[column].fillna(0)
-        chosen = of_claim[:1]
-        if len(known):
-            chosen = known.loc[[ranks.idxmin() if verdict == CONTRADICTED else ranks.idxmax()]]
-        (decisive,) = chosen.to_dict("records")
+        ranks = known[column].fillna(0).sort_values(ascending=verdict == CONTRADICTED, kind="stable")
+        decisive = of_claim.loc[next(iter(ranks.index), of_claim.index[0])].to_dict()
         row |= {name: decisive[name] for name in ("contrast", "test", "margin", "effect")}
         row |= _interval(decisive, 1 if verdict == SUPPORTED else int(known["p_outside"].notna().sum()))
         row |= {"p_inside": decisive["p_inside"], "p_outside": decisive["p_outside"], "p": decisive[column]}

@@ -18,20 +18,11 @@ from study.analysis.numbers.statistics import (
     pool,
     two_sided,
 )
+from study.analysis.numbers.tables import timed
 from study.descriptions import TEACHER
 
-COLUMNS = [
-    "setting",
-    "budget_ms",
-    "speed_up",
-    "student",
-    "method",
-    "retained",
-    "retained_low",
-    "retained_high",
-    "floor",
-]
-COLUMNS += ["loss", "recommended", "because", "alike"]
+COLUMNS = ["setting", "budget_ms", "speed_up", "student", "method", "retained", "retained_low", "retained_high"]
+COLUMNS += ["floor", "loss", "recommended", "because", "alike"]
 
 
 def recommendation(results: Results, headline: dict[str, Any], scores: xr.DataArray) -> pd.DataFrame:
@@ -69,8 +60,8 @@ def recommendation(results: Results, headline: dict[str, Any], scores: xr.DataAr
         row |= {"floor": floor, "loss": 100 * (ceiling - best["test"]), "recommended": not against}
         row |= {"because": against or _unsure(best), "alike": _alike(best["method"], student, scores)}
         rows.append(row)
-    latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
-    teacher = {"setting": headline["setting"], "budget_ms": 1000 * latency.loc[TEACHER, "median_seconds"]}
+    latency = timed(results).loc[TEACHER, "median_seconds"]
+    teacher = {"setting": headline["setting"], "budget_ms": 1000 * latency}
     teacher |= {"speed_up": 1.0, "student": TEACHER, "method": TEACHER, "retained": 100.0, "loss": 0.0}
     rows.append(teacher | {"recommended": True, "because": "", "alike": ()})
     table = pd.DataFrame(rows[::-1], columns=COLUMNS)

@@ -60,12 +60,21 @@ def teacher_array(results: Results) -> xr.DataArray:
 
 def _array(results: Results, dims: tuple[str, ...], chosen: pd.Series) -> xr.DataArray:
     rows = results.scores[results.scores["main"] & chosen]
-    scores = rows.groupby(list(dims), sort=False)["test"].mean()
-    axes = {name: rows[name].unique() for name in dims}
+    return complete_array(rows.groupby(list(dims), sort=False)["test"].mean(), TEACHER)
+
+
+def complete_array(scores: pd.Series, model: str) -> xr.DataArray:
+    """Scores as an array with an axis for each level of their index, in the order in which its values come.
+
+    Raises:
+        StudyError: one is missing; ``model``: whose they are, where no level is ``method``.
+    """
+    dims = [str(name) for name in scores.index.names]
+    axes = {name: scores.index.get_level_values(name).unique() for name in dims}
     complete = scores.reindex(pd.MultiIndex.from_product(axes.values(), names=dims))
     if complete.isna().any():
         gap = dict(zip(dims, complete.index[complete.isna()][0], strict=True))
-        model = gap.pop("method", TEACHER)
+        model = gap.pop("method", model)
         raise StudyError(f"{model} has no score of {', '.join(f'{key} {value}' for key, value in gap.items())}")
     return xr.DataArray(complete.to_numpy().reshape([len(axis) for axis in axes.values()]), axes, dims)
 
@@ -123,10 +132,15 @@ class Estimate:
     standard_error: np.ndarray
     freedom: np.ndarray
 
-    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds mean -+ t(freedom, (1 + level) / 2) standard_error, Student's interval."""
-        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.standard_error
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds mean -+ t(freedom, (1 + LEVEL) / 2) standard_error, Student's interval."""
+        half = stats.t.ppf((1 + LEVEL) / 2, self.freedom) * self.standard_error
         return self.mean - half, self.mean + half
+
+    def named(self, name: str) -> dict[str, float]:
+        """The mean by a name of its own, and low and high, the bounds of its interval, as plain numbers."""
+        low, high = self.interval()
+        return {name: float(self.mean), "low": float(low), "high": float(high)}
 
     def p_above(self, bound: float) -> np.ndarray:
         """One-sided p-value of the hypothesis that the true mean is at most ``bound``: small if it lies above."""
@@ -274,9 +288,8 @@ def share_of_teacher(scores: xr.DataArray, teacher: xr.DataArray) -> Estimate:
     scaled = share * teacher
     shares, levels = share.to_numpy(), level.to_numpy()
     if scores.sizes["distillation_seed"] == 1:
-        paired = estimate(
-            replicates(difference(scores, scaled.assign_coords(distillation_seed=scores["distillation_seed"])))
-        )
+        scaled = scaled.assign_coords(distillation_seed=scores["distillation_seed"])
+        paired = estimate(replicates(difference(scores, scaled)))
         return Estimate(shares, paired.standard_error / levels, paired.freedom)
     parts = [estimate(replicates(scores)), estimate(replicates(scaled))]
     total = sum(part.standard_error**2 for part in parts)
@@ -414,9 +427,9 @@ def differences(scores: xr.DataArray) -> pd.DataFrame:
     pooled = pool(methods)
     for first, second in itertools.combinations(methods, 2):
         effect = pooled.effect([first], [second])
-        low, high = effect.interval()
         rows.append(
-            {"first": first, "second": second, "effect": float(effect.mean), "low": float(low), "high": float(high)}
+            {"first": first, "second": second}
+            | effect.named("effect")
             | {"covers": covered(methods[first]), "p": two_sided(effect)}
             | {"probability_of_improvement": probability_of_improvement(methods[first], methods[second])}
         )
