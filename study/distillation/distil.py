@@ -71,14 +71,16 @@ def distil(
         DivergedError: a loss that is not finite.
     """
     processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
+    sharded = processes.shards_teacher()
     make_folder(output.parent)
     tokenizer, teacher, corpus = _inputs(run, layout)
     stream = MaskedSequences(
         corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES, sampled=_samples_positions(run)
     )
     device = compute_device()
-    nn.Module.to(teacher, device)
-    start = {k: x.to(device) for k, x in default_data_collator([stream[i] for i in range(START_SEQUENCES)]).items()}
+    home = torch.device("cpu") if sharded else device  # a teacher to be shared out need not fit on a device
+    nn.Module.to(teacher, home)
+    start = {k: x.to(home) for k, x in default_data_collator([stream[i] for i in range(START_SEQUENCES)]).items()}
     budget = training_budget(run, teacher, start)  # before anything is drawn at random
     importance = None
     if prunes_within_layers(teacher, run.sizes, run.initialisation):
@@ -86,6 +88,9 @@ def distil(
         importance = unit_importance(teacher, read)
     student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed, importance)
     nn.Module.to(student, device)
+    if sharded:
+        processes.shard(teacher)
+        start = {key: x.to(device) for key, x in start.items()}
     record: dict[str, Any] = {
         "run": {"setting": run.setting, "method": run.method, "student": run.student, "seed": run.seed},
         "hashes": {"corpus": corpus_hash(layout.corpus), "teacher": content_hash(layout.teacher)},
@@ -98,7 +103,7 @@ def distil(
     objective = prepare_objective(run, budget, student, teacher, start)
     stream, validation = sequences(run, budget, corpus, tokenizer)
     outputs_identity = _outputs_identity(run, budget)
-    paths = applied(run.fast_paths, budget.accumulation_steps)
+    paths = applied(run.fast_paths, budget.accumulation_steps, sharded)
     start_fast_paths(
         paths,
         use_bf16(run.precision),
