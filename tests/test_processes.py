@@ -133,7 +133,8 @@ def sharded(folder):
 
 @pytest.mark.parametrize("method", tiny_processes.SHARDED_METHODS)
 def test_a_sharded_teacher_trains_the_same_student_and_each_process_holds_its_share(folder, sharded, method):
-    """Every bit on processors: layers are gathered whole, so that nothing is summed in another order."""
+    """Every bit on processors: layers are gathered whole, so that nothing is summed in another order. The student's
+    layers are computed twice meanwhile (gradient checkpointing)."""
     assert tiny.identical(*(tiny.weights(folder / f"{how}-{method}") for how in ("sharded", "unsharded")))
     records = [json.loads((folder / f"{how}-{method}" / "record.json").read_text()) for how in ("sharded", "unsharded")]
     losses = [[point["loss"] for point in record["training"]["curve"]] for record in records]

@@ -72,16 +72,18 @@ def trained(folder: Path, method: str, accumulation: int) -> dict[str, Any]:
 
 
 def sharded(folder: Path, method: str) -> list[int]:
-    """Distil with a teacher that is shared out, to the folder ``method``: what this process holds of it after steps."""
+    """Distil with a sharded teacher and recomputed layers: what this process holds of the teacher after each step."""
     held: list[int] = []
 
     class Counter(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             held.append(held_of(model.teacher))
 
-    os.environ["STUDY_SHARD_TEACHER"] = "1"
+    chosen = {"STUDY_SHARD_TEACHER": "1", "STUDY_GRADIENT_CHECKPOINTING": "1"}
+    os.environ.update(chosen)
     distil(*tiny.run(folder, method, "L2-H12", **SHARDED), folder / f"sharded-{method}", callbacks=[Counter()])
-    del os.environ["STUDY_SHARD_TEACHER"]
+    for name in chosen:
+        del os.environ[name]
     return held
 
 

@@ -24,6 +24,7 @@ from study.descriptions import Run
 from study.distillation import processes
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES, Objective
+from study.distillation.objectives.base import RECOMPUTE
 from study.distillation.operations import equal_steps
 from study.distillation.pruning import SEQUENCES, unit_importance
 from study.distillation.students import create_student, prunes_within_layers
@@ -43,7 +44,7 @@ from study.files import Layout, StudyError, content_hash, make_folder
 from study.methods import PARTS, FastPath, OutputDistribution, Untrained, parts_of
 from study.records import Training
 from study.revisions import revisions
-from study.runtime import compute_device, keep_freed_memory, use_bf16
+from study.runtime import compute_device, keep_freed_memory, switched_on, use_bf16
 from study.sections import Distillation
 
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
@@ -71,7 +72,7 @@ def distil(
         DivergedError: a loss that is not finite.
     """
     processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
-    sharded = processes.shards_teacher()
+    sharded, recomputes = processes.shards_teacher(), switched_on(RECOMPUTE)
     make_folder(output.parent)
     tokenizer, teacher, corpus = _inputs(run, layout)
     stream = MaskedSequences(
@@ -101,9 +102,11 @@ def distil(
         return record
 
     objective = prepare_objective(run, budget, student, teacher, start)
+    if recomputes:
+        objective.recompute_layers()
     stream, validation = sequences(run, budget, corpus, tokenizer)
     outputs_identity = _outputs_identity(run, budget)
-    paths = applied(run.fast_paths, budget.accumulation_steps, sharded)
+    paths = applied(run.fast_paths, budget.accumulation_steps, sharded, recomputes)
     start_fast_paths(
         paths,
         use_bf16(run.precision),

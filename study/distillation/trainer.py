@@ -258,18 +258,20 @@ def split_by_layer(groups: list[dict[str, Any]], student: PreTrainedModel, decay
     return split
 
 
-def applied(fast_paths: Sequence[FastPath], accumulation_steps: int = 1, sharded: bool = False) -> list[FastPath]:
+def applied(
+    fast_paths: Sequence[FastPath], accumulation_steps: int = 1, sharded: bool = False, recomputes: bool = False
+) -> list[FastPath]:
     """Those of ``fast_paths`` that are of use here, which are then taken and recorded.
 
     A GPU computes what a teacher gives sooner than a disk has it, and a sharded one is read by all or none, as it is.
-    A GPU alone replays steps, and not where several
-    processes exchange gradients meanwhile, or where accumulated ones would share the memory of the next replay.
+    A GPU alone replays steps, and not where several processes exchange gradients meanwhile, where accumulated ones
+    would share the memory of the next replay, or where layers are computed twice.
     """
     gpu = compute_device().type == "cuda"
     useless = {
         "shared-teacher": gpu or sharded,
         "rounded-teacher": sharded,
-        "cuda-graphs": not gpu or processes.joined() or accumulation_steps > 1,
+        "cuda-graphs": not gpu or processes.joined() or accumulation_steps > 1 or recomputes,
     }
     return [path for path in fast_paths if not useless.get(path)]
 
