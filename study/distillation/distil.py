@@ -68,7 +68,8 @@ def distil(
         :class:`study.records.Training`; None for the untrained student) and ``environment``.
 
     Raises:
-        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it.
+        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it, one
+            process that is to share a teacher out, a student whose layers cannot be computed twice.
         DivergedError: a loss that is not finite.
     """
     processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
