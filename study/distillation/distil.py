@@ -68,8 +68,8 @@ def distil(
         :class:`study.records.Training`; None for the untrained student) and ``environment``.
 
     Raises:
-        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it, one
-            process that is to share a teacher out, a student whose layers cannot be computed twice.
+        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it or
+            cannot do what the environment asks for (sharded teacher, gradient checkpointing).
         DivergedError: a loss that is not finite.
     """
     processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
@@ -80,7 +80,7 @@ def distil(
         corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES, sampled=_samples_positions(run)
     )
     device = compute_device()
-    home = torch.device("cpu") if sharded else device  # a teacher to be shared out need not fit on a device
+    home = torch.device("cpu") if sharded else device  # where a teacher to be sharded may not fit
     nn.Module.to(teacher, home)
     start = {k: x.to(home) for k, x in default_data_collator([stream[i] for i in range(START_SEQUENCES)]).items()}
     budget = training_budget(run, teacher, start)  # before anything is drawn at random
@@ -106,13 +106,12 @@ def distil(
     if recomputes:
         objective.recompute_layers()
     stream, validation = sequences(run, budget, corpus, tokenizer)
-    outputs_identity = _outputs_identity(run, budget)
     paths = applied(run.fast_paths, budget.accumulation_steps, sharded, recomputes)
     start_fast_paths(
         paths,
         use_bf16(run.precision),
         objective,
-        layout.teacher_outputs / digest(outputs_identity | {"inputs": record["hashes"]}),
+        layout.teacher_outputs / digest(_outputs_identity(run, budget) | {"inputs": record["hashes"]}),
         (stream.numbered + len(validation), start["input_ids"].shape[1]),
         layers_of_others(run, budget, others, teacher.config.num_hidden_layers),
     )
