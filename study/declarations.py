@@ -93,6 +93,10 @@ class SplitsOf(Sparse):
     development: Text | Annotated[float, Field(gt=0, lt=1)] | None = None
     test: Text | dict[Language, Text]
 
+    def problems(self) -> Iterator[str]:
+        if not self.test:
+            yield "test = {}; allowed: a split, or one for each language"
+
 
 class OwnTask(Origin):
     """Rows with a text or two and a label; with ``kind: retrieval``, pairs of a text and its translation.

@@ -80,7 +80,8 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
         values = merge(values, read_yaml(path))
     presets = read_yaml(PRESETS)
     for section in ("tasks", "references"):
-        values[section] = presets[section] | (values.get(section) or {})
+        if isinstance(own := values.get(section) or {}, dict):
+            values[section] = presets[section] | own
     if isinstance(own := values.get("neighbours") or {}, dict):
         values["neighbours"] = merge(presets["neighbours"], own)
     if isinstance(values.get("methods"), dict):
@@ -118,8 +119,9 @@ def check_lengths(params: Params, setting: str, limit: int) -> None:
 
 def _with_teachers(values: dict[str, Any], root: Path) -> dict[str, Any]:
     """``settings`` with their teachers complete; what is no setting is left for the schema to refuse."""
-    settings, run = values.get("settings"), (values.get("grid") or {}).get("settings") or []
-    if not isinstance(settings, dict):
+    settings, grid = values.get("settings"), values.get("grid")
+    run = grid.get("settings") if isinstance(grid, dict) else None
+    if not (isinstance(settings, dict) and isinstance(run, list)):
         return {}
     told = {
         name: own | {"teacher": complete(name, own["teacher"], root, name in run)}
