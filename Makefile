@@ -90,7 +90,7 @@ translations: plan  ## what a teacher and students of PROFILE take for the trans
 	  -p output ../$(FOLDER)/reports/results/$(or $(SETTING),multilingual)/translations.json
 
 export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8|onnx-int8-static|openvino TASK=sentiment TEXTS=texts/ TO=folder/
-	@TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS))) $(if $(TO),--to $(abspath $(TO)))
+	@python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS))) $(if $(TO),--to $(abspath $(TO)))
 
 students: plan  ## the students that the report of PROFILE recommends: pulled where a DVC remote is set, else trained
 	$(IN) runs=$$(python -m study students $(PROFILE) | sed 's/^/distill@/') && [ -n "$$runs" ] && \

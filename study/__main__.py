@@ -21,6 +21,7 @@ from study.teachers import EMBEDDED_SIZES
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 1 after a mistake that a user can mend, which is told in one line."""
     options = _parser().parse_args(arguments)
+    be_quiet()  # before a command loads the libraries
     try:
         options.run(options)
         return 0
@@ -133,7 +134,6 @@ def _grid(options: argparse.Namespace) -> None:
 
 def _distil(options: argparse.Namespace) -> None:
     """Train one student as its description says, by as many processes as torchrun starts."""
-    be_quiet()
     take_one_gpu()
     from study.descriptions import Run, open_description, runs_beside
     from study.distillation import processes

@@ -105,7 +105,8 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler | None:
     for analysis in analyses:
         table = analysis.recommendation
         for row in table[table["student"] != TEACHER].to_dict("records"):
-            others = f" ({len(row['alike'])} others not told apart)" if row["alike"] else ""
+            alike = len(row["alike"])
+            others = f" ({alike} {'other' if alike == 1 else 'others'} not told apart)" if alike else ""
             advice = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
             rows.append(
                 {

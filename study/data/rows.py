@@ -11,7 +11,6 @@ from typing import Any, TextIO
 
 import pyarrow.parquet
 from datasets import Features, config, load_dataset, load_dataset_builder
-from huggingface_hub.utils import logging as hub_logging
 from pyarrow import ArrowException
 
 from study.declarations import Origin, folder_of, format_of
@@ -136,17 +135,15 @@ def _table(file: Path, stream: TextIO, kind: str) -> Iterator[Row]:
 
 
 class _Reading:
-    """Tells what goes wrong while something is read in one line that names it; the hub's client is silent meanwhile."""
+    """Tells what goes wrong while something is read in one line that names it."""
 
     def __init__(self, what: Path | str):
         self.what = what
 
     def __enter__(self) -> None:
-        self.verbosity = hub_logging.get_verbosity()
-        hub_logging.set_verbosity_error()
+        pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        hub_logging.set_verbosity(self.verbosity)
         if isinstance(error, StudyError) or not isinstance(
             error, (OSError, ValueError, csv.Error, ArrowException, EOFError)
         ):

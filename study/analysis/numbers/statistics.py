@@ -236,7 +236,7 @@ def pool(scores: Mapping[str, xr.DataArray], untrained: Collection[str] = (FLOOR
 
     Source: two-way analysis of variance without replication; Cochran (1941), "The distribution of the largest of a set
     of estimated variances as a fraction of their total". With three seeds, tests on absolute deviations (Brown and
-    Forsythe) find no spread too large, whatever its size.
+    Forsythe) next to never find a spread too large.
     """
     values = {
         method: 100 * own.mean(["student", "task", "finetuning_seed"], skipna=False).to_numpy()
