@@ -90,13 +90,13 @@ translations: plan  ## what a teacher and students of PROFILE take for the trans
 	  -p output ../$(FOLDER)/reports/results/$(or $(SETTING),multilingual)/translations.json
 
 export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8|onnx-int8-static|openvino TASK=sentiment TEXTS=texts/ TO=folder/
-	@TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS))) $(if $(TO),--to $(abspath $(TO)))
+	@python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS))) $(if $(TO),--to $(abspath $(TO)))
 
 students: plan  ## the students that the report of PROFILE recommends: pulled where a DVC remote is set, else trained
 	$(IN) runs=$$(python -m study students $(PROFILE) | sed 's/^/distill@/') && [ -n "$$runs" ] && \
 	  if dvc remote list | grep -q .; then dvc pull $$runs; else dvc repro plan notebooks && dvc repro $$runs; fi
 
-tune: plan  ## choose learning rates on development data (writes reports/tuning)
+tune: plan  ## choose learning rates on development data (writes reports/tuning of the profile)
 	$(IN) dvc repro plan notebooks
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro
 	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \

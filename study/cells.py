@@ -24,8 +24,7 @@ from typing import Any
 from networkx import topological_sort
 
 from study.files import StudyError
-from study.plan import Plan
-from study.plan_files import write_plan
+from study.plan import Plan, write_plan
 
 MARKS = Path("scratch", "cells")
 #: The kind of stage that several processes can do together.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal, get_args
-
-from pydantic import model_validator
 
 from study.declarations import OwnTask
 from study.families import FAMILIES
@@ -16,7 +14,6 @@ from study.methods import (
     AttentionDistribution,
     AttentionRelation,
     AttentionScore,
-    DirectAttention,
     FastPath,
     Initialisation,
     Membership,
@@ -55,6 +52,7 @@ from study.sections import (
 
 #: What names of settings, students, methods and budgets are made of: no underscore, which joins them in names of files.
 NAME, NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*"), "a letter or digit, then letters, digits and . + -"
+NOT_TRAINED = "is unknown or not trained"
 
 
 class Params(Section):
@@ -112,94 +110,64 @@ class Params(Section):
         return budget if "languages" in budget.model_fields_set else budget.model_copy(
             update={"languages": list(own.languages)})  # fmt: skip
 
-    @model_validator(mode="after")
-    def _sections_agree(self):
-        self._names_are_plain()
-        self._names_are_known()
-        self._tasks_are_known()
-        for name in self.grid.settings:
-            for student in self.grid.students[name]:
-                self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
-                for method in self.grid.methods:
-                    self._method_fits(method, student, self.settings[name].teacher)
-        for name, students in self.tuning.students.items():
-            for student in students:
-                self._student_fits(student, self.settings[name].teacher, f"settings.{name}.teacher")
-        for name, ablations in self.grid.ablations.items():
-            self._ablations_fit(name, ablations)
-        for setting in self.grid.settings:
-            if self.initialisation in PRUNING and self.settings[setting].candidates:
-                raise ValueError(
-                    f"settings.{setting}.candidates = {self.settings[setting].candidates}: admission's floor is not"
-                    f" pruned; allowed: [] under initialisation = {self.initialisation}"
-                )
-        for setting, names in self.grid.references.items():
-            self._references_fit(names, self.settings[setting].teacher.width)
-        for setting, names in self.grid.neighbours.items():
-            self._neighbours_fit(names, setting)
-        return self
-
-    def _references_fit(self, names: list[str], width: int) -> None:
-        for name in names:
-            own = self.references[name]
-            if isinstance(own, Static) and own.width > width:
-                raise ValueError(f"references.{name}.width = {own.width}; allowed: at most {width}, as the teacher has")
-
-    def _neighbours_fit(self, names: list[str], setting: str) -> None:
-        learnt = self.learnt_tasks(setting)
-        for name in names:
-            own = self.neighbours[name]
-            for task in own.tasks or ():
-                if task not in learnt:
-                    raise ValueError(
-                        f"neighbours.{name}.tasks: {task!r} is none that settings.{setting} learns;"
-                        f" allowed: {', '.join(learnt)}"
-                    )
-            tasks, source = own.tasks or learnt, getattr(own, "source", None)
-            if source and (source not in tasks or len(tasks) == 1):
-                raise ValueError(
-                    f"neighbours.{name}.source: {source!r} has to be one of at least two tasks that settings.{setting}"
-                    f" learns and {name} looks at; allowed: {', '.join(tasks)}"
-                )
-
     def learnt_tasks(self, setting: str) -> list[str]:
         """The setting's tasks that models are fine-tuned on, those that are probes left out."""
         own = self.settings[setting].tasks
         return [t for t in own if not (t in PROBES or (t in self.tasks and self.tasks[t].retrieval))]
 
-    def _names_are_plain(self) -> None:
-        named: dict[str, Iterable[str]] = {"settings": self.settings, "students": self.students}
-        named |= {"tasks": self.tasks, "methods": self.methods, "budgets": self.budgets, "references": self.references}
-        named |= {"neighbours": self.neighbours}
-        for key, names in named.items():
+    def problems(self) -> Iterator[str]:
+        """What is wrong between sections; what comes later rests on what comes before it."""
+        yield from self._problems_of_names()
+        yield from self._problems_of_tasks()
+        grid = self.grid
+        for setting in grid.settings:
+            for student in grid.students[setting]:
+                yield from self._problems_of_student(student, setting)
+                for method in grid.methods:
+                    yield from self._problems_of_method(method, student, setting)
+        for setting, students in self.tuning.students.items():
+            for student in students:
+                yield from self._problems_of_student(student, setting)
+        for setting, ablations in grid.ablations.items():
+            yield from self._problems_of_ablations(setting, ablations)
+        for setting in grid.settings:
+            if self.initialisation in PRUNING and (candidates := self.settings[setting].candidates):
+                why = f"admission's floor is not pruned; allowed: [] under initialisation = {self.initialisation}"
+                yield f"settings.{setting}.candidates = {candidates}: {why}"
+        for setting, names in grid.references.items():
+            width = self.settings[setting].teacher.width
             for name in names:
-                if not NAME.fullmatch(name):
-                    raise ValueError(
-                        f"{key}: the name {name!r} cannot stand in names of files and stages; allowed: {NAMES}"
-                    )
-        if "reference" in self.students:
-            raise ValueError("students: 'reference' stands for rows beside the students; allowed: any other name")
+                own = self.references[name]
+                if isinstance(own, Static) and own.width > width:
+                    yield f"references.{name}.width = {own.width}; allowed: at most {width}, as the teacher has"
+        for setting, names in grid.neighbours.items():
+            yield from self._problems_of_neighbours(names, setting)
 
-    def _names_are_known(self) -> None:
+    def _problems_of_names(self) -> Iterator[str]:
         grid, trained = self.grid, [name for name, own in self.methods.items() if isinstance(own, Trained)]
+        for key in ("settings", "students", "tasks", "methods", "budgets", "references", "neighbours"):
+            for name in getattr(self, key):
+                if not NAME.fullmatch(name):
+                    yield f"{key}: the name {name!r} cannot stand in names of files and stages; allowed: {NAMES}"
+        if "reference" in self.students:
+            yield "students: 'reference' stands for rows beside the students; allowed: any other name"
+        if BASE_BUDGET in self.budgets:
+            yield f"budgets.{BASE_BUDGET}: `distillation` itself has this name; allowed: any other name"
+        by_setting: list[tuple[str, dict[str, list[str]], Collection[str]]] = [
+            ("grid.students", grid.students, self.students),
+            ("tuning.students", self.tuning.students, self.students),
+            ("grid.budgets", grid.budgets, self.budgets),
+            ("grid.references", grid.references, self.references),
+            ("grid.neighbours", grid.neighbours, self.neighbours),
+        ]
         lists: list[tuple[str, Iterable[str], Collection[str]]] = [
             ("grid.settings", grid.settings, self.settings),
             ("grid.methods", grid.methods, self.methods),
-            ("grid.students", grid.students, self.settings),
             ("grid.ablations", grid.ablations, self.settings),
-            ("grid.budgets", grid.budgets, self.settings),
-            ("grid.references", grid.references, self.settings),
-            ("grid.neighbours", grid.neighbours, self.settings),
-            ("tuning.students", self.tuning.students, self.settings),
+            *((key, named, self.settings) for key, named, _ in by_setting),
+            *((f"{key}.{setting}", own, known) for key, named, known in by_setting for setting, own in named.items()),
         ]
-        for key, by_setting in (("grid.students", grid.students), ("tuning.students", self.tuning.students)):
-            lists += [(f"{key}.{name}", own, self.students) for name, own in by_setting.items()]
-        lists += [(f"grid.budgets.{name}", own, self.budgets) for name, own in grid.budgets.items()]
-        lists += [(f"grid.references.{name}", own, self.references) for name, own in grid.references.items()]
-        lists += [(f"grid.neighbours.{name}", own, self.neighbours) for name, own in grid.neighbours.items()]
         for name, budget in self.budgets.items():
-            if name == BASE_BUDGET:
-                raise ValueError(f"budgets.{name}: `distillation` itself has this name; allowed: any other name")
             lists.append((f"budgets.{name}.methods", budget.methods or [], grid.methods))
             lists.append((f"budgets.{name}.learning_rates", budget.learning_rates, trained))
         lists.append(("tuning.budgets", self.tuning.budgets, [BASE_BUDGET, *self.budgets]))
@@ -207,162 +175,131 @@ class Params(Section):
             lists.append((f"grid.ablations.{name}.variants", own.variants, [*self.variants, *self.memberships]))
             lists.append((f"grid.ablations.{name}.students", own.students, self.students))
         for key, names, known in lists:
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"{key}: {name!r} is unknown; allowed: {', '.join(known)}")
-        rated = [(f"students.{name}.learning_rates", own.learning_rates) for name, own in self.students.items()]
-        compared = [
-            (f"methods.{name}.equal_compute", [own.equal_compute])
-            for name, own in self.methods.items()
-            if isinstance(own, Trained) and own.equal_compute
-        ]
-        for key, names in (*rated, ("benchmark.methods", self.benchmark.methods), *compared):
-            for name in names:
-                if name not in trained:
-                    raise ValueError(f"{key}: {name!r} is unknown or not trained; allowed: {', '.join(trained)}")
+            yield from _strangers(key, names, known)
+        for name, student in self.students.items():
+            yield from _strangers(f"students.{name}.learning_rates", student.learning_rates, trained, NOT_TRAINED)
+        yield from _strangers("benchmark.methods", self.benchmark.methods, trained, NOT_TRAINED)
+        for name, method in self.methods.items():
+            if compared := getattr(method, "equal_compute", None):
+                yield from _strangers(f"methods.{name}.equal_compute", [compared], trained, NOT_TRAINED)
         for name in self.settings:
             if name in grid.settings and not grid.students.get(name):
-                raise ValueError(f"grid.students.{name} = {grid.students.get(name)}; allowed: at least one student")
+                yield f"grid.students.{name} = {grid.students.get(name)}; allowed: at least one student"
 
-    def _tasks_are_known(self) -> None:
-        embedded = get_args(TaskName)
+    def _problems_of_tasks(self) -> Iterator[str]:
+        embedded, budgets = get_args(TaskName), self.finetuning.tasks
         for name, own in self.tasks.items():
             if name in embedded:
-                raise ValueError(f"tasks.{name}: an embedded task has this name; allowed: any other name")
-            for language in (languages := self.task_budget(name).languages):
-                if language not in own.languages or own.languages[0] not in languages:
-                    raise ValueError(
-                        f"finetuning.tasks.{name}.languages = {languages}; allowed: {own.languages[0]} and any of"
-                        f" {', '.join(own.languages[1:]) or 'no other'}"
-                    )
-        allowed = ", ".join([*embedded, *self.tasks])
-        for name in self.finetuning.tasks:
-            if name not in embedded and name not in self.tasks:
-                raise ValueError(f"finetuning.tasks: {name!r} is unknown; allowed: {allowed}")
+                yield f"tasks.{name}: an embedded task has this name; allowed: any other name"
+            first, *others = own.languages
+            languages = self.task_budget(name).languages
+            if languages and (first not in languages or not {*languages} <= {*own.languages}):
+                allowed = f"{first} and any of {', '.join(others) or 'no other'}"
+                yield f"finetuning.tasks.{name}.languages = {languages}; allowed: {allowed}"
+        known = [*embedded, *self.tasks]
+        yield from _strangers("finetuning.tasks", budgets, known)
         for setting, chosen in self.settings.items():
+            key = f"settings.{setting}.tasks"
             for name in (*chosen.tasks, *chosen.candidates):
-                if name not in embedded and name not in self.tasks:
-                    raise ValueError(
-                        f"settings.{setting}.tasks: {name!r} is unknown; allowed: {allowed} (`tasks` declares others)"
-                    )
-                if name in embedded and name not in self.finetuning.tasks and setting in self.grid.settings:
-                    raise ValueError(f"settings.{setting}.tasks: {name!r} has no entry under finetuning.tasks")
+                for problem in _strangers(key, [name], known):
+                    yield f"{problem} (`tasks` declares others)"
+                if name in embedded and name not in budgets and setting in self.grid.settings:
+                    yield f"{key}: {name!r} has no entry under finetuning.tasks"
             if not self.learnt_tasks(setting):
-                raise ValueError(
-                    f"settings.{setting}.tasks = {chosen.tasks} are probes alone;"
-                    " allowed: at least one task that is learnt"
-                )
+                yield f"{key} = {chosen.tasks} are probes alone; allowed: at least one task that is learnt"
 
-    def _ablations_fit(self, setting: str, ablations: Ablations) -> None:
-        where, run = f"grid.ablations.{setting}", self.grid.students.get(setting, [])
-        if bool(ablations.variants) != bool(ablations.students):
-            raise ValueError(
-                f"{where}: variants = {ablations.variants}, students = {ablations.students}; allowed: both, or both []"
-            )
-        for student in ablations.students:
-            if student not in run:
-                raise ValueError(f"{where}.students: {student!r} is not in the grid; allowed: {', '.join(run)}")
+    def _problems_of_ablations(self, setting: str, ablations: Ablations) -> Iterator[str]:
+        where, grid = f"grid.ablations.{setting}", self.grid
+        variants, students = ablations.variants, ablations.students
+        if bool(variants) != bool(students):
+            yield f"{where}: variants = {variants}, students = {students}; allowed: both, or both []"
+        for student in students:
+            yield from _strangers(f"{where}.students", [student], grid.students.get(setting, []), "is not in the grid")
             for method in self.ablated(setting):
-                if method in self.grid.methods:
-                    raise ValueError(f"{where}.variants: {method!r} is in grid.methods already; allowed: other methods")
-                self._method_fits(method, student, self.settings[setting].teacher)
+                if method in grid.methods:
+                    yield f"{where}.variants: {method!r} is in grid.methods already; allowed: other methods"
+                yield from self._problems_of_method(method, student, setting)
         for method in self.ablated(setting):
-            base = self.memberships[method].extends
-            if base not in self.grid.methods:
-                raise ValueError(f"{where}.variants: {method!r} extends {base!r}, which is not in grid.methods")
+            if (base := self.memberships[method].extends) not in grid.methods:
+                yield f"{where}.variants: {method!r} extends {base!r}, which is not in grid.methods"
 
-    def _student_fits(self, name: str, teacher: Teacher, where: str) -> None:
-        student = self.students[name]
+    def _problems_of_neighbours(self, names: list[str], setting: str) -> Iterator[str]:
+        learnt, learns = self.learnt_tasks(setting), f"that settings.{setting} learns"
+        for name in names:
+            own, key = self.neighbours[name], f"neighbours.{name}"
+            yield from _strangers(f"{key}.tasks", own.tasks or (), learnt, f"is none {learns}")
+            tasks, source = own.tasks or learnt, getattr(own, "source", None)
+            if source and (source not in tasks or len(tasks) == 1):
+                why = f"has to be one of at least two tasks {learns} and {name} looks at"
+                yield f"{key}.source: {source!r} {why}; allowed: {', '.join(tasks)}"
+
+    def _problems_of_student(self, name: str, setting: str) -> Iterator[str]:
+        student, teacher = self.students[name], self.settings[setting].teacher
         for size in ("layers", "width", "intermediate"):
-            own, limit = getattr(student, size), getattr(teacher, size)
-            if own > limit:
-                raise ValueError(f"students.{name}.{size} = {own} exceeds {where}.{size}; allowed: at most {limit}")
+            own, most, key = getattr(student, size), getattr(teacher, size), f"settings.{setting}.teacher.{size}"
+            if own > most:
+                yield f"students.{name}.{size} = {own} exceeds {key}; allowed: at most {most}"
         head = student.width // student.heads
         if (student.family or teacher.family) == "modernbert" and head % 2:
-            raise ValueError(
-                f"students.{name}: width / heads = {head}; allowed: an even number, since modernbert rotates pairs"
-            )
+            allowed = "an even number, since modernbert rotates pairs"
+            yield f"students.{name}: width / heads = {head}; allowed: {allowed}"
 
-    def _layers_fit(self, name: str, teacher: Teacher, initialisation: str) -> None:
-        student, family = self.students[name], teacher.family or "bert"  # embedded teachers do not say theirs
-        left = teacher.layers - TAKEN.get(initialisation, 0)
-        if student.layers > left:
-            raise ValueError(
-                f"students.{name}.layers = {student.layers}: initialisation {initialisation!r} takes its layers from"
-                f" {left} of the teacher's; allowed: at most {left}"
-            )
+    def _problems_of_start(self, name: str, teacher: Teacher, initialisation: str) -> Iterator[str]:
+        """Of layers that are taken out of the teacher."""
+        own, family = self.students[name], teacher.family or "bert"  # embedded teachers do not say theirs
+        key, start = f"students.{name}", f"initialisation {initialisation!r}"
         others = "'teacher-embeddings' and 'random'"
-        if student.family and student.family != family:
-            raise ValueError(
-                f"students.{name}.family = {student.family}: initialisation {initialisation!r} needs the teacher's"
-                f" family, {family}; allowed: {others}"
-            )
+        pruned, left = initialisation in PRUNING, teacher.layers - TAKEN.get(initialisation, 0)
+        if own.layers > left:
+            why = f"{start} takes its layers from {left} of the teacher's"
+            yield f"{key}.layers = {own.layers}: {why}; allowed: at most {left}"
+        if own.family and own.family != family:
+            yield f"{key}.family = {own.family}: {start} needs the teacher's family, {family}; allowed: {others}"
         if FAMILIES[family].copied is None:
-            raise ValueError(
-                f"students.{name}: initialisation {initialisation!r} cannot take layers of {family} out of their"
-                f" places; allowed: {others}"
-            )
-        if initialisation in PRUNING and student.width != teacher.width:
-            raise ValueError(
-                f"students.{name}.width = {student.width}: initialisation {initialisation!r} keeps the width;"
-                f" allowed: {teacher.width} ('teacher-layers' gives narrower students a start)"
-            )
-        prunes_heads = initialisation in PRUNING and family != "mpnet"  # whose heads share biases across layers
-        if student.heads > teacher.heads or (student.heads < teacher.heads and not prunes_heads):
-            raise ValueError(
-                f"students.{name}.heads = {student.heads}: initialisation {initialisation!r} needs"
-                f" {'at most ' * prunes_heads}{teacher.heads} heads, as the teacher has"
-            )
+            yield f"{key}: {start} cannot take layers of {family} out of their places; allowed: {others}"
+        if pruned and own.width != teacher.width:
+            allowed = f"{teacher.width} ('teacher-layers' gives narrower students a start)"
+            yield f"{key}.width = {own.width}: {start} keeps the width; allowed: {allowed}"
+        fewer = pruned and family != "mpnet"  # whose heads share biases across layers
+        if own.heads > teacher.heads or (own.heads < teacher.heads and not fewer):
+            needed = f"{'at most ' * fewer}{teacher.heads} heads, as the teacher has"
+            yield f"{key}.heads = {own.heads}: {start} needs {needed}"
 
-    def _method_fits(self, name: str, student_name: str, teacher: Teacher) -> None:
-        method, student = self.methods[name], self.students[student_name]
+    def _problems_of_method(self, name: str, student_name: str, setting: str) -> Iterator[str]:
+        method, student, teacher = self.methods[name], self.students[student_name], self.settings[setting].teacher
         initialisation = method.initialisation or self.initialisation
         if initialisation in TAKEN or initialisation in PRUNING:
-            self._layers_fit(student_name, teacher, initialisation)
+            yield from self._problems_of_start(student_name, teacher, initialisation)
         rated = self.memberships[name].extends if name in self.memberships else name
         if student.learning_rates and isinstance(method, Trained) and rated not in student.learning_rates:
-            raise ValueError(
-                f"students.{student_name}.learning_rates: {rated} is missing; allowed: a rate for every method the"
-                " student is trained with, or none at all (the methods' own)"
-            )
+            allowed = "a rate for every method the student is trained with, or none at all (the methods' own)"
+            yield f"students.{student_name}.learning_rates: {rated} is missing; allowed: {allowed}"
+        key, top = f"methods.{name}", teacher.layers - 1
         for own in parts_of(method):
-            self._objective_fits(name, own, student_name, teacher)
+            if isinstance(own, SentenceEmbedding) and own.distance == "relational":
+                yield from self._problems_of_batches(key)
+            if isinstance(own, AttentionScore | AttentionDistribution) and student.heads != teacher.heads:
+                why = f"{key} compares attention head by head; allowed: {teacher.heads}, as the teacher has"
+                yield f"students.{student_name}.heads = {student.heads}: {why}"
+            if (below := getattr(own, "teacher_layer_from_top", 0)) > top:
+                yield f"{key}.teacher_layer_from_top = {below} leaves no teacher layer; allowed: 0 to {top}"
+            for width in (teacher.width, student.width) if isinstance(own, AttentionRelation) else ():
+                if width % own.relation_heads:
+                    widths = f"(teacher {teacher.width}, students.{student_name} {student.width})"
+                    why = f"does not divide width {width} {widths}; allowed: a divisor of both"
+                    yield f"{key}.relation_heads = {own.relation_heads} {why}"
 
-    def _objective_fits(self, name: str, method: Method, student_name: str, teacher: Teacher) -> None:
-        student = self.students[student_name]
-        if isinstance(method, SentenceEmbedding) and method.distance == "relational":
-            self._batch_has_pairs(name)
-        if isinstance(method, AttentionScore | AttentionDistribution) and student.heads != teacher.heads:
-            raise ValueError(
-                f"students.{student_name}.heads = {student.heads}: methods.{name} compares attention head by head;"
-                f" allowed: {teacher.heads}, as the teacher has"
-            )
-        layered = (AttentionRelation, DirectAttention, AttentionDistribution)
-        if isinstance(method, layered) and method.teacher_layer_from_top >= teacher.layers:
-            raise ValueError(
-                f"methods.{name}.teacher_layer_from_top = {method.teacher_layer_from_top} leaves no teacher layer;"
-                f" allowed: 0 to {teacher.layers - 1}"
-            )
-        if isinstance(method, AttentionRelation):
-            for width in (teacher.width, student.width):
-                if width % method.relation_heads:
-                    raise ValueError(
-                        f"methods.{name}.relation_heads = {method.relation_heads} does not divide width {width}"
-                        f" (teacher {teacher.width}, students.{student_name} {student.width});"
-                        " allowed: a divisor of both"
-                    )
-
-    def _batch_has_pairs(self, name: str) -> None:
+    def _problems_of_batches(self, method: str) -> Iterator[str]:
         """Similarities within a batch need two sequences, and are others where a batch is accumulated from parts."""
-        if self.distillation.accumulation_steps > 1:
-            raise ValueError(
-                f"distillation.accumulation_steps = {self.distillation.accumulation_steps}: methods.{name} compares the"
-                " sequences of a batch, which has to be read at once; allowed: 1"
-            )
+        if (parts := self.distillation.accumulation_steps) > 1:
+            why = f"{method} compares the sequences of a batch, which has to be read at once; allowed: 1"
+            yield f"distillation.accumulation_steps = {parts}: {why}"
         budgets = {"distillation": self.distillation.batch_size}
         budgets |= {f"budgets.{key}": own.batch_size for key, own in self.budgets.items() if own.batch_size}
         for key, sequences in budgets.items():
             if sequences < 2:
-                raise ValueError(
-                    f"{key}.batch_size = {sequences}: methods.{name} needs similarities; allowed: at least 2"
-                )
+                yield f"{key}.batch_size = {sequences}: {method} needs similarities; allowed: at least 2"
+
+
+def _strangers(key: str, names: Iterable[str], known: Collection[str], what: str = "is unknown") -> Iterator[str]:
+    return (f"{key}: {name!r} {what}; allowed: {', '.join(known)}" for name in names if name not in known)

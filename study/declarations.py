@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,20 +56,20 @@ class OwnText(Origin):
     limit: Positive | None = None
     name: TextLabel | None = None
 
-    @model_validator(mode="after")
-    def _says_where_and_what(self):
+    def problems(self) -> Iterator[str]:
         if (self.files is None) == (self.dataset is None):
-            raise ValueError("a text has either files or dataset; allowed: one of them")
+            yield "a text has either files or dataset; allowed: one of them"
         plain = self.files is not None and ".txt" in Path(self.files).suffixes
         if plain and (self.column or self.where):
-            raise ValueError(f"column, where: {self.files} is plain text; allowed: neither of them")
+            yield f"column, where: {self.files} is plain text; allowed: neither of them"
+        if self.files and not self.column and format_of(Path(self.files)) not in FORMATS:
+            yield f"files = {self.files}: a pattern such as texts/*.txt; names end in {', '.join(FORMATS)}"
         if not plain and not self.column:
-            raise ValueError(f"column is missing: which column of {self.files or self.dataset} holds the text?")
+            yield f"column is missing: which column of {self.files or self.dataset} holds the text?"
         if self.dataset and not self.split:
-            raise ValueError(f"split is missing: which split of {self.dataset} is read?")
+            yield f"split is missing: which split of {self.dataset} is read?"
         if self.label.partition("-")[0] in TEXT_LANGUAGES:
-            raise ValueError(f"name {self.label!r} is that of an embedded text; allowed: another `name:`")
-        return self
+            yield f"name {self.label!r} is that of an embedded text; allowed: another `name:`"
 
     @property
     def label(self) -> str:
@@ -92,6 +92,10 @@ class SplitsOf(Sparse):
     train: Text | None = None
     development: Text | Annotated[float, Field(gt=0, lt=1)] | None = None
     test: Text | dict[Language, Text]
+
+    def problems(self) -> Iterator[str]:
+        if not self.test:
+            yield "test = {}; allowed: a split, or one for each language"
 
 
 class OwnTask(Origin):
@@ -119,38 +123,31 @@ class OwnTask(Origin):
             return {"text": "tokens", "label": "tags", "metric": TAG_METRICS[0]} | value
         return value
 
-    @model_validator(mode="after")
-    def _tags_are_of_words(self):
+    def problems(self) -> Iterator[str]:
         known = TAG_METRICS if self.kind == "tokens" else (*CLASS_METRICS, *NUMBER_METRICS)
         if self.metric not in known:
-            raise ValueError(f"metric = {self.metric}; allowed with kind {self.kind or 'labelled'}: {', '.join(known)}")
+            yield f"metric = {self.metric}; allowed with kind {self.kind or 'labelled'}: {', '.join(known)}"
         if self.kind == "tokens" and self.text_pair:
-            raise ValueError("text_pair: words of one text are tagged; allowed: text and label alone")
-        return self
-
-    @model_validator(mode="after")
-    def _says_where_and_what(self):
+            yield "text_pair: words of one text are tagged; allowed: text and label alone"
         if (self.files is None) == (self.splits is None) or (self.splits is None) != (self.dataset is None):
-            raise ValueError("a task has either files, or a dataset and its splits; allowed: one of them")
+            yield "a task has either files, or a dataset and its splits; allowed: one of them"
         if self.labels and self.metric in NUMBER_METRICS:
-            raise ValueError(f"labels: {self.metric} is of numbers; allowed: labels with {', '.join(CLASS_METRICS)}")
-        if not isinstance(self.parts.test, dict):
+            yield f"labels: {self.metric} is of numbers; allowed: labels with {', '.join(CLASS_METRICS)}"
+        test = self.parts.test
+        if not isinstance(test, dict):
             if self.language is None:
-                raise ValueError("language is missing: which language are the examples in?")
+                yield "language is missing: which language are the examples in?"
             if self.retrieval:
-                raise ValueError("test: retrieval needs languages; allowed: {language: file with aligned columns}")
+                yield "test: retrieval needs languages; allowed: {language: file with aligned columns}"
         elif self.retrieval:
-            if self.language is None or self.language in self.parts.test:
-                raise ValueError("language: that of the column `text`; allowed: one that `test` does not name")
-        elif self.languages[0] not in self.parts.test:
-            raise ValueError(
-                f"test lacks {self.language!r}, the language of training; allowed: {', '.join(self.parts.test)} and it"
-            )
+            if self.language is None or self.language in test:
+                yield "language: that of the column `text`; allowed: one that `test` does not name"
+        elif self.languages[0] not in test:
+            yield f"test lacks {self.language!r}, the language of training; allowed: {', '.join(test)} and it"
         if self.retrieval and (self.text_pair is None or self.metric != "accuracy" or self.parts.train):
-            raise ValueError("retrieval is not learnt; allowed: text, text_pair, test and metric accuracy")
+            yield "retrieval is not learnt; allowed: text, text_pair, test and metric accuracy"
         if not self.retrieval and self.parts.train is None:
-            raise ValueError("train is missing: which examples is the task learnt from?")
-        return self
+            yield "train is missing: which examples is the task learnt from?"
 
     @property
     def retrieval(self) -> bool:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from study.declarations import Declared, Hashes, OwnTask, OwnText, hashes_of
 from study.files import Layout, StudyError
 from study.methods import FastPath, Initialisation, Membership, Method, Reference, Section, Sparse
-from study.neighbours_options import TEACHER_MODEL, Neighbour
+from study.neighbours_options import TEACHER, Neighbour
 from study.params import one_line
 from study.sections import (
     BASE_BUDGET,
@@ -26,7 +26,6 @@ from study.sections import (
     Teacher,
 )
 
-TEACHER = "teacher"
 #: The student that a result file of a reference names: it has the shape of none.
 REFERENCE = "reference"
 
@@ -42,6 +41,37 @@ class Description(Section):
     def name(self) -> str:
         """Name of the description among those of its stage."""
         return self.setting
+
+
+class OfProfile(Description):
+    """What also depends on the profile that asks for it: its results say which."""
+
+    profile: str
+
+
+class OfModel(Description):
+    """What one model is: a student, or what stands in the place of one."""
+
+    method: str
+    student: str
+    seed: int
+    budget: str = BASE_BUDGET
+
+    @property
+    def model(self) -> str:
+        """Name of its folder and of its result file: :func:`model_name`."""
+        return model_name(self.method, self.student, self.seed, self.budget)
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}_{self.model}"
+
+    @property
+    def title(self) -> str:
+        """How its stage announces itself."""
+        if self.method == TEACHER:
+            return f"{self.setting} {TEACHER}"
+        return f"{self.setting} {at_budget(f'{self.method} {self.student}', self.budget, ' ')} seed {self.seed}"
 
 
 class Precision(Section):
@@ -86,11 +116,10 @@ class TeacherAdaptation(Description, Precision, Sparse):
     head: Literal["own"] | None = None
 
 
-class Admission(Description, Precision):
+class Admission(OfProfile, Precision):
     """``tasks``: those of the setting and its candidates; ``sizes``, ``initialisation``: of the untrained students."""
 
     stage = "admit"
-    profile: str
     tasks: dict[str, TaskBudget]
     finetuning: Finetuning
     sizes: Encoder
@@ -105,7 +134,7 @@ class EqualCompute(Section):
     steps: int
 
 
-class Run(Description, Precision, Sparse):
+class Run(OfModel, Precision, Sparse):
     """One student: the method and everything else that decides its weights, given teacher and corpus.
 
     ``objective`` has the learning rate in force; what it may set instead of the value that all methods share is in
@@ -113,30 +142,12 @@ class Run(Description, Precision, Sparse):
     """
 
     stage = "distill"
-    method: str
-    student: str
-    seed: int
-    budget: str = BASE_BUDGET
     objective: Method
     sizes: Encoder
     initialisation: Initialisation
     distillation: Distillation
     equal_compute: EqualCompute | None = None
     masking: Masking
-
-    @property
-    def model(self) -> str:
-        """Name of the student's folder and of its result file."""
-        return model_name(self.method, self.student, self.seed, self.budget)
-
-    @property
-    def name(self) -> str:
-        return f"{self.setting}_{self.model}"
-
-    @property
-    def title(self) -> str:
-        """How the run announces itself."""
-        return f"{self.setting} {at_budget(f'{self.method} {self.student}', self.budget, ' ')} seed {self.seed}"
 
 
 class ReferenceModel(Description):
@@ -156,38 +167,17 @@ class ReferenceModel(Description):
         return f"{self.setting}_{self.model}"
 
 
-class Evaluation(Description, Precision):
+class Evaluation(OfModel, OfProfile, Precision):
     """One model's evaluation: of a student, or of the teacher (then all three names are its, and the seed is 0).
 
     A reference is the method of the student REFERENCE, seed 0.
     """
 
     stage = "evaluate"
-    profile: str
-    method: str
-    student: str
-    seed: int
-    budget: str = BASE_BUDGET
     tasks: dict[str, TaskBudget]
     finetuning: Finetuning
     masking: Masking
     sequence_length: int
-
-    @property
-    def model(self) -> str:
-        """As :attr:`Run.model`; ``teacher`` for the teacher."""
-        return model_name(self.method, self.student, self.seed, self.budget)
-
-    @property
-    def name(self) -> str:
-        return f"{self.setting}_{self.model}"
-
-    @property
-    def title(self) -> str:
-        """How the evaluation announces itself."""
-        if self.method == TEACHER:
-            return f"{self.setting} {TEACHER}"
-        return f"{self.setting} {at_budget(f'{self.method} {self.student}', self.budget, ' ')} seed {self.seed}"
 
     def folder(self, layout: Layout) -> Path:
         """Where the model is saved."""
@@ -196,15 +186,14 @@ class Evaluation(Description, Precision):
         return layout.teacher if self.method == TEACHER else layout.student(self.model)
 
 
-class LatencyMeasurement(Description, Precision, Sparse):
+class LatencyMeasurement(OfProfile, Precision, Sparse):
     stage = "latency"
-    profile: str
     students: dict[str, Encoder]
     references: dict[str, Reference] | None = None
     latency: Latency
 
 
-class LayerComparison(Description, Precision):
+class LayerComparison(OfProfile, Precision):
     """``runs`` are compared with the teacher and probed on ``tasks``.
 
     ``relation_heads``: as many as the teacher has, or the most of which both that and every student's width are
@@ -212,7 +201,6 @@ class LayerComparison(Description, Precision):
     """
 
     stage = "represent"
-    profile: str
     runs: list[Run]
     representations: Representations
     relation_heads: int
@@ -220,11 +208,10 @@ class LayerComparison(Description, Precision):
     finetuning: Finetuning
 
 
-class Tuning(Description, Precision):
+class Tuning(OfProfile, Precision):
     """One method and student at every candidate learning rate, and the tasks that judge them."""
 
     stage = "tune"
-    profile: str
     method: str
     student: str
     budget: str = BASE_BUDGET
@@ -242,11 +229,10 @@ class Tuning(Description, Precision):
         return at_budget(f"{self.method}_{self.student}", self.budget)
 
 
-class NeighbourSystem(Description, Precision, Sparse):
+class NeighbourSystem(OfProfile, Precision, Sparse):
     """A system beside the grid, on one model: ``options`` say which and how."""
 
     stage = "neighbour"
-    profile: str
     neighbour: str
     options: Neighbour
     tasks: dict[str, TaskBudget]
@@ -258,14 +244,13 @@ class NeighbourSystem(Description, Precision, Sparse):
 
     def folder(self, layout: Layout) -> Path:
         """Where the model is saved that it works on."""
-        return layout.teacher if self.options.model == TEACHER_MODEL else layout.student(self.options.model)
+        return layout.teacher if self.options.model == TEACHER else layout.student(self.options.model)
 
 
-class Neighbours(Description):
+class Neighbours(OfProfile):
     """The systems that stand beside the grid of a setting, in the order of params.yaml."""
 
     stage = "neighbours"
-    profile: str
     neighbours: list[str]
 
 
@@ -277,7 +262,7 @@ class BudgetCells(Section):
     seeds: list[int]
 
 
-class Comparison(Description, Sparse):
+class Comparison(OfProfile, Sparse):
     """What the analyses compare in a setting; methods, students, seeds and tasks in the order of params.yaml.
 
     ``memberships``: methods of the ablations -> what they extend and change; they were run on ``ablated_students``.
@@ -285,7 +270,6 @@ class Comparison(Description, Sparse):
     """
 
     stage = "compare"
-    profile: str
     teacher: Teacher
     methods: list[str]
     students: dict[str, Encoder]

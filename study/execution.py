@@ -187,6 +187,7 @@ def be_quiet() -> None:
     """Keep libraries of models and data from showing warnings and progress of their own."""
     os.environ.update(
         TRANSFORMERS_VERBOSITY="error",
+        HF_HUB_VERBOSITY="error",
         HF_HUB_DISABLE_PROGRESS_BARS="1",
         HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal
 
 #: Families of teachers, by ``model_type`` of their configuration.
@@ -147,9 +148,7 @@ def positions(config: Any) -> int:
 
 def part(module: Any, path: str) -> Any:
     """What stands at a path of names joined by dots below a module."""
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
+    return attrgetter(path)(module)
 
 
 def keep_layers(encoder: Any, count: int) -> None:

@@ -100,9 +100,14 @@ class Layout:
 
 
 def tuning_folder(folder: Path, root: Path) -> Path:
-    """Where the learning rates of a profile come from: its own ``reports/tuning`` if it has one, else the study's."""
-    own = folder / "reports" / "tuning"
-    return own if own.is_dir() else root / "reports" / "tuning"
+    """Where the learning rates of a profile come from: its own folder if it tuned any, else the study's."""
+    own = own_tuning_folder(folder)
+    return own if own.is_dir() else own_tuning_folder(root)
+
+
+def own_tuning_folder(folder: Path) -> Path:
+    """Where a profile's own tuning is kept."""
+    return folder / "reports" / "tuning"
 
 
 def write_json(path: str | os.PathLike, content: dict) -> None:

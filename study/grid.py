@@ -88,9 +88,8 @@ class Driver:
             ready, waiting = self.cells.ready(busy=[stage.name for stage in self.running.values()])
             ready = [stage for stage in ready if stage.name not in self.failed]
             if self._params() != params:
-                problems = [
-                    "params.yaml changed while the study was run, so that nothing more was started: run it again"
-                ]
+                told = "so that nothing more was started: run it again"
+                problems = [f"params.yaml changed while the study was run, {told}"]
             for stage in [] if problems else next_stages(ready, self.running.values()):
                 ready.remove(stage)
                 self._submit(stage)
@@ -167,13 +166,9 @@ def run_command(command: str, root: str, log: str, variables: dict[str, str]) ->
     with open(f"{log}.lock", "a") as held, open(log, "a") as told:
         fcntl.flock(held, fcntl.LOCK_EX)
         began = time.monotonic()
-        shell: dict[str, Any] = {
-            "cwd": root,
-            "env": environment,
-            "stdin": subprocess.DEVNULL,
-            "pass_fds": [held.fileno()],
-        }
-        ended = subprocess.run(["sh", "-c", command], stdout=told, stderr=subprocess.STDOUT, **shell)
+        shell: dict[str, Any] = {"cwd": root, "env": environment, "pass_fds": [held.fileno()]}
+        shell |= {"stdin": subprocess.DEVNULL, "stdout": told, "stderr": subprocess.STDOUT}
+        ended = subprocess.run(["sh", "-c", command], **shell)
     lines = [line.strip() for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
     return ended.returncode, lines[-1] if lines else "", time.monotonic() - began
 

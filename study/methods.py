@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -16,19 +17,38 @@ from pydantic import (
 )
 
 
-class Section(BaseModel):
+class Checked(BaseModel):
+    """A model that is refused for the first of its problems."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong between its fields, and what is allowed: a line each."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _has_no_problem(self):
+        if problem := next(self.problems(), None):
+            raise ValueError(problem)
+        return self
+
+
+def words_of(mistake: Any) -> str:
+    """What one of pydantic's mistakes is, without the name of the error."""
+    return "unknown key" if mistake["type"] == "extra_forbidden" else mistake["msg"].removeprefix("Value error, ")
+
+
+class Section(Checked):
     """Part of the parameters or of a description: no unknown keys, strict types, nothing listed twice."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
     @model_validator(mode="after")
-    def _nothing_is_listed_twice(self):
+    def _has_no_problem(self):
         for name, value in self:
             lists = {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, dict) else {name: value}
             for key, values in lists.items():
                 if isinstance(values, list) and len(values) > len(set(map(repr, values))):
                     raise ValueError(f"{key} = {values} names something twice; allowed: each once")
-        return self
+        return super()._has_no_problem()  # type: ignore[operator]
 
 
 class Sparse(Section):
@@ -128,11 +148,9 @@ class Trained(Sparse):
     equal_compute: str | None = None
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
-    @model_validator(mode="after")
-    def _one_number_of_steps(self):
+    def problems(self) -> Iterator[str]:
         if self.steps is not None and self.equal_compute is not None:
-            raise ValueError(f"steps = {self.steps} and equal_compute = {self.equal_compute}; allowed: one of them")
-        return self
+            yield f"steps = {self.steps} and equal_compute = {self.equal_compute}; allowed: one of them"
 
 
 class MaskedLanguageModelling(Trained):
@@ -233,13 +251,10 @@ class Sum(Trained):
     objective: Literal["sum"]
     parts: list[Part] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _something_weighs(self):
-        if not any(part.weight for part in self.parts):
-            raise ValueError(
-                f"parts: weights {[part.weight for part in self.parts]} sum to nothing; allowed: one above 0"
-            )
-        return self
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not any(weights := [part.weight for part in self.parts]):
+            yield f"parts: weights {weights} sum to nothing; allowed: one above 0"
 
 
 Method = Annotated[
@@ -309,19 +324,12 @@ class Variant(BaseModel):
         """Key of a method -> its value, or the list of its values."""
         return dict(self.model_extra or {})
 
-    @property
-    def extended(self) -> list[str]:
-        """Names of the methods that it extends."""
-        return [self.extends] if isinstance(self.extends, str) else self.extends
-
     def options(self) -> list[tuple[str, dict[str, Any]]]:
         """Suffix of the name and the changed values of each method it makes of one."""
-        lists = [key for key, value in self.changes.items() if isinstance(value, list)]
-        if not lists:
-            return [("", self.changes)]
-        (axis,) = lists
-        return [(f"-{value:g}" if isinstance(value, float) else f"-{value}", self.changes | {axis: value})
-                for value in self.changes[axis]]  # fmt: skip
+        for axis, values in self.changes.items():
+            if isinstance(values, list):
+                return [(f"-{v:g}" if isinstance(v, float) else f"-{v}", self.changes | {axis: v}) for v in values]
+        return [("", self.changes)]
 
 
 class Membership(Section):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import Discriminator, Field
 
 from study.methods import Fraction, LearningRate, Positive, Section, Seed, Sparse, Weight
 from study.sections import Encoder
 
 #: The model that a neighbour works on unless it names a student.
-TEACHER_MODEL = "teacher"
+TEACHER = "teacher"
 
 
 class NeighbourOptions(Sparse):
@@ -22,7 +23,7 @@ class NeighbourOptions(Sparse):
     """
 
     seeds: list[Seed] = Field(min_length=1)
-    model: str = TEACHER_MODEL
+    model: str = TEACHER
     tasks: list[str] | None = Field(default=None, min_length=1)
     train: Positive | None = None
     development: Positive | None = None
@@ -52,15 +53,12 @@ class PreQuant(NeighbourOptions):
     finetuned: bool
     learning_rates: dict[Literal["outliers", "biases", "lora", "full"], LearningRate]
 
-    @model_validator(mode="after")
-    def _rates_are_there(self):
-        needed = {own if own in ("biases", "lora") else "outliers" for own in self.tuned}
-        needed |= {"outliers", *["full"] * self.finetuned}
+    def problems(self) -> Iterator[str]:
+        needed = {"outliers", *({"biases", "lora"} & {*self.tuned}), *["full"] * self.finetuned}
         if missing := sorted(needed - self.learning_rates.keys()):
-            raise ValueError(f"learning_rates lacks {', '.join(missing)}; allowed: a rate for each that is tuned")
+            yield f"learning_rates lacks {', '.join(missing)}; allowed: a rate for each that is tuned"
         if self.compared_bits not in self.bits:
-            raise ValueError(f"compared_bits = {self.compared_bits}; allowed: one of bits = {self.bits}")
-        return self
+            yield f"compared_bits = {self.compared_bits}; allowed: one of bits = {self.bits}"
 
 
 Compared = Literal["attention", "hidden", "query", "key", "value"]
@@ -154,9 +152,4 @@ class MiniEnd(NeighbourOptions):
 #: One of the classes above, chosen by ``system``.
 Neighbour = Annotated[PreQuant | CrIld | XtremeDistil | MiniEnd, Discriminator("system")]
 #: System -> the notebook that runs it.
-NOTEBOOKS = {
-    "prequant": "48_prequant",
-    "cr-ild": "48_cr_ild",
-    "xtremedistil": "48_xtremedistil",
-    "miniend": "48_miniend",
-}
+NOTEBOOKS = {name: f"48_{name.replace('-', '_')}" for name in ("prequant", "cr-ild", "xtremedistil", "miniend")}

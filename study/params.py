@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from study.config import Params
 from study.files import DEFAULT_PROFILE, StudyError, find_root, profile_folder
-from study.methods import METHOD, Trained, Untrained, Variant, objective_of
+from study.methods import METHOD, PARTS, Variant, words_of
 from study.neighbours_options import NOTEBOOKS as SYSTEMS
 from study.teachers import EMBEDDED_POSITIONS, EMBEDDED_SIZES, complete
 
@@ -37,11 +37,13 @@ def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str,
         lists = [option for option, value in variant.changes.items() if isinstance(value, list)]
         if len(lists) > 1 or any(not variant.changes[option] for option in lists):
             raise ValueError(f"{key}: {', '.join(lists)} are lists; allowed: one list, not empty")
-        for base in variant.extended:
+        for base in [variant.extends] if isinstance(variant.extends, str) else variant.extends:
             if base not in methods:
                 what = "itself" if base == name else f"{base!r}, which is no entry of methods"
                 raise ValueError(f"{key} extends {what}; allowed: {', '.join(methods)}")
-            if not _valid(methods[base]):
+            try:
+                METHOD.validate_python(methods[base])
+            except ValidationError:
                 continue  # a mistake of the method itself is told as such
             for suffix, changes in variant.options():
                 method, values = f"{base}-{name}{suffix}", {**methods[base], **changes}
@@ -52,20 +54,11 @@ def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str,
                 except ValidationError as error:
                     first = error.errors(include_url=False)[0]
                     option = str(first["loc"][-1]) if len(first["loc"]) > 1 else ""
-                    problem = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
                     value = f".{option} = {first['input']!r}" if option else ""
-                    raise ValueError(f"{key}{value}: of {base}: {problem.removeprefix('Value error, ')}") from None
+                    raise ValueError(f"{key}{value}: of {base}: {words_of(first)}") from None
                 made[method] = values
                 memberships[method] = {"extends": base, "variant": name, "changes": changes}
     return made, memberships
-
-
-def _valid(method: Any) -> bool:
-    try:
-        METHOD.validate_python(method)
-    except ValidationError:
-        return False
-    return True
 
 
 def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Params:
@@ -87,7 +80,8 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
         values = merge(values, read_yaml(path))
     presets = read_yaml(PRESETS)
     for section in ("tasks", "references"):
-        values[section] = presets[section] | (values.get(section) or {})
+        if isinstance(own := values.get(section) or {}, dict):
+            values[section] = presets[section] | own
     if isinstance(own := values.get("neighbours") or {}, dict):
         values["neighbours"] = merge(presets["neighbours"], own)
     if isinstance(values.get("methods"), dict):
@@ -104,9 +98,8 @@ def load_params(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Par
                 check_lengths(params, setting, EMBEDDED_POSITIONS)
         return params
     except ValueError as error:
-        if not isinstance(error, ValidationError):
-            raise StudyError(f"{path.relative_to(root)}: {error}") from None
-        raise StudyError(f"{path.relative_to(root)}: {one_line(error)}") from None
+        told = one_line(error) if isinstance(error, ValidationError) else error
+        raise StudyError(f"{path.relative_to(root)}: {told}") from None
 
 
 def check_lengths(params: Params, setting: str, limit: int) -> None:
@@ -116,11 +109,9 @@ def check_lengths(params: Params, setting: str, limit: int) -> None:
         StudyError: names the key.
     """
     own = params.settings[setting]
-    lengths = {"corpus.sequence_length": params.corpus.sequence_length}
-    lengths["latency.sequence_length"] = params.latency.sequence_length
-    for name in (*own.tasks, *own.candidates):
-        if name in params.finetuning.tasks:
-            lengths[f"finetuning.tasks.{name}.max_length"] = params.finetuning.tasks[name].max_length
+    lengths = {f"{key}.sequence_length": getattr(params, key).sequence_length for key in ("corpus", "latency")}
+    tasks = {name: params.finetuning.tasks.get(name) for name in (*own.tasks, *own.candidates)}
+    lengths |= {f"finetuning.tasks.{name}.max_length": budget.max_length for name, budget in tasks.items() if budget}
     for key, length in lengths.items():
         if length > limit:
             raise StudyError(f"{key} = {length}; allowed: at most {limit}, what settings.{setting}.teacher reads")
@@ -128,8 +119,9 @@ def check_lengths(params: Params, setting: str, limit: int) -> None:
 
 def _with_teachers(values: dict[str, Any], root: Path) -> dict[str, Any]:
     """``settings`` with their teachers complete; what is no setting is left for the schema to refuse."""
-    settings, run = values.get("settings"), (values.get("grid") or {}).get("settings") or []
-    if not isinstance(settings, dict):
+    settings, grid = values.get("settings"), values.get("grid")
+    run = grid.get("settings") if isinstance(grid, dict) else None
+    if not (isinstance(settings, dict) and isinstance(run, list)):
         return {}
     told = {
         name: own | {"teacher": complete(name, own["teacher"], root, name in run)}
@@ -157,13 +149,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe").load(content.decode())
     except UnicodeDecodeError as error:
         raise StudyError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except DuplicateKeyError as error:
-        assert error.problem_mark is not None
-        number = error.problem_mark.line + 1
-        raise StudyError(f"{path}: line {number}: {str(error.problem).split(' with value')[0]}") from None
     except MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise StudyError(f"{path}: {where}not valid YAML: {error.problem}") from None
+        repeated = isinstance(error, DuplicateKeyError)
+        what = str(error.problem).split(" with value")[0] if repeated else f"not valid YAML: {error.problem}"
+        raise StudyError(f"{path}: {where}{what}") from None
     except YAMLError as error:
         raise StudyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -183,21 +173,14 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 def one_line(error: ValidationError) -> str:
     """The first mistake of a validation: key, value and what is allowed."""
     first, *others = error.errors(include_url=False)
-    kinds: list[type[BaseModel]] = [Untrained, *Trained.__subclasses__()]
-    tags = [objective_of(kind) for kind in kinds]
     location = list(first["loc"])
-    if len(location) > 2 and location[0] == "methods" and location[2] in tags:
-        del location[2]  # pydantic names the objective too
-    if len(location) > 2 and location[0] == "neighbours" and location[2] in SYSTEMS:
-        del location[2]  # pydantic names the system too, where there are several
-    if len(location) > 4 and location[0] == "settings" and location[2] == "texts":
-        del location[4]  # pydantic names the kind of text too
+    # pydantic names the objective, the system and the kind of text, too
+    named = {"methods": (2, [*PARTS, "sum", "none"]), "neighbours": (2, SYSTEMS), "settings": (4, ["embedded", "own"])}
+    place, names = named.get(str(location[0]) if location else "", (0, ()))
+    if place and location[place : place + 1] and location[place] in names:
+        del location[place]
     key = ".".join(str(part) for part in location if part != "[key]")
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    if first["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif first["type"] == "missing":
-        message, value = "key is missing", ""
+    value = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f" = {first['input']!r}"
+    message = "key is missing" if first["type"] == "missing" else words_of(first)
     more = f" (and {len(others)} more)" if others else ""
     return f"{key}{value}: {message}{more}" if key else f"{message}{more}"

@@ -1,4 +1,4 @@
-"""The plan of a study: params.yaml and a profile resolved, once, into one description for each stage.
+"""The plan of a study: params.yaml and a profile resolved, once, into one description for each stage, and its files.
 
 DVC reruns a stage when its description, its data or its notebook changes. Nothing else in the study resolves a default
 or a learning rate, expands a grid, or knows which runs there are.
@@ -6,12 +6,17 @@ or a learning rate, expands a grid, or knows which runs there are.
 
 from __future__ import annotations
 
-import itertools
+import io
 import math
-from collections.abc import Collection, Iterator
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from ruamel.yaml import YAML
 
 from study.config import Params
 from study.declarations import OwnText
@@ -29,22 +34,22 @@ from study.descriptions import (
     LayerComparison,
     Neighbours,
     NeighbourSystem,
-    Precision,
     ReferenceModel,
     Run,
     TaskData,
     TeacherAdaptation,
     Tuning,
+    with_hashes,
 )
-from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder
-from study.methods import PRUNING, Method, Trained, Untrained
+from study.files import DEFAULT_PROFILE, Layout, StudyError, find_root, profile_folder, tuning_folder, write_file
+from study.methods import PRUNING, Trained
+from study.neighbours_options import NOTEBOOKS
 from study.params import load_params
 from study.revisions import revisions
 from study.sections import (
     ANALYSES,
     BASE_BUDGET,
     MASKED_WORDS,
-    Adaptation,
     AnalysisName,
     Distillation,
     Encoder,
@@ -52,11 +57,9 @@ from study.sections import (
 )
 from study.teachers import files_hash
 
-#: Families of behaviour that a teacher's stage rests on: its head is its own, or trained.
-_OF_HEADS: dict[str | None, tuple[str, ...]] = {
-    "own": ("masked_language_modelling", "masking"),
-    None: ("head", "masked_language_modelling", "masking", "training"),
-}
+LIST = "plan.yaml"
+#: Analysis -> what it reads: its folders in plan/ and in reports/; None: of all others.
+READ: dict[str | None, tuple[str, str]] = {None: ("compare", "results"), "neighbours": ("neighbours", "systems")}
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,13 @@ class Plan:
     def analyses(self, setting: str | None = None) -> dict[AnalysisName, str]:
         """What is made of a setting's results (None: of any), in the order of ANALYSES: name -> notebook."""
         grid = self.params.grid
-        chosen, without = set(grid.analyses or ANALYSES), set()
-        if not any(grid.budgets.values()):
-            without.add("budgets")
-        if not any(names for own, names in grid.neighbours.items() if setting in (None, own)):
-            without.add("neighbours")
-        return {name: own for name, own in ANALYSES.items() if name in chosen - without}
+        systems = [name for own, names in grid.neighbours.items() if setting in (None, own) for name in names]
+        without = {
+            "budgets": not (any(grid.budgets.values()) or "budgets" in (grid.analyses or ())),
+            "neighbours": not systems,
+        }
+        chosen = grid.analyses or ANALYSES
+        return {name: own for name, own in ANALYSES.items() if name in chosen and not without.get(name)}
 
     def layout(self, setting: str) -> Layout:
         """Where the files of a setting are.
@@ -89,9 +93,7 @@ class Plan:
         Raises:
             StudyError: the grid does not have the setting.
         """
-        known = self.params.grid.settings
-        if setting not in known:
-            raise StudyError(f"setting {setting!r} is unknown; allowed: {', '.join(known)}")
+        _check_known("setting", setting, self.params.grid.settings)
         return Layout(self.folder, setting)
 
     def run(self, setting: str, method: str, student: str, seed: int) -> Run:
@@ -100,15 +102,15 @@ class Plan:
         Raises:
             StudyError: an unknown name.
         """
-        known: dict[str, Collection[str]] = {
-            "setting": self.params.settings,
-            "method": self.params.methods,
-            "student": self.params.students,
-        }
-        for key, name in (("setting", setting), ("method", method), ("student", student)):
-            if name not in known[key]:
-                raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known[key])}")
+        _check_known("setting", setting, self.params.settings)
+        _check_known("method", method, self.params.methods)
+        _check_known("student", student, self.params.students)
         return make_run(self.params, setting, method, student, seed)
+
+
+def _check_known(key: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise StudyError(f"{key} {name!r} is unknown; allowed: {', '.join(known)}")
 
 
 def resolve(profile: str = DEFAULT_PROFILE, root: Path | None = None) -> Plan:
@@ -128,235 +130,185 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int,
     The learning rate is the one that was chosen at the budget, else the one that the student was tuned for, else the
     method's; a variant takes that of the method it extends, unless it changes it.
     """
-    options = params.methods[method]
+    options, membership = params.methods[method], params.memberships.get(method)
+    fields = type(options).model_fields
     own = {key: getattr(options, key) for key in ("inputs", "steps") if getattr(options, key, None) is not None}
-    compared = getattr(options, "equal_compute", None)
+    # fields of the run, not of its objective
+    update: dict[str, Any] = {k: None for k in ("initialisation", "inputs", "steps", "equal_compute") if k in fields}
+    rated = membership.extends if membership and "learning_rate" not in membership.changes else method
+    chosen = params.students[student].learning_rates | params.budget(budget).learning_rates
+    if rated in chosen:
+        update["learning_rate"] = chosen[rated]
     equal_compute = None
-    if compared:
+    if compared := getattr(options, "equal_compute", None):
         reference = make_run(params, setting, compared, student, seed, budget)
         equal_compute = EqualCompute(method=compared, objective=reference.objective, steps=reference.distillation.steps)
-    return Run(
+    start = options.initialisation or params.initialisation
+    families = ["start", *["masking", "pruning"] * (start in PRUNING)]
+    if isinstance(options, Trained):
+        families += [options.objective, "masking", "training"]
+    return _describe(
+        params,
+        Run,
+        [*families, f"family/{params.settings[setting].teacher.family}"],
         setting=setting,
         method=method,
         student=student,
         seed=seed,
         budget=budget,
-        objective=_objective(params, method, student, budget),
+        objective=options.model_copy(update=update),
         sizes=_sizes(params, student),
-        initialisation=options.initialisation or params.initialisation,
+        initialisation=start,
         distillation=_distillation(params, budget).model_copy(update=own),
         equal_compute=equal_compute,
-        masking=params.masking,
-        revisions=revisions(*_families(options, params), f"family/{params.settings[setting].teacher.family}"),
-        **_precision(params),
     )
 
 
-def _objective(params: Params, method: str, student: str, budget: str) -> Method:
-    options, membership = params.methods[method], params.memberships.get(method)
-    resolved = ("initialisation", "inputs", "steps", "equal_compute")  # fields of the run, not of its objective
-    update: dict[str, Any] = {key: None for key in resolved if key in type(options).model_fields}
-    rated = membership.extends if membership and "learning_rate" not in membership.changes else method
-    chosen = params.students[student].learning_rates | params.budget(budget).learning_rates
-    if rated in chosen:
-        update["learning_rate"] = chosen[rated]
-    return options.model_copy(update=update)
-
-
-def _families(options: Method, params: Params) -> list[str]:
-    start = ["start", *["masking", "pruning"] * ((options.initialisation or params.initialisation) in PRUNING)]
-    return start if isinstance(options, Untrained) else [options.objective, "masking", *start, "training"]
-
-
-def _precision(params: Params) -> dict[str, Any]:
-    return {key: getattr(params, key) for key in Precision.model_fields}
+def _describe(params: Params, kind: type[D], families: Iterable[str], **own: Any) -> D:
+    """A description that rests on families of behaviour; what is not given of its fields is as in params.yaml."""
+    shared = {key: getattr(params, key) for key in Params.model_fields.keys() & kind.model_fields.keys() - own.keys()}
+    return kind(revisions=revisions(*families), **shared, **own)
 
 
 def _descriptions(params: Params, profile: str, root: Path | None = None) -> Iterator[Description]:
     for setting in params.grid.settings:
-        yield from _setting(params, profile, setting, root)
+        yield from _Setting(params, profile, setting, root).descriptions()
 
 
-def _setting(params: Params, profile: str, setting: str, root: Path | None) -> Iterator[Description]:
-    chosen, grid, precision = params.settings[setting], params.grid, _precision(params)
-    tasks: list[str] = [*chosen.tasks]
-    examined: list[str] = [*chosen.tasks, *chosen.candidates]
-    yield from _prepared(params, setting, examined, root)
-    students = {name: _sizes(params, name) for name in grid.students[setting]}
-    if chosen.candidates:
-        yield Admission(
-            setting=setting,
-            profile=profile,
-            sizes=next(iter(students.values())),
-            initialisation=params.initialisation,
-            revisions=revisions("admission", "finetuning", "masked_word", "start", *_kinds(params, examined)),
-            **_judged(params, setting, examined),
-            **precision,
+@dataclass(frozen=True)
+class _Setting:
+    """What makes the descriptions of one setting."""
+
+    params: Params
+    profile: str
+    name: str
+    root: Path | None
+
+    def make(self, kind: type[D], *families: str, **own: Any) -> D:
+        """A description of the setting, with the name of the profile where its kind has it."""
+        profile = {"profile": self.profile} if "profile" in kind.model_fields else {}
+        return _describe(self.params, kind, families, setting=self.name, **profile, **own)
+
+    def descriptions(self) -> Iterator[Description]:
+        params, grid, chosen = self.params, self.params.grid, self.params.settings[self.name]
+        tasks, examined = chosen.tasks, [*chosen.tasks, *chosen.candidates]
+        yield from self.prepared(examined)
+        students = {name: _sizes(params, name) for name in grid.students[self.name]}
+        if chosen.candidates:
+            families = ("admission", "finetuning", "masked_word", "start", *_kinds(params, examined))
+            yield self.make(Admission, *families, sizes=next(iter(students.values())), **self.judged(examined))
+        references = {name: params.references[name] for name in grid.references.get(self.name, [])}
+        for name, options in references.items():
+            yield self.make(ReferenceModel, f"reference/{options.kind}", reference=name, options=options)
+        ablations = grid.ablations.get(self.name)
+        comparison = self.make(
+            Comparison,
+            teacher=chosen.teacher,
+            methods=grid.methods,
+            students=students,
+            seeds=grid.seeds,
+            memberships={name: params.memberships[name] for name in params.ablated(self.name)},
+            ablated_students=ablations.students if ablations else [],
+            tasks=tasks,
+            finetuning_seeds=params.finetuning.seeds,
+            batch_sizes=params.latency.batch_sizes,
+            threads=params.latency.threads,
+            tokens=_tokens(params),
+            budgets={name: _budget_cells(params, name) for name in grid.budgets.get(self.name, [])},
+            references=references or None,
         )
-    references = {name: params.references[name] for name in grid.references.get(setting, [])}
-    for name, options in references.items():
-        family = revisions(f"reference/{options.kind}")
-        yield ReferenceModel(setting=setting, reference=name, options=options, revisions=family)
-    ablations = grid.ablations.get(setting)
-    comparison = Comparison(
-        setting=setting,
-        profile=profile,
-        teacher=chosen.teacher,
-        methods=grid.methods,
-        students=students,
-        seeds=grid.seeds,
-        memberships={name: params.memberships[name] for name in params.ablated(setting)},
-        ablated_students=ablations.students if ablations else [],
-        tasks=tasks,
-        finetuning_seeds=params.finetuning.seeds,
-        batch_sizes=params.latency.batch_sizes,
-        threads=params.latency.threads,
-        tokens=_tokens(params),
-        budgets={name: _budget_cells(params, name) for name in grid.budgets.get(setting, [])},
-        references=references or None,
-        revisions={},
-    )
-    runs = [make_run(params, setting, *cell) for cell in comparison.cells()]
-    others = [make_run(params, setting, *cell) for cell in comparison.ablation_cells()]
-    at_budgets = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
-    others += [make_run(params, setting, *cell) for cell in at_budgets]
-    yield from (*runs, *others)
-    yield from _evaluations(params, profile, comparison, at_budgets)
-    yield LatencyMeasurement(
-        setting=setting,
-        profile=profile,
-        students=students,
-        references=references or None,
-        latency=params.latency,
-        revisions=revisions("latency"),
-        **precision,
-    )
-    yield LayerComparison(
-        setting=setting,
-        profile=profile,
-        runs=runs,
-        representations=params.representations,
-        relation_heads=math.gcd(chosen.teacher.heads, *(sizes.width for sizes in students.values())),
-        revisions=revisions("representations", "finetuning", *set(_kinds(params, tasks)) - {"masked_word"}),
-        **_judged(params, setting),
-        **precision,
-    )
-    yield from _tunings(params, profile, setting)
-    yield from _neighbours(params, profile, setting, {run.model for run in (*runs, *others)})
-    yield comparison
+        at_budgets = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
+        others: list[tuple[Any, ...]] = [*comparison.ablation_cells(), *at_budgets]
+        runs = [make_run(params, self.name, *cell) for cell in comparison.cells()]
+        beside = [make_run(params, self.name, *cell) for cell in others]
+        yield from (*runs, *beside)
+        families = ("finetuning", "retrieval", "mlm_score", "size", *_kinds(params, tasks))
+        for cell in ((TEACHER, TEACHER, 0), *comparison.reference_cells(), *comparison.cells(), *others):
+            model = dict(zip(("method", "student", "seed", "budget"), cell, strict=False))
+            length = params.latency.sequence_length
+            yield self.make(Evaluation, *families, **model, sequence_length=length, **self.judged(tasks))
+        yield self.make(LatencyMeasurement, "latency", students=students, references=references or None)
+        yield self.make(
+            LayerComparison,
+            *("representations", "finetuning", *set(_kinds(params, tasks)) - {"masked_word"}),
+            runs=runs,
+            relation_heads=math.gcd(chosen.teacher.heads, *(sizes.width for sizes in students.values())),
+            **self.judged(tasks),
+        )
+        yield from self.tunings()
+        yield from self.neighbours({run.model for run in (*runs, *beside)})
+        yield comparison
 
-
-def _prepared(params: Params, setting: str, examined: list[str], root: Path | None) -> Iterator[Description]:
-    """Tasks, corpus and teacher."""
-    chosen = params.settings[setting]
-    declared = {name: params.tasks[name] for name in examined if name in params.tasks}
-    yield TaskData(
-        setting=setting,
-        tasks=examined,
-        declared=declared or None,
-        revisions=revisions(
-            *("own/task" if name in declared else f"task/{name}" for name in examined), *_kinds(params, [*declared])
-        ),
-    )
-    texts = ["own/text" if isinstance(t, OwnText) else f"text/{t.partition('-')[0]}" for t in chosen.texts]
-    own: Literal["own"] | None = "own" if chosen.teacher.head == "own" else None  # all that earlier stages need of it
-    yield CorpusData(
-        setting=setting,
-        teacher=chosen.teacher.model_copy(update={"head": own}),
-        vocabulary=chosen.vocabulary,
-        texts=[*chosen.texts],
-        tasks=examined,
-        corpus=params.corpus,
-        teacher_files=files_hash(chosen.teacher.name, root),
-        revisions=revisions("cleaning", "vocabulary", f"teacher/{chosen.teacher.name}", *texts),
-    )
-    yield TeacherAdaptation(
-        setting=setting,
-        adaptation=_adaptation(params, setting),
-        masking=params.masking,
-        head=own,
-        revisions=revisions(*_OF_HEADS[own], f"family/{chosen.teacher.family}"),
-        **_precision(params),
-    )
-
-
-def _evaluations(
-    params: Params, profile: str, comparison: Comparison, at_budgets: list[tuple[str, str, int, str]]
-) -> Iterator[Evaluation]:
-    families = ["finetuning", "retrieval", "mlm_score", "size"]
-    families += _kinds(params, comparison.tasks)
-    cells = [*comparison.reference_cells(), *comparison.cells(), *comparison.ablation_cells()]
-    at_base = [(TEACHER, TEACHER, 0), *cells]
-    for method, student, seed, budget in [*((*cell, BASE_BUDGET) for cell in at_base), *at_budgets]:
-        yield Evaluation(
-            setting=comparison.setting,
-            profile=profile,
-            method=method,
-            student=student,
-            seed=seed,
-            budget=budget,
-            masking=params.masking,
-            sequence_length=params.latency.sequence_length,
-            revisions=revisions(*families),
-            **_judged(params, comparison.setting),
-            **_precision(params),
+    def prepared(self, examined: list[str]) -> Iterator[Description]:
+        """Tasks, corpus and teacher."""
+        params, chosen, teacher = self.params, self.params.settings[self.name], self.params.settings[self.name].teacher
+        declared = {name: params.tasks[name] for name in examined if name in params.tasks}
+        kinds = ["own/task" if name in declared else f"task/{name}" for name in examined]
+        kinds += _kinds(params, [*declared])
+        yield self.make(TaskData, *kinds, tasks=examined, declared=declared or None)
+        own = "own" if teacher.head == "own" else None  # all that earlier stages need of it
+        yield self.make(
+            CorpusData,
+            *("cleaning", "vocabulary", f"teacher/{teacher.name}"),
+            *("own/text" if isinstance(t, OwnText) else f"text/{t.partition('-')[0]}" for t in chosen.texts),
+            teacher=teacher.model_copy(update={"head": own}),
+            vocabulary=chosen.vocabulary,
+            texts=chosen.texts,
+            tasks=examined,
+            teacher_files=files_hash(teacher.name, self.root),
+        )
+        changes = chosen.adaptation.model_dump()
+        if teacher.head:
+            changes["head_only"] = True if teacher.head == "fit" else None
+        yield self.make(
+            TeacherAdaptation,
+            *("masked_language_modelling", "masking", f"family/{teacher.family}"),
+            *(() if own else ("head", "training")),
+            adaptation=params.adaptation.model_copy(update=changes),
+            head=own,
         )
 
-
-def _tunings(params: Params, profile: str, setting: str) -> Iterator[Tuning]:
-    budget = params.tuning
-    students = budget.students.get(setting, [])
-    for at, method, student in itertools.product(budget.budgets, params.grid.methods, students):
-        if not isinstance(params.methods[method], Trained):
-            continue
-        run = make_run(params, setting, method, student, budget.seed, at)
-        total = budget.steps or run.distillation.steps
-        steps = {"steps": total, "evaluate_every": total}
-        distillation = run.distillation.model_copy(update=steps)
-        yield Tuning(
-            setting=setting,
-            profile=profile,
-            method=method,
-            student=student,
-            budget=at,
-            candidates=[
-                run.model_copy(
-                    update={
-                        "objective": run.objective.model_copy(update={"learning_rate": rate}),
-                        "distillation": distillation,
-                    }
-                )
-                for rate in budget.learning_rates
-            ],
-            revisions=revisions("finetuning", *_kinds(params, params.settings[setting].tasks)),
-            **_judged(params, setting),
-            **_precision(params),
-        )
-
-
-def _neighbours(params: Params, profile: str, setting: str, runs: set[str]) -> Iterator[Description]:
-    names = params.grid.neighbours.get(setting, [])
-    for name in names:
-        options = params.neighbours[name]
-        if options.model not in (TEACHER, *runs):
-            raise StudyError(
-                f"neighbours.{name}.model = {options.model!r} is no run of {setting}; allowed: {TEACHER}, or a"
-                " student's <method>_<student>_<seed>, then _<budget> if not the base"
+    def tunings(self) -> Iterator[Tuning]:
+        """What is tried of every trained method of the grid."""
+        params, tuning, tasks = self.params, self.params.tuning, self.params.settings[self.name].tasks
+        trained = [method for method in params.grid.methods if isinstance(params.methods[method], Trained)]
+        for budget, method, student in product(tuning.budgets, trained, tuning.students.get(self.name, [])):
+            run = make_run(params, self.name, method, student, tuning.seed, budget)
+            steps = tuning.steps or run.distillation.steps
+            distillation = run.distillation.model_copy(update={"steps": steps, "evaluate_every": steps})
+            rated = [run.objective.model_copy(update={"learning_rate": rate}) for rate in tuning.learning_rates]
+            yield self.make(
+                Tuning,
+                *("finetuning", *_kinds(params, tasks)),
+                method=method,
+                student=student,
+                budget=budget,
+                candidates=[run.model_copy(update={"objective": o, "distillation": distillation}) for o in rated],
+                **self.judged(tasks),
             )
-        cuts = options.model_dump(include={"train", "development", "test", "max_length"})
-        judged = _judged(params, setting, options.tasks or params.learnt_tasks(setting))
-        tasks = {task: own.model_copy(update=_least(own, cuts)) for task, own in judged["tasks"].items()}
-        yield NeighbourSystem(
-            setting=setting,
-            profile=profile,
-            neighbour=name,
-            options=options,
-            revisions=revisions(f"neighbour/{options.system}", "finetuning"),
-            **judged | {"tasks": tasks},
-            **_precision(params),
-        )
-    if names:
-        yield Neighbours(setting=setting, profile=profile, neighbours=names, revisions={})
+
+    def neighbours(self, runs: set[str]) -> Iterator[Description]:
+        """The systems beside the grid, each on the teacher or one of the runs."""
+        names = self.params.grid.neighbours.get(self.name, [])
+        for name in names:
+            options = self.params.neighbours[name]
+            if options.model not in (TEACHER, *runs):
+                raise StudyError(
+                    f"neighbours.{name}.model = {options.model!r} is no run of {self.name}; allowed: {TEACHER}, or a"
+                    " student's <method>_<student>_<seed>, then _<budget> if not the base"
+                )
+            cuts = options.model_dump(include={"train", "development", "test", "max_length"})
+            judged = self.judged(options.tasks or self.params.learnt_tasks(self.name))
+            judged["tasks"] = {t: own.model_copy(update=_least(own, cuts)) for t, own in judged["tasks"].items()}
+            families = (f"neighbour/{options.system}", "finetuning")
+            yield self.make(NeighbourSystem, *families, neighbour=name, options=options, **judged)
+        if names:
+            yield self.make(Neighbours, neighbours=names)
+
+    def judged(self, names: list[str]) -> dict[str, Any]:
+        """How models are judged on some tasks."""
+        tasks = {name: self.params.task_budget(name) for name in names}
+        return {"tasks": tasks, "finetuning": self.params.finetuning.model_copy(update={"tasks": {}})}
 
 
 def _least(budget: TaskBudget, cuts: dict[str, int]) -> dict[str, int]:
@@ -368,14 +320,6 @@ def _kinds(params: Params, tasks: list[str]) -> list[str]:
     """Families of behaviour of tasks that are scored otherwise than by a label."""
     tags = any(name in params.tasks and params.tasks[name].kind == "tokens" for name in tasks)
     return ["masked_word"] * any(name in MASKED_WORDS for name in tasks) + ["tagging"] * tags
-
-
-def _adaptation(params: Params, setting: str) -> Adaptation:
-    chosen = params.settings[setting]
-    changes = chosen.adaptation.model_dump()
-    if chosen.teacher.head:
-        changes["head_only"] = True if chosen.teacher.head == "fit" else None
-    return params.adaptation.model_copy(update=changes)
 
 
 def _distillation(params: Params, budget: str) -> Distillation:
@@ -399,7 +343,88 @@ def _sizes(params: Params, student: str) -> Encoder:
     return Encoder(**params.students[student].model_dump(exclude={"learning_rates"}))
 
 
-def _judged(params: Params, setting: str, examined: list[str] | None = None) -> dict[str, Any]:
-    names: list[Any] = examined or [*params.settings[setting].tasks]
-    tasks = {name: params.task_budget(name) for name in names}
-    return {"tasks": tasks, "finetuning": params.finetuning.model_copy(update={"tasks": {}})}
+def write_plan(plan: Plan, listed: bool = False) -> int:
+    """Write every description to ``plan/<stage>/<name>.json`` of the profile's folder, and the list of them for DVC.
+
+    Files that have their content already are left alone, descriptions that the plan no longer has are deleted, and
+    dvc.yaml is linked into the folder of a profile that lacks it.
+
+    Args:
+        listed: write descriptions alone, for a list (plan.yaml) that has to be right already.
+
+    Returns:
+        The number of descriptions.
+
+    Raises:
+        StudyError: the list is not right, dvc.lock belongs to another profile, or a file cannot be written.
+    """
+    content, path, folder = _list(plan), plan.folder / LIST, plan.folder / "plan"
+    if listed and (not path.is_file() or path.read_text() != content):
+        raise StudyError(
+            f"{path.relative_to(plan.root)} does not list the runs that params.yaml asks for; run"
+            f" `python -m study plan {plan.profile}`"
+        )
+    _check_lock(plan)
+    described = [with_hashes(own, plan.root) for own in plan.descriptions]
+    files = {folder / d.stage / f"{d.name}.json": d.model_dump_json(indent=1) + "\n" for d in described}
+    for file, text in {**files, path: content}.items():
+        if not file.is_file() or file.read_text() != text:
+            write_file(file, text)
+    for file in set(folder.glob("*/*.json")) - files.keys():
+        file.unlink()
+    link, target = plan.folder / "dvc.yaml", os.path.relpath(plan.root / "dvc.yaml", plan.folder)
+    if not link.exists() or link.read_text() == target:  # some unpack a link as a file with its target
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    return len(files)
+
+
+def _list(plan: Plan) -> str:
+    """What dvc.yaml repeats its stages for, as the text of plan.yaml."""
+    here = plan.folder.relative_to(plan.root)
+
+    def entry(own: Any, **more: str) -> dict[str, str]:
+        return {"setting": own.setting, **more}
+
+    def model(own: Evaluation | NeighbourSystem) -> str:
+        layout = Layout(here, own.setting)
+        return own.folder(layout).relative_to(layout.runs).as_posix()
+
+    rates = os.path.relpath(tuning_folder(plan.folder, plan.root), plan.folder)
+    values = {
+        "profile": plan.profile,
+        "here": here.as_posix(),
+        "root": os.path.relpath(plan.root, plan.folder),
+        "prepared": list(plan.params.grid.settings),
+        "admitted": [admission.setting for admission in plan.of(Admission)],
+        "referenced": {own.name: entry(own, model=own.model) for own in plan.of(ReferenceModel)},
+        "distilled": {own.name: entry(own, model=own.model) for own in plan.of(Run)},
+        "evaluated": {own.name: entry(own, model=own.model, folder=model(own)) for own in plan.of(Evaluation)},
+        "analyses": {
+            f"{analysis}_{setting}": {"analysis": analysis, "setting": setting, "notebook": notebook}
+            | dict(zip(("plan", "results"), READ.get(analysis, READ[None]), strict=True))
+            | {"beside": f"reports/results/{setting}" if analysis == "neighbours" else rates}
+            for setting in (comparison.setting for comparison in plan.of(Comparison))
+            for analysis, notebook in plan.analyses(setting).items()
+        },
+        "systems": {
+            own.name: entry(own, name=own.neighbour, notebook=NOTEBOOKS[own.options.system], model=model(own))
+            for own in plan.of(NeighbourSystem)
+        },
+    }
+    yaml: Any = YAML(typ="safe")
+    stream = io.StringIO()
+    yaml.sort_base_mapping_type_on_output, yaml.width = False, 200
+    yaml.dump(values, stream)
+    written = f"`python -m study plan {plan.profile}` writes it"
+    return f"# What dvc.yaml repeats its stages for; {written}.\n{stream.getvalue()}"
+
+
+def _check_lock(plan: Plan) -> None:
+    lock = plan.folder / "dvc.lock"
+    stated = lock.is_file() and re.search(r"study plan --listed ([\w.-]+)", " ".join(lock.read_text().split()))
+    if stated and stated[1] != plan.profile:
+        raise StudyError(
+            f"{lock.relative_to(plan.root)} belongs to profile {stated[1]!r}; allowed: that of {plan.profile!r} (delete"
+            " it to run everything anew)"
+        )

@@ -6,20 +6,22 @@ was made with, the commit of the code, and the SHA-256 of the data and weights b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError
 
 from study.files import StudyError, write_file
+from study.methods import Checked, words_of
 from study.sections import BASE_BUDGET
 
 #: Raised when a file of the schema before can no longer be read as it is.
 SCHEMA: Literal[2] = 2
 
 
-class Record(BaseModel):
+class Record(Checked):
     """Part of a result file. Numbers must be finite, and there are no other fields."""
 
     model_config = ConfigDict(allow_inf_nan=False, frozen=True, extra="forbid", populate_by_name=True)
@@ -49,19 +51,14 @@ class TaskResult(Record):
     language_examples: dict[str, int] = {}
     runs: list[FinetuningRun]
 
-    @model_validator(mode="after")
-    def _main_metric_is_there(self):
+    def problems(self) -> Iterator[str]:
         for run in self.runs:
-            if run.languages.keys() != self.language_examples.keys():
-                raise ValueError(
-                    f"fine-tuning seed {run.seed} is tested in {list(run.languages)};"
-                    f" allowed: {list(self.language_examples)}, as in language_examples"
-                )
-            scores = {"development": run.development, "test": run.test} | run.languages
-            for split, values in scores.items():
+            who, languages = f"fine-tuning seed {run.seed}", list(self.language_examples)
+            if run.languages.keys() != {*languages}:
+                yield f"{who} is tested in {list(run.languages)}; allowed: {languages}, as in language_examples"
+            for split, values in ({"development": run.development, "test": run.test} | run.languages).items():
                 if self.metric not in values:
-                    raise ValueError(f"{split} scores of fine-tuning seed {run.seed} lack {self.metric!r}")
-        return self
+                    yield f"{split} scores of {who} lack {self.metric!r}"
 
 
 class ProbeResult(Record):
@@ -73,12 +70,10 @@ class ProbeResult(Record):
     languages: dict[str, dict[str, float]] = Field(min_length=1)
     development: dict[str, float] = {}
 
-    @model_validator(mode="after")
-    def _main_metric_is_there(self):
+    def problems(self) -> Iterator[str]:
         for language, values in self.languages.items():
             if self.metric not in values:
-                raise ValueError(f"scores in {language!r} lack {self.metric!r}")
-        return self
+                yield f"scores in {language!r} lack {self.metric!r}"
 
 
 class LanguageModelling(Record):
@@ -139,11 +134,9 @@ class Training(Record):
     stopped: str | None = None
     environment: Environment | None = None
 
-    @model_validator(mode="after")
-    def _curve_begins_before_training(self):
+    def problems(self) -> Iterator[str]:
         if self.curve[0].step != 0:
-            raise ValueError(f"curve: begins at step {self.curve[0].step}; allowed: 0, the loss before training")
-        return self
+            yield f"curve: begins at step {self.curve[0].step}; allowed: 0, the loss before training"
 
 
 class Labelled(Record):
@@ -261,11 +254,9 @@ class Candidate(Record):
     held_out_loss_before: float | None = None
     held_out_loss: float | None = None
 
-    @model_validator(mode="after")
-    def _is_scored_unless_it_diverged(self):
+    def problems(self) -> Iterator[str]:
         if self.diverged is None and (self.held_out_loss is None or self.held_out_loss_before is None):
-            raise ValueError(f"learning rate {self.learning_rate} neither diverged nor has held-out losses")
-        return self
+            yield f"learning rate {self.learning_rate} neither diverged nor has held-out losses"
 
 
 class Tuning(ResultFile):
@@ -300,13 +291,11 @@ class Compared(Record):
     relation_divergence: dict[str, list[list[float]]]
     probes: dict[str, Probe]
 
-    @model_validator(mode="after")
-    def _same_layers(self):
+    def problems(self) -> Iterator[str]:
         shape = np.array(self.cka, dtype=float).shape
         for name, matrix in self.relation_divergence.items():
             if len(shape) != 2 or np.shape(matrix) != shape:
-                raise ValueError(f"relation_divergence.{name} is {np.shape(matrix)}; allowed: {shape}, as cka")
-        return self
+                yield f"relation_divergence.{name} is {np.shape(matrix)}; allowed: {shape}, as cka"
 
 
 class RepresentationsResult(ResultFile):
@@ -356,11 +345,7 @@ def _problem(error: ValidationError) -> str:
     if first["loc"] == ("schema",):
         stated = "none" if first["type"] == "missing" else repr(first["input"])
         return f"schema = {stated}; allowed: {SCHEMA}, as in all other files"
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key"
-    return f"{key}: {message}" if key else message
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), words_of(first))))
 
 
 def write_record(path: Path, record: Labelled) -> None:

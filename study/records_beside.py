@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from study.records import Labelled, Record, ResultFile
 
@@ -23,12 +24,10 @@ class Snapshot(Record):
     relation_divergence: dict[str, list[list[float]]]
     probes: dict[str, list[float]]
 
-    @model_validator(mode="after")
-    def _a_score_for_each_layer(self):
+    def problems(self) -> Iterator[str]:
         for task, scores in self.probes.items():
             if len(scores) != len(self.cka) + 1:
-                raise ValueError(f"probes.{task} has {len(scores)} scores; allowed: {len(self.cka) + 1}, one a layer")
-        return self
+                yield f"probes.{task} has {len(scores)} scores; allowed: {len(self.cka) + 1}, one a layer"
 
 
 class Watched(Record):
@@ -94,21 +93,16 @@ class NeighbourResult(ResultFile):
     checks: list[Check]
     seconds: float
 
-    @model_validator(mode="after")
-    def _everything_is_measured(self):
-        arms = {arm.name: arm for arm in self.arms}
-        for arm in self.arms:
-            for measure, values in arm.values.items():
-                if measure not in self.measures or len(values) != len(self.seeds):
-                    raise ValueError(
-                        f"arm {arm.name}: {measure} has {len(values)} values; allowed: one a seed of"
-                        f" {', '.join(self.measures)}"
-                    )
+    def problems(self) -> Iterator[str]:
+        measured = {(arm.name, measure): values for arm in self.arms for measure, values in arm.values.items()}
+        for (arm, measure), values in measured.items():
+            if measure not in self.measures or len(values) != len(self.seeds):
+                allowed = f"one a seed of {', '.join(self.measures)}"
+                yield f"arm {arm}: {measure} has {len(values)} values; allowed: {allowed}"
         for check in self.checks:
             for name in (check.first, check.second):
-                if name not in arms or check.measure not in arms[name].values:
-                    raise ValueError(f"check {check.claim!r}: {check.measure} of arm {name!r} was not measured")
-        return self
+                if (name, check.measure) not in measured:
+                    yield f"check {check.claim!r}: {check.measure} of arm {name!r} was not measured"
 
 
 class ReadSentence(Record):
@@ -149,15 +143,13 @@ class Translations(Labelled):
     sentences: dict[str, list[str]] = Field(min_length=2)
     models: dict[str, str]
 
-    @model_validator(mode="after")
-    def _complete(self):
+    def problems(self) -> Iterator[str]:
         counts = {language: len(own) for language, own in self.sentences.items()}
         if len(set(counts.values())) != 1:
-            raise ValueError(f"sentences by language: {counts}; allowed: the same number in each")
-        for name in self.models:
-            if len(base64.b64decode(self.models[name])) != 2 * sum(counts.values()) ** 2:
-                raise ValueError(f"models.{name}: its cosines are not those of {sum(counts.values())} texts")
-        return self
+            yield f"sentences by language: {counts}; allowed: the same number in each"
+        for name, coded in self.models.items():
+            if len(base64.b64decode(coded)) != 2 * sum(counts.values()) ** 2:
+                yield f"models.{name}: its cosines are not those of {sum(counts.values())} texts"
 
     def cosines(self, model: str) -> np.ndarray:
         """(L, N, L, N) in float64."""

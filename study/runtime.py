@@ -89,6 +89,18 @@ def loaders() -> int:
     return int(text)
 
 
+def switched_on(name: str) -> bool:
+    """Whether an environment variable asks for what it names: 1, not 0 or nothing.
+
+    Raises:
+        StudyError: it is something else.
+    """
+    text = os.environ.get(name) or "0"
+    if text not in ("0", "1"):
+        raise StudyError(f"{name} = {text}; allowed: 1, 0 or nothing")
+    return text == "1"
+
+
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Versions, processor, threads and date: the fields of :class:`study.records.Environment`.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from study.declarations import OwnText
 from study.families import FamilyName, StudentFamily
@@ -37,12 +38,11 @@ TASK_LANGUAGES = {
 }
 
 
-def _kind_of_text(value: Any) -> str:
-    return "embedded" if isinstance(value, str) else "own"
-
-
 #: A name, or a declaration of one's own.
-Text = Annotated[Annotated[TextName, Tag("embedded")] | Annotated[OwnText, Tag("own")], Discriminator(_kind_of_text)]
+Text = Annotated[
+    Annotated[TextName, Tag("embedded")] | Annotated[OwnText, Tag("own")],
+    Discriminator(lambda value: "embedded" if isinstance(value, str) else "own"),
+]
 
 
 class Encoder(Sparse):
@@ -57,13 +57,9 @@ class Encoder(Sparse):
     intermediate: Positive
     family: FamilyName | None = None
 
-    @model_validator(mode="after")
-    def _heads_divide_width(self):
+    def problems(self) -> Iterator[str]:
         if self.width % self.heads:
-            raise ValueError(
-                f"heads = {self.heads} does not divide width = {self.width}; allowed: a divisor of the width"
-            )
-        return self
+            yield f"heads = {self.heads} does not divide width = {self.width}; allowed: a divisor of the width"
 
 
 class Teacher(Encoder):
@@ -120,27 +116,18 @@ class Setting(Section):
     candidates: list[str] = []
     adaptation: AdaptationChanges = AdaptationChanges()
 
-    @model_validator(mode="after")
-    def _names_are_told_apart(self):
+    def problems(self) -> Iterator[str]:
         labels = [text if isinstance(text, str) else text.label for text in self.texts]
         for label in labels:
             if labels.count(label) > 1:
-                raise ValueError(
-                    f"texts: {label!r} is there twice; allowed: each once (`name:` gives one another name)"
-                )
+                yield f"texts: {label!r} is there twice; allowed: each once (`name:` gives one another name)"
         for task in self.candidates:
             if task in self.tasks:
-                raise ValueError(f"candidates: {task!r} is one of the tasks already; allowed: other tasks")
-        return self
-
-    @model_validator(mode="after")
-    def _head_is_said_once(self):
-        if self.teacher.head and self.adaptation.head_only is not None:
-            raise ValueError(
-                f"adaptation.head_only = {self.adaptation.head_only} beside teacher.head = {self.teacher.head};"
-                " allowed: teacher.head alone (fit is head_only)"
-            )
-        return self
+                yield f"candidates: {task!r} is one of the tasks already; allowed: other tasks"
+        head, fit = self.teacher.head, self.adaptation.head_only
+        if head and fit is not None:
+            allowed = "teacher.head alone (fit is head_only)"
+            yield f"adaptation.head_only = {fit} beside teacher.head = {head}; allowed: {allowed}"
 
 
 class Ablations(Section):
@@ -167,12 +154,6 @@ class Grid(Section):
     neighbours: dict[str, list[str]] = {}
     analyses: list[AnalysisName] | None = Field(default=None, min_length=1)
 
-    @model_validator(mode="after")
-    def _budgets_are_there(self):
-        if self.analyses == ["budgets"] and not any(self.budgets.values()):
-            raise ValueError("analyses = ['budgets'], but grid.budgets names none; allowed: other analyses, too")
-        return self
-
 
 class Corpus(Section):
     sequence_length: Annotated[int, Field(ge=8)]
@@ -188,11 +169,9 @@ class Masking(Section):
     mask_token: Fraction
     random_token: Fraction
 
-    @model_validator(mode="after")
-    def _shares_fit(self):
+    def problems(self) -> Iterator[str]:
         if self.mask_token + self.random_token > 1:
-            raise ValueError(f"mask_token + random_token = {self.mask_token + self.random_token}; allowed: at most 1")
-        return self
+            yield f"mask_token + random_token = {self.mask_token + self.random_token}; allowed: at most 1"
 
 
 class Distillation(Section):
@@ -211,13 +190,9 @@ class Distillation(Section):
     validation_sequences: Positive
     save_every: Positive
 
-    @model_validator(mode="after")
-    def _batch_divides(self):
+    def problems(self) -> Iterator[str]:
         if self.batch_size % self.accumulation_steps:
-            raise ValueError(
-                f"accumulation_steps = {self.accumulation_steps} does not divide batch_size = {self.batch_size}"
-            )
-        return self
+            yield f"accumulation_steps = {self.accumulation_steps} does not divide batch_size = {self.batch_size}"
 
 
 class Budget(Section):
@@ -266,23 +241,20 @@ class Finetuning(Section):
     pairs: Literal["separate", "joint"]
     tasks: dict[str, TaskBudget]
 
-    @model_validator(mode="after")
-    def _languages_have_data(self):
+    def problems(self) -> Iterator[str]:
         for name, task in self.tasks.items():
             if name not in get_args(TaskName):
                 continue  # one's own, or unknown: study.config
-            known, key = TASK_LANGUAGES.get(name, ("en",)), f"tasks.{name}.languages"
-            for language in task.languages:
+            key, languages = f"tasks.{name}.languages", task.languages
+            first, *others = known = TASK_LANGUAGES.get(name, ("en",))
+            allowed = f"allowed: {first} and any of {', '.join(others) or 'no other'}"
+            for language in languages:
                 if language not in known:
-                    raise ValueError(f"{key}: {name} has no data in {language!r}; allowed: {', '.join(known)}")
-            if known[0] not in task.languages:
-                raise ValueError(
-                    f"{key} = {task.languages} lacks {known[0]!r}, the language {name} is trained on;"
-                    f" allowed: {known[0]} and any of {', '.join(known[1:]) or 'no other'}"
-                )
-            if name == "retrieval" and task.languages == ["en"]:
-                raise ValueError(f"{key} = ['en'] is nothing to compare; allowed: en and any of {', '.join(known[1:])}")
-        return self
+                    yield f"{key}: {name} has no data in {language!r}; allowed: {', '.join(known)}"
+            if first not in languages:
+                yield f"{key} = {languages} lacks {first!r}, the language {name} is trained on; {allowed}"
+            if name == "retrieval" and languages == ["en"]:
+                yield f"{key} = ['en'] is nothing to compare; {allowed}"
 
 
 class Latency(Sparse):
@@ -307,13 +279,9 @@ class Runtimes(Section):
     runs: Annotated[int, Field(ge=5)]
     seconds: Positive
 
-    @model_validator(mode="after")
-    def _there_is_a_reference(self):
+    def problems(self) -> Iterator[str]:
         if "eager" not in self.runtimes:
-            raise ValueError(
-                f"runtimes = {self.runtimes} lacks 'eager'; allowed: eager, which others are compared with"
-            )
-        return self
+            yield f"runtimes = {self.runtimes} lacks 'eager'; allowed: eager, which others are compared with"
 
 
 class Representations(Section):

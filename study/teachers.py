@@ -91,11 +91,11 @@ def encoder_subfolder(name: str, root: Path | None = None) -> str:
         StudyError: ``modules.json`` names no Transformer.
     """
     modules = _json_of(name, "modules.json", root)
-    if modules is None:
-        return ""
-    for module in modules:
+    for module in modules or ():
         if module["type"].endswith("Transformer"):
             return str(module["path"])
+    if modules is None:
+        return ""
     raise StudyError(f"teacher {name!r}: its modules.json names no Transformer; allowed: a Transformer module")
 
 
@@ -115,9 +115,8 @@ def read_teacher(name: str, root: Path | None = None) -> dict[str, Any]:
     family, kind = config.get("model_type"), config.get("position_embedding_type") or "absolute"
     if family not in FAMILIES or kind != "absolute":
         found = f"model_type = {family}" if family not in FAMILIES else f"position_embedding_type = {kind}"
-        raise StudyError(
-            f"teacher {name!r}: {found} cannot be read; allowed: {', '.join(FAMILIES)}, absolute positions"
-        )
+        allowed = f"{', '.join(FAMILIES)}, absolute positions"
+        raise StudyError(f"teacher {name!r}: {found} cannot be read; allowed: {allowed}")
     keys = FAMILIES[family].sizes
     lacking = [key for key in keys if not isinstance(config.get(key), int)]
     if lacking:
@@ -154,10 +153,9 @@ def complete(name: str, teacher: dict[str, Any], root: Path, used: bool = True) 
         return typed
     try:
         told = read_teacher(own, root)
-    except UnreachableError as error:
-        raise StudyError(f"{key}: {error}; or type {', '.join(SIZES)}, family and head") from None
     except StudyError as error:
-        raise StudyError(f"{key}: {error}") from None
+        typing = f"; or type {', '.join(SIZES)}, family and head" if isinstance(error, UnreachableError) else ""
+        raise StudyError(f"{key}: {error}{typing}") from None
     agree(key, typed, told)
     return told | typed
 
@@ -187,11 +185,8 @@ def files_hash(name: str, root: Path | None = None) -> str | None:
 
 def _pooling(config: dict[str, Any]) -> str:
     """How a Pooling module pools: mean, cls, max..., several joined by +."""
-    named = [
-        key.removeprefix("pooling_mode_")
-        for key, on in config.items()
-        if key.startswith("pooling_mode_") and on is True
-    ]
+    prefix = "pooling_mode_"
+    named = [key.removeprefix(prefix) for key, on in config.items() if key.startswith(prefix) and on is True]
     return config.get("pooling_mode") or "+".join(key.split("_token")[0] for key in named) or "mean"
 
 

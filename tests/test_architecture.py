@@ -22,7 +22,6 @@ FLOORS = [
     ["study.params", "study.revisions", "study.records"],
     ["study.descriptions", "study.records_beside"],
     ["study.plan", "study.runtime"],
-    ["study.plan_files"],
     ["study"],
     ["study.execution"],
     ["study.data"],

@@ -26,7 +26,7 @@ from study.analysis.numbers.budgets import (
 )
 from study.analysis.numbers.claims import CLAIMS, judged_on
 from study.analysis.numbers.sensitivity import sensitivity
-from study.analysis.numbers.statistics import AXES, Estimate, pool
+from study.analysis.numbers.statistics import AXES, cochran, estimate, pool
 from study.descriptions import BudgetCells
 
 METHODS = ["od", "hs-last", "hs-uniform", "mha-minilmv2", "mha-direct"]
@@ -169,23 +169,55 @@ def scores_of(values: dict[str, list[float]]) -> dict[str, xr.DataArray]:
 def test_the_pooled_variance_by_hand():
     """Two methods, three seeds: residuals of 1, 0 and -1, and the reverse, around the effects of the seeds."""
     pooled = pool(scores_of({"a": [11, 10, 9], "b": [19, 20, 21]}))
-    assert pooled.variance == pytest.approx(4 / 2) and (pooled.freedom, pooled.seeds, pooled.apart) == (2, 3, ())
-    effect = pooled.effect(["a"], ["b"], Estimate(np.array(-10.0), np.array(9.0), np.array(1.0)))
-    assert float(effect.standard_error) == pytest.approx(np.sqrt(2 * 2 / 3)) and effect.mean == -10
+    assert pooled.variance == pytest.approx(4 / 2) and (pooled.freedom, pooled.apart) == (2, ())
+    effect = pooled.effect(["a"], ["b"])
+    assert float(effect.standard_error) == pytest.approx(np.sqrt(2 * 2 / 3)) and effect.mean == pytest.approx(-10)
     shared = pool(scores_of({"a": [11, 12, 16], "b": [21, 22, 26]}))  # what seeds do to all alike is no chance
     assert shared.variance == pytest.approx(0)
 
 
-def test_a_method_of_another_spread_is_kept_apart_and_keeps_its_own_error():
+def test_a_mean_over_methods_has_the_error_of_its_weights():
+    pooled = pool(scores_of({"a": [1, 3, 5], "b": [2, 0, 4], "c": [7, 8, 3]}))
+    effect = pooled.effect(["a", "b"], ["c"])
+    assert effect.mean == pytest.approx(np.mean([1, 3, 5, 2, 0, 4]) - 6)
+    assert float(effect.standard_error) == pytest.approx(np.sqrt(pooled.variance * (0.25 + 0.25 + 1) / 3))
+    assert float(effect.freedom) == 4
+
+
+def test_cochrans_critical_values_are_those_of_the_printed_tables():
+    """Eisenhart, Hastay and Wallis (1947), level 5 %: groups, replicates -> C."""
+    printed = {(2, 3): 0.9750, (3, 3): 0.8709, (5, 3): 0.6838, (10, 3): 0.4450, (4, 5): 0.6287, (10, 5): 0.3311}
+    for (methods, seeds), value in printed.items():
+        assert cochran(methods, seeds) == pytest.approx(value, abs=6e-4)
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_a_method_of_another_spread_is_kept_apart_and_keeps_its_own_error(seeds):
     generator = np.random.default_rng(3)
-    values = {f"m{i}": list(50 + generator.normal(size=8)) for i in range(6)} | {
-        "wild": list(generator.normal(size=8) * 30)
-    }
-    pooled = pool(scores_of(values))
+    values = {f"m{i}": list(50 + generator.normal(size=seeds)) for i in range(6)}
+    values |= {"wild": list(generator.normal(size=seeds) * 30)}
+    scores = scores_of(values)
+    pooled = pool(scores)
     assert pooled.apart == ("wild",) and pooled.variance < 3
-    own = Estimate(np.array(1.0), np.array(7.0), np.array(2.0))
-    assert pooled.effect(["wild"], ["m1"], own) is own
-    assert pooled.effect(["m0"], ["m1"], own).standard_error < 1
+    own = estimate(100 * (scores["wild"] - scores["m1"]).to_numpy().reshape(1, seeds))
+    found = pooled.effect(["wild"], ["m1"])
+    assert float(found.standard_error) == pytest.approx(float(own.standard_error)) and found.freedom == seeds - 1
+    assert float(pooled.effect(["m0"], ["m1"]).standard_error) == pytest.approx(np.sqrt(2 * pooled.variance / seeds))
+
+
+def test_what_trains_nothing_is_not_pooled():
+    values = {"none": [5, 5, 5], "a": [11, 10, 9], "b": [19, 20, 21]}
+    pooled = pool(scores_of(values))
+    assert pooled.methods == ("a", "b") and pooled.effect(["a"], ["none"]).freedom == 2
+    assert float(pooled.effect(["a"], ["none"]).standard_error) == pytest.approx(1 / np.sqrt(3))
+
+
+def test_methods_of_one_spread_are_seldom_kept_apart():
+    """Under equal spreads, one in twenty tables of nine methods and three seeds keeps one apart."""
+    generator = np.random.default_rng(0)
+    tables = generator.normal(size=(400, 9, 3))
+    kept = [pool(scores_of({str(m): list(row) for m, row in enumerate(t)})).apart for t in tables]
+    assert 0.01 < np.mean([bool(apart) for apart in kept]) < 0.09
 
 
 def test_with_one_seed_nothing_is_pooled_and_nothing_judged():

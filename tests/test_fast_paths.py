@@ -435,3 +435,6 @@ def test_paths_that_are_of_no_use_are_neither_taken_nor_recorded(monkeypatch, de
     monkeypatch.setattr("study.distillation.trainer.compute_device", lambda: torch.device(device))
     paths = list(get_args(FastPath))
     assert applied(paths, steps) == [path for path in paths if path not in left_out]
+    never = {"shared-teacher", "rounded-teacher"} | ({"cuda-graphs"} if steps > 1 or device == "cpu" else set())
+    assert applied(paths, steps, sharded=True) == [path for path in paths if path not in never]
+    assert "cuda-graphs" not in applied(paths, steps, recomputes=True)

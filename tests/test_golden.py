@@ -535,6 +535,19 @@ def test_tolerance_and_exact_values():
     assert differences([1.0], [1.0, 2.0]) and differences({"a": 1}, {"b": 1})
 
 
+@pytest.fixture(autouse=True)
+def _signs_are_fixed(monkeypatch):
+    """Eigenvectors have no sign of their own, and processors choose other ones: here the largest entry is positive."""
+    eigh = torch.linalg.eigh
+
+    def signed(matrix):
+        values, vectors = eigh(matrix)
+        largest = vectors.gather(-2, vectors.abs().argmax(dim=-2, keepdim=True))
+        return torch.return_types.linalg_eigh((values, vectors * largest.sign()))
+
+    monkeypatch.setattr(torch.linalg, "eigh", signed)
+
+
 @pytest.mark.parametrize(
     "family", [pytest.param(f, marks=() if "/" in f else pytest.mark.fast) for f in COMPUTED], ids=list(COMPUTED)
 )

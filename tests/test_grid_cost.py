@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pandas as pd
@@ -19,6 +20,8 @@ from study.speed.grid_cost import (
     known_results,
     measured_stages,
     predicted_stages,
+    shared_card_steps,
+    unseen,
     workload_of,
 )
 
@@ -86,3 +89,32 @@ def test_stages_last_as_long_as_predicted_and_as_their_records_say(tmp_path):
     times = measured_stages(study.resolve("evidence"))  # committed
     assert times["distill@english_hs-last_L3-H192_1"] > 0 and "distill@english_none_L3-H192_1" not in times
     assert len([name for name in times if name.startswith("evaluate@")]) == 149
+
+
+def test_a_step_on_a_shared_card_is_timed_while_the_card_is_full():
+    """On the committed results of one H100; one run from its file: 625 steps beside 14 others."""
+    plan = study.resolve("evidence")
+    steps = shared_card_steps(plan, "english", {"large": 15})
+    assert list(steps["method"].value_counts()) == [3] * 6 and set(steps["budget"]) == {"large"}
+    file = plan.layout("english").results / "mlm_L3-H192_1_large.json"
+    curve = json.loads(file.read_text())["distillation"]["curve"]
+    assert (curve[0]["step"], curve[1]["step"]) == (0, 625)
+    expected = (curve[1]["seconds"] - curve[0]["seconds"]) / 625 / 15
+    assert steps[steps["method"] == "mlm"]["seconds"].iloc[0] == pytest.approx(expected)
+    assert {work.attention for work in steps["workload"]} == {"sdpa"}
+    errors = unseen(steps, cost.Device("H100 SXM", flops=989e12, bandwidth=3.35e12)).abs()
+    assert errors.mean() <= 20  # the aim, on methods left out of the fit
+
+
+def test_scores_that_stay_on_the_chip_move_and_keep_nothing(tmp_path):
+    plan = tiny.plan(tmp_path, grid={"methods": ["hs-last"]})
+    (run,) = plan.of(Run)
+    eager = workload_of(plan, run, 60)
+    fused = replace(eager, attention="sdpa")
+    with_scores, without = cost.count(eager), cost.count(fused)
+    assert with_scores.flops == without.flops and with_scores.parameters == without.parameters
+    layers = 3 * eager.student.layers * eager.student.heads + eager.teacher.layers * eager.teacher.heads
+    scores = eager.tokens * eager.sequence_length * 2  # bytes of one head's
+    assert with_scores.bytes - without.bytes == cost.SCORE_PASSES * layers * scores
+    kept = eager.student.layers * eager.student.heads * scores
+    assert with_scores.memory - without.memory == cost.SCORES_KEPT * kept

@@ -26,7 +26,7 @@ from study.files import write_file
 from study.neighbours.prequant import PREQUANT
 from study.neighbours.system import run_system
 from study.params import load_params, read_yaml
-from study.plan_files import write_plan
+from study.plan import write_plan
 from study.records import read_record, write_record
 from study.records_beside import NeighbourResult
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tiny_training import METHODS, RIVALS, above_the_projections, descend, objective_of, stream
+from tiny_training import METHODS, RIVALS, above_the_projections, descend, distilled, objective_of, stream
 from transformers import default_data_collator
 
-from study.distillation.objectives import OBJECTIVES
+from study.distillation.objectives import OBJECTIVES, Objective
 from study.distillation.objectives.attention import leading_directions
 from study.distillation.taps import read_activations
-from study.distillation.trainer import freeze_untrained
+from study.distillation.trainer import freeze_untrained, switch_off_dropout
+from study.families import family_of, part
+from study.files import StudyError
 from study.methods import Trained
 
 
@@ -185,3 +187,91 @@ def test_attention_methods_read_the_teacher_layer_they_are_told(tmp_path, words,
         expected = objective.teacher.base_model.encoder.layer[layer - 1].attention.self.value(inputs[layer - 1])
         teacher = {n: t for n, _, t in objective.pairs(objective.read_student(batch), objective.read_teacher(batch))}
         torch.testing.assert_close(teacher["value"], expected)
+
+
+# Gradient checkpointing
+
+
+def step_of(objective, batch):
+    """Loss, gradients, values kept for the backward pass, and how often each layer's last map was computed."""
+    kept, calls = [], []
+    layers = part(objective.student.base_model, family_of(objective.student).layers)
+    name = family_of(objective.student).block.output
+    hooks = [part(layer, name).register_forward_hook(lambda *_, i=i: calls.append(i)) for i, layer in enumerate(layers)]
+    objective.train()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        read = objective.read_student(batch)
+        with torch.no_grad():
+            teacher = objective.read_teacher(batch)
+        before = {key: id(states) for key, states in flat(read).items()}
+        loss = objective.loss(read, teacher, batch)
+    loss.backward()
+    assert {key: id(states) for key, states in flat(read).items()} == before  # not recorded a second time
+    for hook in hooks:
+        hook.remove()
+    gradients = {name: x.grad for name, x in objective.named_parameters() if x.grad is not None}
+    return loss.item(), gradients, sum(kept), calls
+
+
+def flat(read):
+    projected = {(layer, name): x for layer, parts in read.attention.items() for name, x in parts.items()}
+    return read.hidden | projected
+
+
+@pytest.mark.parametrize("method", METHODS + RIVALS)
+def test_layers_computed_twice_give_the_same_gradients_and_keep_less(tmp_path, words, method):
+    """Every bit. A reading that ends inside the last layer leaves that one as it is."""
+    params = tiny.parameters(tmp_path)
+    training = stream(params, words, sampled=True)
+    batch = default_data_collator([training[i] for i in range(8)])
+    plain, recomputed = (objective_of(params, method, start=training) for _ in range(2))
+    recomputed.recompute_layers()
+    (loss, gradients, kept, once), (again, others, fewer, twice) = (step_of(o, batch) for o in (plain, recomputed))
+    assert loss == again and gradients.keys() == others.keys()
+    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+    assert fewer < 0.7 * kept
+    assert once == ([0, 1] if "hidden_layers" in plain.student_layers() else [0])
+    assert sorted(twice) == sorted(2 * once)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.OTHERS])
+def test_families_of_students_whose_layers_can_be_computed_twice(tmp_path, words, family):
+    params = tiny.parameters(tmp_path, initialisation="random")
+    training = stream(params, words)
+    batch = default_data_collator([training[i] for i in range(8)])
+    for method in ("hs-uniform+last", "mha-direct"):
+        objective = OBJECTIVES[params.methods[method].objective](
+            switched_off(tiny.masked_language_model(family, seed=1, layers=2)),
+            tiny.masked_language_model(family),
+            params.methods[method],
+        )
+        _, gradients, kept, _ = step_of(objective, batch)
+        objective.zero_grad()
+        if family == "mpnet":
+            with pytest.raises(StudyError, match="^STUDY_GRADIENT_CHECKPOINTING = 1: .* for mpnet; allowed: 0$"):
+                objective.recompute_layers()
+            continue
+        objective.recompute_layers()
+        _, others, fewer, _ = step_of(objective, batch)
+        assert all(torch.equal(gradients[name], others[name]) for name in gradients | others) and fewer < kept
+
+
+def switched_off(model):
+    switch_off_dropout(model)
+    return model
+
+
+def test_a_run_computes_layers_twice_where_it_is_asked_to(tmp_path, monkeypatch):
+    tiny.workspace(tmp_path)
+    plain = distilled(tmp_path, "plain", "hs-uniform+last")["training"]
+    monkeypatch.setenv("STUDY_GRADIENT_CHECKPOINTING", "1")
+    asked = []
+    original = Objective.recompute_layers
+    monkeypatch.setattr(Objective, "recompute_layers", lambda self: (asked.append(self), original(self)))
+    recomputed = distilled(tmp_path, "recomputed", "hs-uniform+last")["training"]
+    assert len(asked) == 1 and tiny.identical(tiny.weights(tmp_path / "plain"), tiny.weights(tmp_path / "recomputed"))
+    assert [point["loss"] for point in plain["curve"]] == [point["loss"] for point in recomputed["curve"]]
+    assert (tmp_path / "plain" / "config.json").read_text() == (tmp_path / "recomputed" / "config.json").read_text()
+    monkeypatch.setenv("STUDY_GRADIENT_CHECKPOINTING", "on")
+    with pytest.raises(StudyError, match="^STUDY_GRADIENT_CHECKPOINTING = on; allowed: 1, 0 or nothing$"):
+        distilled(tmp_path, "other", "hs-uniform+last")

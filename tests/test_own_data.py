@@ -23,8 +23,7 @@ from study.descriptions import CorpusData, TaskData, open_description
 from study.files import StudyError
 from study.new import new_study
 from study.params import PRESETS, one_line, read_yaml
-from study.plan import resolve
-from study.plan_files import write_plan
+from study.plan import resolve, write_plan
 
 pytestmark = pytest.mark.fast
 BUDGET = {"train": None, "development": None, "test": None, "max_length": 64}
@@ -109,7 +108,7 @@ def test_own_text_is_cleaned_and_kept_apart_from_the_tasks(folder):
         ({"files": "x.txt"}, b"\xe9t\xe9", "x.txt: cannot be read: 'utf-8'"),
         ({"files": "x.jsonl", "column": "a"}, b"[1]\n", "line 1 is no object"),
         ({"files": "x.jsonl", "column": "a"}, b'{"a": 1}\n', "a = '1' is no text"),
-        ({"files": "x.jsonl", "column": "a"}, b'{"a": \n', "x.jsonl: cannot be read: "),
+        ({"files": "x.jsonl", "column": "a"}, b'{"a": "b"}\n{"a": \n', "x.jsonl: line 2 is no JSON (Expecting value)"),
         ({"files": "x.parquet", "column": "a"}, b"PAR1", "x.parquet: cannot be read: "),
         ({"files": "x.csv.gz", "column": "a"}, gzip.compress(b"a\n1\n")[:12], "x.csv.gz: cannot be read: "),
         ({"files": "x.docx", "column": "a"}, b"", "cannot be read; allowed: .txt, .csv"),
@@ -129,6 +128,7 @@ def test_a_text_that_cannot_be_read_is_one_line(tmp_path, declared, content, mes
         (OwnText, {"files": "a.txt"}, "language: key is missing"),
         (OwnText, {"files": "a.txt", "language": "English"}, "language = 'English'"),
         (OwnText, {"files": "a.csv", "language": "en"}, "column is missing"),
+        (OwnText, {"files": "data/texts", "language": "en"}, "a pattern such as texts/*.txt; names end in .txt, .csv"),
         (OwnText, {"language": "en", "column": "a"}, "either files or dataset"),
         (OwnText, {"dataset": "a/b", "language": "en", "column": "a"}, "split is missing"),
         (OwnText, {"files": "wikipedia.txt", "language": "de"}, "'wikipedia-de' is that of an embedded text"),
@@ -376,6 +376,10 @@ def test_check_says_what_there_is(folder):
             {"setting": {"texts": [{"files": "no/*.txt", "language": "en"}]}},
             "settings.mine.texts.0: no/*.txt matches no",
         ),
+        (
+            {"setting": {"texts": [{"files": "torn.jsonl", "column": "a", "language": "en"}]}},
+            "torn.jsonl: line 2 is no",
+        ),
         ({"setting": {"texts": [own_data.TEXTS["table"] | {"column": "body"}]}}, "no column 'body'; allowed: sentence"),
         ({"setting": {"texts": [own_data.TEXTS["articles"] | {"where": {"lang": "it"}}]}}, "holds no document"),
         ({"task": {"text": "review"}}, "tasks.reviews: task reviews: reviews.csv: no column 'review'"),
@@ -399,11 +403,12 @@ def test_check_says_in_one_line_what_is_wrong(folder, monkeypatch, changes, mess
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (folder / "empty.csv").write_text("number,sentence,mood\n")
+    (folder / "torn.jsonl").write_text('{"a": "a whole row"}\n{"a": "half a r\n')
     said = study_with(folder, **changes)
     assert said.startswith("error: ") and message in said
 
 
-def test_data_of_the_hub_are_left_out_once_without_a_connection(folder, monkeypatch):
+def test_data_of_the_hub_are_left_out_once_without_a_connection(folder, monkeypatch, capsys):
     asked = []
 
     def unreachable(*arguments, **options):
@@ -417,7 +422,15 @@ def test_data_of_the_hub_are_left_out_once_without_a_connection(folder, monkeypa
         "tasks.glue-rte: nyu-mll/glue: not looked at, no connection",
         "tasks.xnli: facebook/xnli: not looked at, no connection",
     ]
+    assert "asks the hub for nyu-mll/glue" in capsys.readouterr().out
     assert asked == ["nyu-mll/glue"] and said[3].startswith("tasks.reviews: train 55")
+
+
+def test_of_large_texts_the_head_alone_is_read(folder, monkeypatch):
+    (folder / "torn.jsonl").write_text('{"a": "a whole row"}\n{"a": "half a r\n')
+    text = {"files": "torn.jsonl", "column": "a", "language": "en"}
+    monkeypatch.setattr("study.data.examine.LARGEST", 10)
+    assert "torn: 1 files, 0.0 MB, the head of each read" in study_with(folder, setting={"texts": [text]})
 
 
 def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):

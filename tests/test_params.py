@@ -314,9 +314,12 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ),
         ["grid.ablations.english.variants", "'od-and-mlm' extends 'od'", "not in grid.methods"],
     ),
-    "a report of budgets that are not there": (
-        put(["budgets"], "grid", "analyses"),
-        ["grid: analyses = ['budgets']", "grid.budgets names none", "other analyses"],
+    "a grid that is none": (put(5, "grid"), ["grid = 5", "dictionary"]),
+    "settings of the grid that are no list": (put(1e9, "grid", "settings"), ["grid.settings = 1000000000.0", "list"]),
+    "tasks that are none": (put(3, "tasks"), ["tasks = 3", "dictionary"]),
+    "a task tested on nothing": (
+        put({"mine": {"files": {"train": "a.csv", "test": {}}}}, "tasks"),
+        ["tasks.mine.files: test = {}", "one for each language"],
     ),
     "an unknown analysis": (put(["budget"], "grid", "analyses"), ["grid.analyses", "'budget'", "comparison"]),
     "misspelt precision": (put("fp16", "precision"), ["precision", "'fp16'", "auto", "bf16", "fp32"]),

@@ -15,8 +15,7 @@ from ruamel.yaml import YAML
 from study import StudyError, open_description, resolve
 from study.descriptions import Comparison, CorpusData, Evaluation, Run, TaskData, TeacherAdaptation, Tuning
 from study.files import DEFAULT_PROFILE, Layout, profile_folder
-from study.plan import make_run
-from study.plan_files import write_plan
+from study.plan import make_run, write_plan
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PROFILE = "grid: {methods: [none, od], seeds: [3], students: {english: [L3-H192], multilingual: [L4-H192]}}\n"
@@ -70,6 +69,8 @@ def test_analyses_are_those_that_a_study_has_or_that_params_choose(root):
     listed = YAML(typ="safe").load(root / "plan.yaml")["analyses"]
     places = [(name, setting) for setting in ("english", "multilingual") for name in ("comparison", "budgets")]
     assert list(listed) == [f"{name}_{setting}" for name, setting in places]
+    edit(root, lambda values: values["grid"].update(budgets={}))
+    assert names() == ["comparison", "budgets"]  # shares of the gap at the one budget
 
 
 def test_steps_of_its_own_and_steps_of_equal_compute(tmp_path):

@@ -125,6 +125,50 @@ def test_a_record_of_one_process_is_as_it_was(folder):
     assert "processes" not in written and "stopped" in written
 
 
+@pytest.fixture(scope="module")
+def sharded(folder):
+    """What each of two processes saw of sharded teachers."""
+    return [torch.load(folder / f"sharded-{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("method", tiny_processes.SHARDED_METHODS)
+def test_a_sharded_teacher_trains_the_same_student_and_each_process_holds_its_share(folder, sharded, method):
+    """Every bit on processors: layers are gathered whole, so that nothing is summed in another order. The student's
+    layers are computed twice meanwhile (gradient checkpointing)."""
+    assert tiny.identical(*(tiny.weights(folder / f"{how}-{method}") for how in ("sharded", "unsharded")))
+    records = [json.loads((folder / f"{how}-{method}" / "record.json").read_text()) for how in ("sharded", "unsharded")]
+    losses = [[point["loss"] for point in record["training"]["curve"]] for record in records]
+    assert losses[0] == losses[1] and len(set(losses[0])) == 3
+    whole = tiny.masked_language_model(**tiny.TEACHER)
+    both = tiny_processes.held_of(whole) + whole.get_input_embeddings().weight.numel()  # no longer tied to the head
+    assert all(rank["held"][method] == 4 * [both / 2] for rank in sharded)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.OTHERS])
+def test_every_family_is_read_from_shares_as_from_the_whole(sharded, family):
+    """Hidden states, queries, keys, values and logits, also after a reading that was broken off."""
+    for whole, readings, (before, tied, after) in (rank[family] for rank in sharded):
+        assert len(whole) == 5 + 3 * 4 + 1
+        for reading in readings:
+            assert all(torch.equal(own, other) for own, other in zip(whole, reading, strict=True))
+        assert after == (before + tied) / 2
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("1", "one process; allowed: two or more, started by torchrun"),
+        ("yes", "allowed: 1, 0 or nothing"),
+    ],
+)
+def test_a_teacher_that_cannot_be_sharded_is_told_before_any_work(tmp_path, monkeypatch, value, told):
+    monkeypatch.setenv("STUDY_SHARD_TEACHER", value)
+    run, layout = tiny.run(tmp_path)
+    with pytest.raises(StudyError, match=f"^STUDY_SHARD_TEACHER = {value}( with|;) {told}$"):
+        tiny_processes.distil(run, layout, tmp_path / "nowhere" / "student")
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.mark.parametrize(
     ("number", "allowed"), [(3, "1, 2, 4 processes"), (8, "1, 2, 4 processes"), (16, "1, 2, 4 processes")]
 )

@@ -28,7 +28,7 @@ from study.evaluation.finetune import MeanPoolingClassifier
 from study.evaluation.latency import measure_latency
 from study.evaluation.scores import evaluate
 from study.methods import Published, Static
-from study.plan_files import _list
+from study.plan import _list
 from study.records import RunResult, read_record
 
 STATIC = {"kind": "static_table", "width": 6, "smoothing": 0.01}

@@ -20,7 +20,7 @@ from study.evaluation import tune as tune_module
 from study.evaluation.tune import choose, chosen_rates, tune
 from study.files import Layout
 from study.params import read_yaml
-from study.plan_files import write_plan
+from study.plan import write_plan
 from study.records import Candidate, read_record, write_record
 from study.records import Tuning as Record
 
@@ -201,6 +201,17 @@ def test_tuned_chooses_by_itself_for_a_student_with_rates_of_its_own(folder, cap
     assert main(["tuned"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "od_L4-H192.json" in line
+
+
+def test_a_profile_keeps_what_it_tries_in_its_own_folder(folder, capsys):
+    """Rates of another teacher, tasks or budget never come among those of the study."""
+    YAML().dump(read_yaml(tiny.FIXTURES / "params.yaml"), folder / "params.yaml")
+    (folder / "profiles" / "other").mkdir(parents=True)
+    (folder / "profiles" / "other" / "params.yaml").write_text("distillation: {steps: 3}\n")
+    for profile, own in (("laptop", "reports/tuning"), ("other", "profiles/other/reports/tuning")):
+        assert main(["tunings", profile]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines and {line.split()[2] for line in lines} == {own}
 
 
 ENVIRONMENT = {"python": "3", "torch": "2", "transformers": "5", "datasets": "5", "processor": "none"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML, Image
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import NOTHING, interval, label, number
+from study.analysis.figures.style import NOTHING, interval, label, number, percent
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
@@ -30,10 +31,10 @@ VERDICT_LOOKS = {
 
 def card(head: str, big: str, *lines: str) -> str:
     """An answer as HTML: what it is about, the number, what it means."""
-    texts = head, big, *lines
-    looks = ("soft", "big", "said", *["soft"] * (len(lines) - 1))
-    shown = [f"<p class={look}>{html.escape(text, quote=False)}</p>" for look, text in zip(looks, texts, strict=True)]
-    return "\n".join(["<div class=answer>", *shown, "</div>"])
+    looks = itertools.chain(("soft", "big", "said"), itertools.repeat("soft"))
+    texts = zip(looks, (head, big, *lines), strict=False)
+    shown = (f"<p class={look}>{html.escape(text, quote=False)}</p>\n" for look, text in texts)
+    return f"<div class=answer>\n{''.join(shown)}</div>"
 
 
 def answers(cards: list[str]) -> HTML | None:
@@ -48,15 +49,15 @@ def cards(analyses: Sequence[Analysis]) -> HTML | None:
         setting, table = analysis.setting.capitalize(), analysis.recommendation
         students = table[table["student"] != TEACHER]
         for row in students[students["recommended"]].to_dict("records"):
-            floor = f"; untrained: {number(row['floor'], 1)} %" if pd.notna(row["floor"]) else ""
+            floor = f"; untrained: {percent(row['floor'])}" if pd.notna(row["floor"]) else ""
             kept = interval(row["retained_low"], row["retained_high"], 1).strip(" ()")
-            lines = [f"of the teacher's score kept by {label(row['method'])}"]
-            lines += [f"95 % interval {kept or 'unknown'}{floor}"]
-            speed = (
-                f"{number(row['speed_up'], 1)} times the teacher's speed: {number(row['budget_ms'], 1)} ms a sequence"
-            )
-            lines += [speed, *([row["because"]] if row["because"] else [])]
-            shown.append(card(f"{setting}: {row['student']}", f"{number(row['retained'], 1)} %", *lines))
+            lines = [
+                f"of the teacher's score kept by {label(row['method'])}",
+                f"95 % interval {kept or 'unknown'}{floor}",
+                f"{number(row['speed_up'], 1)} times the teacher's speed: {number(row['budget_ms'], 1)} ms a sequence",
+                row["because"],
+            ]
+            shown.append(card(f"{setting}: {row['student']}", percent(row["retained"]), *filter(None, lines)))
         if not students["recommended"].any():
             reasons = dict.fromkeys(reason for text in students["because"] for reason in text.split("; ") if reason)
             shown.append(card(setting, "No recommendation", f"because: {'; '.join(reasons)}"))
@@ -83,15 +84,13 @@ def strip(tables: dict[str, pd.DataFrame], caption: str, name: str = "strip", se
     """
     claims = {row.claim: row.text for table in tables.values() for row in table.itertuples()}
     outcomes = {head: table.set_index("claim").to_dict("index") for head, table in tables.items()}
-    rows, looks = [], []
+    rows, looks = [], dict[str, str]()
     for place, (claim, text) in enumerate(claims.items()):
         cells = {head: own.get(claim) for head, own in outcomes.items()}
         rows.append({"claim": f"{claim}: {text}"} | {head: _verdict(cell) for head, cell in cells.items()})
         for column, cell in enumerate(cells.values(), start=1):
-            if cell:
-                looks.append({"selector": f"td.row{place}.col{column}", "props": VERDICT_LOOKS[cell["verdict"]]})
-    shown = styled(rows, name, caption, setting=setting, wide=["claim", *tables])
-    return shown.set_table_styles(looks, overwrite=False) if rows else None
+            looks |= {f"td.row{place}.col{column}": VERDICT_LOOKS[cell["verdict"]]} if cell else {}
+    return styled(rows, name, caption, setting=setting, wide=["claim", *tables], marked=looks)
 
 
 def _verdict(cell: dict[str, Any] | None) -> str:
@@ -106,42 +105,42 @@ def recommendation(analyses: Sequence[Analysis]) -> Styler | None:
     for analysis in analyses:
         table = analysis.recommendation
         for row in table[table["student"] != TEACHER].to_dict("records"):
-            others = f" ({len(row['alike'])} others not told apart)" if row["alike"] else ""
-            kept = f"{number(row['retained'], 1)} %{interval(row['retained_low'], row['retained_high'], 1)}"
+            alike = len(row["alike"])
+            others = f" ({alike} {'other' if alike == 1 else 'others'} not told apart)" if alike else ""
+            advice = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
             rows.append(
                 {
                     "setting": analysis.setting.capitalize(),
                     "take": row["student"] if row["recommended"] else f"({row['student']})",
                     "distilled by": f"{label(row['method'])}{others}",
-                    "score kept (interval)": kept,
-                    "floor": f"{number(row['floor'], 1)} %" if pd.notna(row["floor"]) else NOTHING,
+                    "score kept (interval)": percent(row["retained"])
+                    + interval(row["retained_low"], row["retained_high"], 1),
+                    "floor": percent(row["floor"]),
                     "ms a sequence": number(row["budget_ms"], 1),
                     "times as fast": number(row["speed_up"], 1),
-                    "recommended": f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}"
-                    if row["because"]
-                    else "yes",
+                    "recommended": advice,
                 }
             )
-    groups, words, wide = [row["setting"] for row in rows], ["setting", "take"], ["recommended", "distilled by"]
-    caption = "Score kept, and floor: in percent of the teacher's macro test score."
-    return styled(rows, "recommendation", caption, words=words, wide=wide, groups=groups) if rows else None
+    caption, wide = (
+        "Score kept, and floor: in percent of the teacher's macro test score.",
+        ["recommended", "distilled by"],
+    )
+    return styled(rows, "recommendation", caption, words=["setting", "take"], wide=wide, groups="setting")
 
 
-def selection(analyses: Sequence[Analysis]) -> Styler:
+def selection(analyses: Sequence[Analysis]) -> Styler | None:
     """What each rule picks for each student, what that keeps beside the floor, and the regret."""
-    rows = []
-    for analysis in analyses:
-        for row in analysis.selection.to_dict("records"):
-            rows.append(
-                {
-                    "student": f"{analysis.setting.capitalize()}, {row['student']}",
-                    "methods chosen by": RULES[row["rule"]].words,
-                    "picks": label(row["method"]),
-                    "teacher's score kept": f"{number(row['retained'], 1)} %",
-                    "floor": f"{number(row['floor'], 1)} %" if pd.notna(row["floor"]) else NOTHING,
-                    "regret": number(row["regret"], 1),
-                    "rank correlation with test": number(row["rank_correlation"], 2),
-                }
-            )
-    words, groups = ["student", "picks"], [row["student"] for row in rows]
-    return styled(rows, "selection", words=words, wide=["methods chosen by"], groups=groups)
+    rows = [
+        {
+            "student": f"{analysis.setting.capitalize()}, {row['student']}",
+            "methods chosen by": RULES[row["rule"]].words,
+            "picks": label(row["method"]),
+            "teacher's score kept": percent(row["retained"]),
+            "floor": percent(row["floor"]),
+            "regret": number(row["regret"], 1),
+            "rank correlation with test": number(row["rank_correlation"], 2),
+        }
+        for analysis in analyses
+        for row in analysis.selection.to_dict("records")
+    ]
+    return styled(rows, "selection", words=["student", "picks"], wide=["methods chosen by"], groups="student")

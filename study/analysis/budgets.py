@@ -5,17 +5,21 @@ Each function takes the tables of :mod:`study.analysis.numbers.budget_tables`, o
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from IPython.display import HTML
 from pandas.io.formats.style import Styler
 
 from study.analysis.answers import answers, card, strip
 from study.analysis.figures.budgets import GROUP_WORDS
-from study.analysis.figures.style import NOTHING, in_words, interval, label, millions, number, short
+from study.analysis.figures.style import NOTHING, in_words, interval, label, millions, number, short, with_interval
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]
+#: The first columns of a row about a verdict.
+VERDICT = ("", "tasks", "tokens", "verdict")
 
 
 def cards(curves: dict[str, Tables]) -> HTML | None:
@@ -60,23 +64,24 @@ def verdicts(setting: str, tables: Tables, group: str | None = None) -> Styler |
 def reasons(setting: str, tables: Tables) -> Styler | None:
     """Every verdict that could be tested, with its reason and its decisive contrast; None without any."""
     rows = [
-        {"": row.claim, "tasks": row.group, "tokens": millions(row.tokens), "verdict": row.verdict}
+        _verdict(row)
         | {"because": in_words(row.reason, short) if isinstance(row.reason, str) else ""}
         | {"decisive contrast": in_words(row.contrast, short)}
-        | {"effect (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+"), "models": row.runs}
+        | {"effect (interval)": with_interval((row.effect, row.low, row.high), 1, "+"), "models": row.runs}
         for row in tables["verdicts"].sort_values(["claim", "tokens"], kind="stable").itertuples()
         if row.verdict != NOT_TESTABLE
     ]
-    groups, words = [row[""] for row in rows], ["", "tasks", "tokens", "verdict"]
-    wide = ["because", "decisive contrast"]
-    if not rows:
-        return None
-    return styled(rows, "reasons", "What could be tested.", setting=setting, words=words, wide=wide, groups=groups)
+    looks: dict[str, Any] = {"words": VERDICT, "wide": ["because", "decisive contrast"], "groups": ""}
+    return styled(rows, "reasons", "What could be tested.", setting=setting, **looks)
 
 
-def gains(setting: str, tables: Tables) -> Styler:
+def _verdict(row: Any) -> dict[str, str]:
+    return {"": row.claim, "tasks": row.group, "tokens": millions(row.tokens), "verdict": row.verdict}
+
+
+def gains(setting: str, tables: Tables) -> Styler | None:
     """Points that each method's students score above the untrained one, a column per budget."""
-    shown = [number(row.gain, 1, "+") + interval(row.low, row.high, 1, "+") for row in tables["gains"].itertuples()]
+    shown = [with_interval((row.gain, row.low, row.high), 1, "+") for row in tables["gains"].itertuples()]
     caption = "Points of the macro test score above the untrained student (95 % interval)."
     return _by_budget(tables["gains"].assign(shown=shown), "gains", caption, setting)
 
@@ -84,92 +89,73 @@ def gains(setting: str, tables: Tables) -> Styler:
 def sensitivity(setting: str, tables: Tables) -> Styler | None:
     """What becomes of every verdict without one of its tasks, and when tasks and seeds are drawn anew."""
     rows = [
-        {"": row.claim, "tasks": row.group, "tokens": millions(row.tokens), "verdict": row.verdict}
+        _verdict(row)
         | {"changes without": row.without if isinstance(row.without, str) and row.without else "no task alone"}
         | {"effect": number(row.effect, 1, "+")}
         | {"tasks and seeds drawn anew": interval(row.drawn_low, row.drawn_high, 1, "+").strip(" ()") or NOTHING}
         for row in tables["sensitivity"].sort_values(["claim", "tokens"], kind="stable").itertuples()
     ]
-    groups, words = [row[""] for row in rows], ["", "tasks", "tokens", "verdict"]
     caption = "Effects of the decisive contrast in percent of the gap; of so few tasks the bootstrap is a coarse check."
-    if not rows:
-        return None
-    wide = ["changes without"]
-    return styled(rows, "sensitivity", caption, setting=setting, words=words, wide=wide, groups=groups)
+    looks: dict[str, Any] = {"words": VERDICT, "wide": ["changes without"], "groups": ""}
+    return styled(rows, "sensitivity", caption, setting=setting, **looks)
 
 
-def gap(setting: str, tables: Tables) -> Styler:
+def gap(setting: str, tables: Tables) -> Styler | None:
     """Percent of the gap that each method closes, a column per budget; what did not learn is in brackets."""
-    closed = [
-        (number(row.closed, 1) + interval(row.low, row.high, 1), row.learnt) for row in tables["gap"].itertuples()
-    ]
+    rows = tables["gap"].itertuples()
+    closed = [(with_interval((row.closed, row.low, row.high), 1), row.learnt) for row in rows]
     shown = [text if learnt else f"[{text}]" for text, learnt in closed]
     caption = "Percent of the gap closed (95 % interval). In square brackets: did not learn, or below the floor."
     return _by_budget(tables["gap"].assign(shown=shown), "gap", caption, setting)
 
 
-def _by_budget(rows: pd.DataFrame, name: str, caption: str, setting: str) -> Styler:
+def _by_budget(rows: pd.DataFrame, name: str, caption: str, setting: str) -> Styler | None:
     """What is ``shown`` of every group of tasks and method, a column per budget."""
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows.sort_values("tokens", kind="stable").itertuples():
-        cells.setdefault((row.group, row.method), {})[f"{millions(row.tokens)} tokens"] = row.shown
-    heads = list(dict.fromkeys(head for cell in cells.values() for head in cell))
-    order = {group: place for place, group in enumerate(GROUP_WORDS)}
-    table = [
-        {"tasks": group, "method": label(method)} | {head: cells[group, method].get(head, NOTHING) for head in heads}
-        for group, method in sorted(cells, key=lambda key: order[key[0]])
-    ]
-    groups = [row["tasks"] for row in table]
-    return styled(table, name, caption, setting=setting, words=["tasks", "method"], groups=groups)
+    order = {method: place for place, method in enumerate(rows.sort_values("tokens", kind="stable")["method"].unique())}
+    wide = rows.pivot(index=["group", "method"], columns="tokens", values="shown").fillna(NOTHING)
+    wide = wide.rename_axis(columns=None).reset_index()
+    places = {"group": {group: place for place, group in enumerate(GROUP_WORDS)}, "method": order}
+    wide = wide.sort_values(["group", "method"], key=lambda column: column.map(places[column.name]))
+    wide = wide.assign(method=wide["method"].map(label)).rename(columns={"group": "tasks"})
+    wide = wide.rename(columns={tokens: f"{millions(tokens)} tokens" for tokens in rows["tokens"].unique()})
+    return styled(wide, name, caption, setting=setting, words=["tasks", "method"], groups="tasks")
 
 
 def trends(setting: str, tables: Tables) -> Styler | None:
     """What ten times the tokens close of the gap, and where a method's line meets the leader's; None of one budget."""
+    faster = "more per ten times than the leader"
     rows = [
         {"tasks": row.group, "method": label(row.method), "at the smallest budget": number(row.first, 1)}
-        | {"per ten times the tokens": number(row.per_decade, 1, "+") + interval(row.low, row.high, 1, "+")}
+        | {"per ten times the tokens": with_interval((row.per_decade, row.low, row.high), 1, "+")}
         | {"meets the leader at": NOTHING if pd.isna(row.meets) else millions(row.meets), "models": row.runs}
-        | {
-            "more per ten times than the leader": number(row.faster, 1, "+")
-            + interval(row.faster_low, row.faster_high, 1, "+")
-        }
+        | {faster: with_interval((row.faster, row.faster_low, row.faster_high), 1, "+")}
         for row in tables["trends"].itertuples()
     ]
     caption = (
         "Percent of the gap, a line through a method's runs. Leader: the line highest at the smallest budget."
         " Last column: interval over tasks."
     )
-    groups = [row["tasks"] for row in rows]
-    return styled(rows, "trends", caption, setting=setting, words=["tasks", "method"], groups=groups) if rows else None
+    return styled(rows, "trends", caption, setting=setting, words=["tasks", "method"], groups="tasks")
 
 
-def references(setting: str, tables: Tables) -> Styler:
+def references(setting: str, tables: Tables) -> Styler | None:
     """The two ends of the gap: test scores of the untrained student and of the teacher, by task."""
     rows = [
         {"tasks": row["group"], "task": row["task"], "untrained": number(row["none"], 1)}
         | {"teacher": number(row["teacher"], 1), "gap": number(row["teacher"] - row["none"], 1)}
         for row in tables["references"].to_dict("records")
     ]
-    groups = [row["tasks"] for row in rows]
-    return styled(rows, "references", "Test scores × 100.", setting=setting, words=["tasks", "task"], groups=groups)
+    words = ["tasks", "task"]
+    return styled(rows, "references", "Test scores × 100.", setting=setting, words=words, groups="tasks")
 
 
-def training(setting: str, tables: Tables) -> Styler:
+def training(setting: str, tables: Tables) -> Styler | None:
     """Every method's learning rate, models and held-out loss at every budget."""
     rows = [
         {"method": label(row.method), "tokens": millions(row.tokens), "models": row.models}
-        | {
-            "learning rate": f"{row.learning_rate:g}",
-            "held-out loss, % of that before": number(100 * row.loss_share, 0),
-        }
+        | {"learning rate": f"{row.learning_rate:g}"}
+        | {"held-out loss, % of that before": number(100 * row.loss_share, 0)}
         for row in tables["gap"].query("group == 'all'").sort_values(["method", "tokens"]).itertuples()
     ]
-    groups = [row["method"] for row in rows]
-    return styled(
-        rows,
-        "training",
-        "Learning rates were chosen at every budget.",
-        setting=setting,
-        words=["method", "tokens"],
-        groups=groups,
-    )
+    caption, words = "Learning rates were chosen at every budget.", ["method", "tokens"]
+    return styled(rows, "training", caption, setting=setting, words=words, groups="method")

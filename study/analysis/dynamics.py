@@ -27,11 +27,8 @@ def measures(result: DynamicsResult) -> pd.DataFrame:
             depth, teacher_depth = len(at.cka), len(at.cka[0])
             for task, scores in at.probes.items():
                 rows += [(*place, layer, task, 100 * score) for layer, score in enumerate(scores)]
-            rows += [
-                (*place, i, "cka", np.nan if value is None else value)
-                for i in range(1, depth + 1)
-                for value in (at.cka[i - 1][i * teacher_depth // depth - 1],)
-            ]
+            cka = np.array(at.cka, dtype=float)
+            rows += [(*place, i, "cka", cka[i - 1, i * teacher_depth // depth - 1]) for i in range(1, depth + 1)]
             divergence = np.mean([matrix[-1][-2] for matrix in at.relation_divergence.values()])
             rows.append((*place, depth, "divergence", divergence))
     return pd.DataFrame(rows, columns=["method", "budget", "step", "tokens", "layer", "measure", "value"])
@@ -51,17 +48,7 @@ def courses(measured: pd.DataFrame) -> pd.DataFrame:
         start, end = own["value"].iloc[0], own["value"].iloc[-1]
         lowest = own.loc[own["value"].idxmin()]
         lost = start - lowest["value"]
-        rows.append(
-            {
-                "method": method,
-                "task": task,
-                "layer": layer,
-                "start": start,
-                "lowest": lowest["value"],
-                "at tokens": int(lowest["tokens"]),
-                "end": end,
-                "lost": lost,
-                "regained": (end - lowest["value"]) / lost if lost > 0 else np.nan,
-            }
-        )
+        row = {"method": method, "task": task, "layer": layer, "start": start, "lowest": lowest["value"]}
+        row |= {"at tokens": int(lowest["tokens"]), "end": end, "lost": lost}
+        rows.append(row | {"regained": (end - lowest["value"]) / lost if lost > 0 else np.nan})
     return pd.DataFrame(rows)

@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from study.analysis.figures.style import LOOK
+from study.analysis.figures.methods import draw_relation
+from study.analysis.figures.style import drawn, new_figure
 from study.data.pretrained import has_language_modelling_head, load_model, load_tokenizer
 from study.descriptions import TEACHER
 from study.distillation.taps import PROJECTIONS, Activations, read_activations
@@ -64,6 +65,16 @@ class Explorer:
                 raise StudyError(f"{name} {value!r} is not in the grid; allowed: {', '.join(known)}")
         return self.layout.student(f"{method}_{student}_{self.plan.params.grid.seeds[0]}")
 
+    def encoder(self, method: str, student: str) -> PreTrainedModel:
+        return load_model(self.folder(method, student), "eager", head=False).eval()
+
+    def _read(self, students: list[str]) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
+        """Teacher and students by the names of their folders, and the head of a record of what is read from them."""
+        folders = {TEACHER: self.layout.teacher} | {name: self.layout.student(name) for name in students}
+        models = {name: load_model(folder, "eager", head=False).eval() for name, folder in folders.items()}
+        hashes = {name: weights_hash(folder) for name, folder in folders.items()}
+        return models, {"schema": SCHEMA, "profile": self.plan.profile, "setting": self.setting, "hashes": hashes}
+
     def encode(self, sentence: str) -> torch.Tensor:
         """(1, T) token ids; ``[MASK]`` stands for the tokenizer's own mask token."""
         ids = self.tokenizer(sentence.replace("[MASK]", self.tokenizer.mask_token), return_tensors="pt")["input_ids"]
@@ -80,6 +91,7 @@ class Explorer:
         layers = range(1, model.config.num_hidden_layers + 1)
         return read_activations(model, self.encode(sentence), hidden_layers=layers, attention_layers=layers)
 
+    @drawn
     def attention(self, sentence: str, method: str, student: str, teacher_layer: int | None = None) -> Figure:
         """Relations of queries, keys and values (mean over heads, as many as the teacher's if they divide both widths).
 
@@ -87,7 +99,7 @@ class Explorer:
             teacher_layer: 1..L_T; by default the last but one, from which MHA transfer distils. The student's is its
                 last.
         """
-        model = load_model(self.folder(method, student), "eager", head=False).eval()
+        model = self.encoder(method, student)
         depth = self.teacher.config.num_hidden_layers
         teacher_layer = depth - 1 if teacher_layer is None else teacher_layer
         if not 1 <= teacher_layer <= depth:
@@ -98,18 +110,13 @@ class Explorer:
             (f"teacher, layer {teacher_layer}", self.teacher, teacher_layer),
             (f"{method} {student}, last layer", model, model.config.num_hidden_layers),
         )
-        with matplotlib.rc_context(LOOK):
-            figure = Figure(figsize=(9, 6.4), layout="constrained")
-            panels = figure.subplots(2, 3, sharex=True, sharey=True)
-            for line, (title, encoder, layer) in zip(panels, shown, strict=True):
-                of_layer = self.activations(sentence, encoder).attention[layer]
-                for axes, name in zip(line, PROJECTIONS, strict=True):
-                    mean = relations(of_layer[name], heads)[0].mean(dim=0).numpy()
-                    axes.imshow(mean, cmap="cividis", vmin=0)
-                    axes.set_title(f"{title}: {name}")
-                    axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
-                    axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
-                    axes.tick_params(length=0)
+        figure = new_figure(6.4, width=9)
+        panels = figure.subplots(2, 3, sharex=True, sharey=True)
+        for line, (title, encoder, layer) in zip(panels, shown, strict=True):
+            of_layer = self.activations(sentence, encoder).attention[layer]
+            for axes, name in zip(line, PROJECTIONS, strict=True):
+                draw_relation(axes, relations(of_layer[name], heads)[0].mean(dim=0).numpy(), tokens)
+                axes.set_title(f"{title}: {name}")
         return figure
 
     @torch.inference_mode()
@@ -121,8 +128,7 @@ class Explorer:
         Args:
             students: names of their folders: ``<method>_<student>_<seed>``, then the budget if not the base.
         """
-        folders = {TEACHER: self.layout.teacher} | {name: self.layout.student(name) for name in students}
-        models = {name: load_model(folder, "eager", head=False).eval() for name, folder in folders.items()}
+        models, head = self._read(students)
         heads = math.gcd(self.teacher.config.num_attention_heads, *(m.config.hidden_size for m in models.values()))
         read = []
         for sentence in sentences:
@@ -137,14 +143,7 @@ class Explorer:
                 kinds["attention"] = torch.stack([weights[0].mean(dim=0) for weights in attentions])
                 of_models[name] = {kind: ReadSentence.coded(values.double().numpy()) for kind, values in kinds.items()}
             read.append(ReadSentence(tokens=self.tokens(sentence), models=of_models))
-        return AttentionMaps(
-            schema=SCHEMA,
-            profile=self.plan.profile,
-            setting=self.setting,
-            hashes={name: weights_hash(folder) for name, folder in folders.items()},
-            relation_heads=heads,
-            sentences=read,
-        )
+        return AttentionMaps(**head, relation_heads=heads, sentences=read)
 
     @torch.inference_mode()
     def translations(self, students: list[str], sentences: dict[str, list[str]]) -> Translations:
@@ -153,25 +152,17 @@ class Explorer:
         Args:
             students: as of :meth:`maps`. sentences: language -> sentences, in the same order in each.
         """
-        folders = {TEACHER: self.layout.teacher} | {name: self.layout.student(name) for name in students}
+        models, head = self._read(students)
         texts, cosines = [text for own in sentences.values() for text in own], {}
-        for name, folder in folders.items():
-            model = load_model(folder, "eager", head=False).eval()
+        for name, model in models.items():
             means = torch.stack([model(input_ids=self.encode(text)).last_hidden_state[0].mean(dim=0) for text in texts])
             unit = torch.nn.functional.normalize(means.double(), dim=1)
             cosines[name] = Translations.coded((unit @ unit.T).clamp(-1, 1).numpy())
-        return Translations(
-            schema=SCHEMA,
-            profile=self.plan.profile,
-            setting=self.setting,
-            hashes={name: weights_hash(folder) for name, folder in folders.items()},
-            sentences=sentences,
-            models=cosines,
-        )
+        return Translations(**head, sentences=sentences, models=cosines)
 
     def nearest_layers(self, sentence: str, method: str, student: str) -> pd.DataFrame:
         """Linear CKA over the sentence's tokens: student layers (rows) by teacher layers; too high for few tokens."""
-        model = load_model(self.folder(method, student), "eager", head=False).eval()
+        model = self.encoder(method, student)
         states, targets = (self.activations(sentence, encoder).hidden for encoder in (model, self.teacher))
         return pd.DataFrame(
             [[linear_cka(states[i][0], targets[j][0]) for j in sorted(targets)] for i in sorted(states)],

@@ -28,12 +28,11 @@ may be chance.
 """
 
 
-def materials(plan: Plan) -> Styler:
+def materials(plan: Plan) -> Styler | None:
     """Teacher, texts and tasks of every setting, where they are from, their languages, and their licence if known."""
     rows = [row for setting in plan.params.grid.settings for row in _rows(plan, setting)]
-    words = ["setting", "what", "name", "from", "languages", "licence"]
-    groups = [row["setting"] for row in rows]
-    return styled(rows, "materials", words=words, wide=["from", "languages", "licence"], groups=groups)
+    words, wide = ["setting", "what", "name"], ["from", "languages", "licence"]
+    return styled(rows, "materials", words=words, wide=wide, groups="setting")
 
 
 def limits(plan: Plan) -> Markdown:
@@ -48,19 +47,11 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
     params, chosen = plan.params, plan.params.settings[setting]
 
     def row(what: str, name: str, origin: Origin | str | None, languages: str) -> dict[str, Any]:
-        place, licence = "embedded", "docs/sources.md"
+        place, licence = (origin, "unknown") if origin else ("embedded", "docs/sources.md")
         if isinstance(origin, Origin):
             place, licence = _place(origin), origin.licence or "unknown"
-        elif origin:
-            place, licence = origin, "unknown"
-        return {
-            "setting": setting.capitalize(),
-            "what": what,
-            "name": name,
-            "from": place,
-            "languages": languages,
-            "licence": licence,
-        }
+        facts = {"setting": setting.capitalize(), "what": what, "name": name}
+        return facts | {"from": place, "languages": languages, "licence": licence}
 
     teacher = chosen.teacher.name
     yield row("teacher", teacher.rstrip("/").rpartition("/")[2], None if teacher in EMBEDDED_SIZES else teacher, "")

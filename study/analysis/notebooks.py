@@ -10,11 +10,10 @@ from pathlib import Path
 import nbformat
 from latex2mathml.converter import convert
 from markupsafe import Markup
-from nbconvert import HTMLExporter
 
-from study.analysis.chooser import template
 from study.analysis.figures.style import small
-from study.files import StudyError, profile_of, write_file
+from study.analysis.pages import Navigation, as_html, link, read_notebook, take_heading, write_page
+from study.files import profile_of, write_file
 from study.plan import Plan
 from study.sections import ANALYSES
 
@@ -35,7 +34,7 @@ class Entry:
     pages: dict[str, str]
 
 
-def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
+def write_notebooks(plan: Plan, nav: Navigation) -> Path:
     """Write ``reports/notebooks``: a page for every executed notebook in ``runs/notebooks``, and index.html, the list.
 
     Of several copies of one notebook (a setting, a student each) the first by name that did not fail is shown. A page
@@ -43,7 +42,7 @@ def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
     same bytes.
 
     Args:
-        nav: group -> file from ``reports/html`` -> title, of the report's pages.
+        nav: of the report's pages, in ``reports/html``.
 
     Returns:
         The list.
@@ -52,7 +51,8 @@ def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
         StudyError: an executed copy is no notebook, or the folder cannot be written.
     """
     folder = plan.folder / "reports" / "notebooks"
-    nav = {group: {_beside(file): title for file, title in pages.items()} for group, pages in nav.items()}
+    html, up = folder.with_name("html"), f"{link(plan.root, folder)}/"
+    nav = {group: {link(html / file, folder): title for file, title in own.items()} for group, own in nav.items()}
     copies: dict[str, list[Path]] = {}
     for path in (path for kept in (RUNS, ANALYSED) for path in sorted((plan.folder / kept).glob("*.ipynb"))):
         done = read_notebook(path).metadata.get("papermill", {})
@@ -63,79 +63,46 @@ def write_notebooks(plan: Plan, nav: dict[str, dict[str, str]]) -> Path:
     for notebook in sorted((plan.root / "notebooks").glob("*.ipynb")):
         name, page = notebook.stem, folder / f"{notebook.stem}.html"
         own = copies.get(name, [])
-        analyses = {copy.stem: f"../html/{copy.stem}.html" for copy in own if copy.parent.name == "analyses"}
+        pages = {copy.stem: f"../html/{copy.stem}.html" for copy in own if copy.parent.name == "analyses"}
         if name == "80_report":
             pages = {"index": "../html/index.html"}
-        elif analyses:
-            pages = analyses
-        else:
-            pages = {name: page.name} if own or page.is_file() else _elsewhere(plan, name)
+        elif not pages:
+            pages = {name: page.name} if own or page.is_file() else _elsewhere(plan, name, up)
             shown |= {page: own[0]} if own else {}
-        entries.append(Entry(name, _title(read_notebook(notebook)), pages))
-    links = {
-        entry.name: next(iter(entry.pages.values()), f"{_up(plan)}notebooks/{entry.name}.ipynb") for entry in entries
-    }
+        entries.append(Entry(name, take_heading(read_notebook(notebook).cells[0]), pages))
+    links = {entry.name: next(iter(entry.pages.values()), f"{up}notebooks/{entry.name}.ipynb") for entry in entries}
     for page, copy in shown.items():
-        write_file(page, _page(plan, page, copy, links, nav))
-    text = template("notebooks.html").render(
-        title=f"Notebooks · profile {plan.profile}", nav=nav, here=INDEX, entries=entries, up=_up(plan), style=STYLE,
-        profile=plan.profile,
-    )  # fmt: skip
-    write_file(folder / INDEX, text + "\n")
+        title, content = _content(page, copy, links, plan.root, up)
+        write_page(
+            page, "notebook.html", plan, nav, title=f"{title} · profile {plan.profile}", heading=title, copy=copy.stem,
+            content=content, notebook=f"{up}notebooks/{page.stem}.ipynb", files={}, style=STYLE,
+        )  # fmt: skip
+    title = f"Notebooks · profile {plan.profile}"
+    write_page(folder / INDEX, "notebooks.html", plan, nav, title=title, entries=entries, up=up, style=STYLE)
     return folder / INDEX
 
 
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """A notebook of the format 4.
-
-    Raises:
-        StudyError: the file is none.
-    """
-    try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
-        raise StudyError(f"{path.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
-
-
-def _beside(file: str) -> str:
-    """A file as ``reports/notebooks`` links it."""
-    return file.removeprefix("../notebooks/") if file.startswith("../notebooks/") else f"../html/{file}"
-
-
-def _elsewhere(plan: Plan, name: str) -> dict[str, str]:
+def _elsewhere(plan: Plan, name: str, up: str) -> dict[str, str]:
     """The page of a notebook that another profile executed, the study's own first; numbers of smoke mean nothing."""
     folders = [plan.root, *(path for path in sorted((plan.root / "profiles").glob("*")) if path.name != "smoke")]
-    pattern = next(
-        (f"html/{own}_*.html" for own, made_by in ANALYSES.items() if made_by == name), f"notebooks/{name}.html"
-    )
+    made = (f"html/{own}_*.html" for own, made_by in ANALYSES.items() if made_by == name)
+    pattern = next(made, f"notebooks/{name}.html")
     pages = (page for folder in folders if folder != plan.folder for page in sorted((folder / "reports").glob(pattern)))
     found = next(pages, None)
-    if found is None:
-        return {}
-    return {f"profile {profile_of(found.parents[2])}": _up(plan) + found.relative_to(plan.root).as_posix()}
+    return {f"profile {profile_of(found.parents[2])}": up + link(found, plan.root)} if found else {}
 
 
-def _title(notebook: nbformat.NotebookNode) -> str:
-    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
-
-
-def _up(plan: Plan) -> str:
-    """From ``reports/notebooks`` of the plan's profile to the study's folder."""
-    return "../" * (2 + len(plan.folder.relative_to(plan.root).parts))
-
-
-def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: dict[str, dict[str, str]]) -> str:
-    """A page of an executed notebook; its pictures are written beside it."""
+def _content(page: Path, executed: Path, links: dict[str, str], root: Path, up: str) -> tuple[str, Markup]:
+    """Title and content of a page of an executed notebook; its pictures are written beside it."""
     notebook = read_notebook(executed)
-    title, pictures = _title(notebook), 0
+    title, pictures = take_heading(notebook.cells[0]), 0
     formulas: list[str] = []
-    notebook.cells[0].source = "\n".join(notebook.cells[0].source.splitlines()[1:])
-    for place, cell in enumerate(notebook.cells):
-        cell["id"] = str(place)
+    for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = cell.source.replace("](../", f"]({_up(plan)}")
+            cell.source = cell.source.replace("](../", f"]({up}")
             cell.source = MATHS.sub(lambda maths: _set_aside(maths, formulas), cell.source)
-            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda link: f"]({links.get(link[1], link[0])})", cell.source)
+            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", lambda own: f"]({links.get(own[1], own[0])})", cell.source)
+            continue
         printed = "".join(output.text for output in cell.get("outputs", []) if output.get("name") == "stdout")
         outputs = [output for output in cell.get("outputs", []) if output.output_type != "stream"]
         outputs[:0] = [nbformat.v4.new_output("stream", text=printed)] if printed else []
@@ -150,17 +117,9 @@ def _page(plan: Plan, page: Path, executed: Path, links: dict[str, str], nav: di
             outputs = [nbformat.v4.new_output("stream", text="Texts of others: executing the notebook shows them.\n")]
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = outputs, None
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True
-    )
-    body = exporter.from_notebook_node(notebook)[0].strip().replace(str(plan.root.resolve()), "…")
+    body = as_html(notebook, notebook.cells, code=True).replace(str(root.resolve()), "…")
     body = re.sub(r"\bformula(\d+)formula\b", lambda place: formulas[int(place[1])], body)
-    text = template("notebook.html").render(
-        title=f"{title} · profile {plan.profile}", heading=title, content=Markup(body), nav=nav, here=page.name,
-        notebook=f"{_up(plan)}notebooks/{page.stem}.ipynb", files={}, copy=executed.stem, style=STYLE,
-        profile=plan.profile,
-    )  # fmt: skip
-    return re.sub(r"[ \t]+\n", "\n", text) + "\n"
+    return title, Markup(re.sub(r"[ \t]+\n", "\n", body))
 
 
 def _set_aside(maths: re.Match, formulas: list[str]) -> str:

@@ -9,21 +9,34 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import METRICS, NOTHING, in_words, interval, label, number, short, variant_words
+from study.analysis.figures.style import (
+    METRICS,
+    NOTHING,
+    in_words,
+    interval,
+    label,
+    number,
+    percent,
+    short,
+    variant_words,
+    with_interval,
+)
 from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
-from study.analysis.numbers.results import BASELINE, FLOOR, RUN, TEACHER
+from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
 
+MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
 #: Where a contrast's test has the effect; {} is its margin.
 CLAIMED = {
@@ -34,18 +47,18 @@ CLAIMED = {
 
 
 def styled(
-    rows: Sequence[dict] | pd.DataFrame,
+    rows: Iterable[dict] | pd.DataFrame,
     name: str,
     caption: str = "",
     *,
     setting: str = "",
     words: Collection[str] = (),
     wide: Collection[str] = (),
-    chosen: Sequence[bool] = (),
-    groups: Sequence[str] = (),
+    marked: Mapping[str, str] | None = None,
+    groups: str | Sequence[str] = (),
     cards: bool = True,
-) -> Styler:
-    """A table for readers.
+) -> Styler | None:
+    """A table for readers; None without rows.
 
     Args:
         rows: column as readers see it -> text or number; missing numbers become dashes.
@@ -53,12 +66,14 @@ def styled(
         caption: what stands above it, after the setting if it is of one.
         words: columns of words, to the left; all others are to the right.
         wide: those of them whose lines may be broken.
-        chosen: marks rows.
-        groups: what the rows belong to; a line is drawn where it changes.
+        marked: cells, as CSS selects them -> their look.
+        groups: what the rows belong to, or the column that says it; a line is drawn where it changes.
         cards: whether pages show each row as a card where there is little room, headed by its first column, and its
             second if that is of words.
     """
     frame = pd.DataFrame(rows).reset_index(drop=True)
+    if frame.empty:
+        return None
     text = html.escape(caption, quote=False)
     if setting:
         name, text = f"{name}-{setting}", f"<b>{html.escape(setting.capitalize())}.</b> {text}"
@@ -76,9 +91,8 @@ def styled(
             looks.append({"selector": f"th.col{place}, td.col{place}", "props": "text-align: left"})
         if column in wide:
             looks.append({"selector": f"td.col{place}", "props": "white-space: normal; min-width: 7rem"})
-    for place, marked in enumerate(chosen):
-        if marked:
-            looks.append({"selector": f"td.row{place}", "props": MARKED})
+    looks += [{"selector": cells, "props": look} for cells, look in (marked or {}).items()]
+    groups = list(frame[groups]) if isinstance(groups, str) else groups
     for place, (before, after) in enumerate(itertools.pairwise(groups), start=1):
         if before != after:
             looks.append({"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"})
@@ -90,12 +104,16 @@ def _css_text(text: str) -> str:
     return '"' + "".join(f"\\{ord(c):x} " if c in '"\\<>&\n' else c for c in text) + '"'
 
 
-def overview(analyses: Sequence[Analysis]) -> Styler:
+def model_words(student: str, method: str) -> dict[str, str]:
+    """The first columns of a row about a model; the teacher has no method."""
+    return {"student": student, "method": NOTHING if method == TEACHER else label(method)}
+
+
+def overview(analyses: Sequence[Analysis]) -> Styler | None:
     """What was run in every setting, ablations included: models, tokens, hours as one process after another, where."""
     columns = {}
     for analysis in analyses:
-        parts = [part.runs for part in (analysis.results, analysis.results.ablations) if part]
-        everything = pd.concat(parts).drop_duplicates(RUN)
+        everything = pd.concat([analysis.results.runs, analysis.ablated.runs]).drop_duplicates(RUN)
         runs = everything[everything["method"] != TEACHER]
         tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
         hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
@@ -113,34 +131,31 @@ def overview(analyses: Sequence[Analysis]) -> Styler:
     return _columns(columns, "overview")
 
 
-def _columns(columns: dict[str, dict[str, str]], name: str, caption: str = "") -> Styler:
+def _columns(columns: dict[str, dict[str, str]], name: str, *caption: str, **looks: Any) -> Styler | None:
     """A table with a column for each entry, their keys before them; lines may be broken."""
     table = pd.DataFrame(columns).rename_axis("").reset_index()
-    return styled(table, name, caption, wide=list(table.columns))
+    return styled(table, name, *caption, wide=list(table.columns), **looks)
 
 
-def versions(analyses: Sequence[Analysis]) -> Styler:
+def versions(analyses: Sequence[Analysis]) -> Styler | None:
     """Versions of packages, and the commit that models were evaluated at."""
     runs = pd.concat([analysis.results.runs for analysis in analyses])
-    rows = [
-        {"what": package, "version": " and ".join(runs[package].unique())}
-        for package in ("python", "torch", "transformers", "datasets")
-    ]
+    rows = [{"what": package, "version": " and ".join(runs[package].unique())} for package in PACKAGES]
     if commits := " and ".join(runs["commit"].dropna().unique()):
         rows.append({"what": "evaluated at commit", "version": commits})
     return styled(rows, "versions", words=["what"], wide=["version"])
 
 
-def headline(analyses: Sequence[Analysis]) -> Styler:
+def headline(analyses: Sequence[Analysis]) -> Styler | None:
     """Each student's best method beside the untrained floor, a column per setting and student."""
     columns = {}
     for analysis in analyses:
-        first = analysis.results.latency.sort_values(["batch_size", "threads"], kind="stable").iloc[0]
+        first = analysis.timed.iloc[0]
         timed = f"batch of {first['batch_size']}, {first['threads']} thread{'s' if first['threads'] != 1 else ''}"
         for student, best in analysis.headline["students"].items():
             bounds = (best["retained_percent_low"], best["retained_percent_high"])
             columns[f"{analysis.setting.capitalize()}, {student}"] = {
-                "of the teacher's macro test score": f"{number(best['retained_percent'], 1)} %",
+                "of the teacher's macro test score": percent(best["retained_percent"]),
                 "95 % interval": interval(*bounds, 1).strip(" ()") or NOTHING,
                 "the floor: untrained": floor_of(analysis, student),
                 "method, best on development data": label(best["method"]),
@@ -151,15 +166,14 @@ def headline(analyses: Sequence[Analysis]) -> Styler:
                 "its teacher's": number(100 * analysis.headline["teacher"]["test"], 1),
             }
     seeds = " and ".join(dict.fromkeys(_seeds(analysis) for analysis in analyses))
-    shown = _columns(columns, "headline", f"Intervals: 95 %, over {seeds}.")
-    large = {"selector": "td.row0:not(.col0)", "props": "font-size: 1.7em; font-weight: 650; white-space: nowrap"}
-    return shown.set_table_styles([large], overwrite=False)
+    large = {"td.row0:not(.col0)": "font-size: 1.7em; font-weight: 650; white-space: nowrap"}
+    return _columns(columns, "headline", f"Intervals: 95 %, over {seeds}.", marked=large)
 
 
 def floor_of(analysis: Analysis, student: str) -> str:
     """What the untrained student keeps of the teacher's score; a dash where it was not run."""
     kept = analysis.summary.set_index(["method", "student"])["retained"]
-    return f"{number(100 * kept[FLOOR, student], 1)} %" if (FLOOR, student) in kept else NOTHING
+    return percent(100 * kept.get((FLOOR, student), math.nan))
 
 
 def _margin(best: dict, baseline: str) -> str:
@@ -169,24 +183,21 @@ def _margin(best: dict, baseline: str) -> str:
     return f"{number(best[key], 2, '+')} points{interval(best[f'{key}_low'], best[f'{key}_high'], 2, '+')}"
 
 
-def verdicts(analysis: Analysis) -> Styler:
+def verdicts(analysis: Analysis) -> Styler | None:
     """The verdict on every claim with its reason and its decisive contrast."""
     rows = []
     for row in analysis.verdicts.to_dict("records"):
         doubtful = len(row["not_above_floor"].split(", ")) if row["not_above_floor"] else 0
         doubt = f" ({doubtful} of its methods not shown to beat no training)" if doubtful else ""
         reason = f": {in_words(row['reason'], short)}" if row["reason"] else ""
-        effect = number(row["effect"], 1, "+")
-        claimed = CLAIMED[row["test"]].format(row["margin"])
+        contrast = f"{in_words(row['contrast'], short)}, claimed to be {CLAIMED[row['test']].format(row['margin'])}"
         rows.append(
             {
                 "": row["claim"],
                 "claim": f"{row['text']} ({row['standing']})",
                 "verdict": f"{row['verdict']}{reason}{doubt}",
-                "decisive contrast": f"{in_words(row['contrast'], short)}, claimed to be {claimed}"
-                if effect != NOTHING
-                else "",
-                "effect (interval)": f"{effect}{interval(row['low'], row['high'], 1, '+')}",
+                "decisive contrast": contrast if pd.notna(row["effect"]) else "",
+                "effect (interval)": with_interval((row["effect"], row["low"], row["high"]), 1, "+"),
                 "models": row["runs"],
             }
         )
@@ -200,7 +211,7 @@ def _seeds(analysis: Analysis) -> str:
     return covered(analysis.scores)
 
 
-def scores(analysis: Analysis, deviations: bool = False) -> Styler:
+def scores(analysis: Analysis, deviations: bool = False) -> Styler | None:
     """Test scores x 100 per task, macro, retained and what the last interval brought; the chosen methods are marked.
 
     Args:
@@ -211,19 +222,19 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler:
     rows = []
     for _, row in table.iterrows():
         spread = {task: f" ± {number(100 * row[f'{task}_sd'], 1)}" if deviations else "" for task in tasks}
-        kept = interval(100 * row["retained_low"], 100 * row["retained_high"], 1)
+        kept = with_interval(100 * row[["retained", "retained_low", "retained_high"]], 1)
         rows.append(
-            {"student": row["student"], "method": NOTHING if row["method"] == TEACHER else label(row["method"])}
+            model_words(row["student"], row["method"])
             | {task: number(100 * row[task], 1) + spread[task] for task in tasks}
-            | {"macro": number(100 * row["macro"], 1), "kept, % (interval)": number(100 * row["retained"], 1) + kept}
+            | {"macro": number(100 * row["macro"], 1), "kept, % (interval)": kept}
             | {"last of the fall, %": number(falls.get((row["method"], row["student"]), math.nan), 1)}
         )
-    caption, words, chosen = f"Intervals over {_seeds(analysis)}.", ["student", "method"], list(table["selected"])
-    looks: dict[str, Any] = {"words": words, "chosen": chosen, "groups": list(table["student"])}
-    return styled(rows, "scores", caption, setting=analysis.setting, **looks)
+    marked = {f"td.row{place}": MARKED for place in np.flatnonzero(table["selected"])}
+    looks: dict[str, Any] = {"words": MODEL, "marked": marked, "groups": "student"}
+    return styled(rows, "scores", f"Intervals over {_seeds(analysis)}.", setting=analysis.setting, **looks)
 
 
-def tasks(analysis: Analysis) -> Styler:
+def tasks(analysis: Analysis) -> Styler | None:
     """Metric and test examples of every task, and what its scores may be set against."""
     rows = [
         {
@@ -238,7 +249,7 @@ def tasks(analysis: Analysis) -> Styler:
     return styled(rows, "tasks", "The tasks.", setting=analysis.setting, words=["task", "metric"])
 
 
-def languages(analysis: Analysis) -> list[Styler]:
+def languages(analysis: Analysis) -> list[Styler | None]:
     """Test scores x 100 by language, a table for each task that has several."""
     shown = []
     for task, table in analysis.per_language.groupby("task", sort=False):
@@ -246,23 +257,21 @@ def languages(analysis: Analysis) -> list[Styler]:
         if "gap" not in tested:
             del tested[-1]  # the mean of the others is the mean
         rows = [
-            {"student": row["student"], "method": NOTHING if row["method"] == TEACHER else label(row["method"])}
+            model_words(row["student"], row["method"])
             | {name.replace("_", " ").replace("english", "English"): number(100 * row[name], 1) for name in tested}
             for row in table.to_dict("records")
         ]
-        looks: dict[str, Any] = {"words": ["student", "method"], "groups": list(table["student"])}
+        looks: dict[str, Any] = {"words": MODEL, "groups": "student"}
         shown.append(styled(rows, f"languages-{task}", f"Task {task}.", setting=analysis.setting, **looks))
     return shown
 
 
-def costs(analysis: Analysis) -> Styler:
+def costs(analysis: Analysis) -> Styler | None:
     """Size, latency of the smallest batch and throughput of the largest one, beside the teacher's."""
     table, first = analysis.costs, analysis.results.latency.iloc[0]
     sizes = sorted(analysis.results.latency["batch_size"].unique())
-    rows = []
+    rows, measures = [], [f"latency_ms_{end}batch_{sizes[0]}" for end in ("", "lower_quartile_", "upper_quartile_")]
     for _, row in table.iterrows():
-        lower, upper = (row[f"latency_ms_{end}_quartile_batch_{sizes[0]}"] for end in ("lower", "upper"))
-        latency = number(row[f"latency_ms_batch_{sizes[0]}"], 1) + interval(lower, upper, 1)
         rows.append(
             {
                 "model": row["student"],
@@ -270,7 +279,7 @@ def costs(analysis: Analysis) -> Styler:
                 "parameters (M)": number(row["parameters"] / 1e6, 1),
                 "without embeddings (M)": number(row["encoder_parameters"] / 1e6, 1),
                 "GFLOPs": number(row["flops_per_sequence"] / 1e9, 2),
-                f"latency (ms), batch of {sizes[0]}": latency,
+                f"latency (ms), batch of {sizes[0]}": with_interval(row[measures], 1),
                 "speed-up": f"{number(row[f'speed_up_batch_{sizes[0]}'], 2)} ×",
                 f"sequences / s, batch of {sizes[-1]}": number(row[f"sequences_per_second_batch_{sizes[-1]}"], 0),
                 "speed-up ": f"{number(row[f'speed_up_batch_{sizes[-1]}'], 2)} ×",
@@ -283,7 +292,7 @@ def costs(analysis: Analysis) -> Styler:
     return styled(rows, "costs", caption, setting=analysis.setting, words=["model"])
 
 
-def published(analyses: Sequence[Analysis]) -> Styler:
+def published(analyses: Sequence[Analysis]) -> Styler | None:
     """What others published, and what this study's students keep, marked."""
     rows = [
         {"student": row.student, "teacher": row.teacher, "method": row.method, "measure": row.measure}
@@ -294,14 +303,14 @@ def published(analyses: Sequence[Analysis]) -> Styler:
     ours = [
         {"student": f"{student}, {analysis.setting}", "teacher": analysis.comparison.teacher.name}
         | {"method": label(best["method"]), "measure": "macro test score", "score": number(100 * best["test"], 1)}
-        | {"of its teacher's": f"{number(best['retained_percent'], 1)} %", "floor": floor_of(analysis, student)}
+        | {"of its teacher's": percent(best["retained_percent"]), "floor": floor_of(analysis, student)}
         | {"source": "this study"}
         for analysis in analyses
         for student, best in analysis.headline["students"].items()
     ]
-    marked = [False] * len(rows) + [True] * len(ours)
+    marked = {f"td.row{len(rows) + place}": MARKED for place in range(len(ours))}
     wide = ["student", "method", "measure", "source"]
-    return styled([*rows, *ours], "published", words=["teacher"], wide=wide, chosen=marked)
+    return styled([*rows, *ours], "published", words=["teacher"], wide=wide, marked=marked)
 
 
 def unlearnt(analyses: Sequence[Analysis]) -> Styler | None:
@@ -312,13 +321,14 @@ def unlearnt(analyses: Sequence[Analysis]) -> Styler | None:
         ratios = (losses["last"] / losses["first"]).groupby(["student", "method"], sort=False).mean()
         rates = analysis.distillation.groupby(["student", "method"])["learning_rate"].first()
         rows += [
-            {"setting": analysis.setting.capitalize(), "student": model[0], "method": label(model[1])}
+            {"setting": analysis.setting.capitalize()}
+            | model_words(*model)
             | {"learning rate": f"{rates[model]:g}", "held-out loss, times that before": number(ratio, 1)}
             for model, ratio in ratios.items()
             if ratio > 1
         ]
     caption = "Methods that training harmed: these scores say nothing of the method at a rate that suits the student."
-    return styled(rows, "unlearnt", caption, words=["setting", "student", "method"]) if rows else None
+    return styled(rows, "unlearnt", caption, words=["setting", *MODEL])
 
 
 def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
@@ -327,21 +337,17 @@ def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
     for analysis in analyses:
         table = analysis.effects[analysis.effects["variant"].isin(rate_variants(analysis.comparison))]
         rows += [
-            {
-                "setting": analysis.setting,
-                "method": label(row.reference),
-                "at a learning rate of": f"{row.learning_rate:g}",
-            }
-            | {"instead of": f"{row.reference_learning_rate:g}"}
-            | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
+            {"setting": analysis.setting, "method": label(row.reference)}
+            | {"at a learning rate of": f"{row.learning_rate:g}", "instead of": f"{row.reference_learning_rate:g}"}
+            | {"points (interval)": with_interval((row.effect, row.low, row.high), 1, "+")}
             for row in table.itertuples()
             if row.covers == BOTH_SEEDS and row.p_holm <= TOLD_APART
         ]
     caption = "Methods whose place is a matter of their learning rate as much as of what they transfer."
-    return styled(rows, "rates", caption, words=["setting", "method"]) if rows else None
+    return styled(rows, "rates", caption, words=["setting", "method"])
 
 
-def differences(analysis: Analysis) -> Styler:
+def differences(analysis: Analysis) -> Styler | None:
     """Paired differences between all methods as a matrix, the best method first; pairs told apart are marked."""
     table = analysis.differences
     mirrored = table.assign(first=table["second"], second=table["first"], effect=-table["effect"])
@@ -353,24 +359,23 @@ def differences(analysis: Analysis) -> Styler:
         | {short(other): number(both["effect"].get((first, other), math.nan), 1, "+") for other in order}
         for first in order
     ]
-    marked = [
-        {"selector": f"td.row{row}.col{column}", "props": MARKED}
+    marked = {
+        f"td.row{row}.col{column}": MARKED
         for row, first in enumerate(order)
         for column, other in enumerate(order, start=1)
         if told.get((first, other), False)
-    ]
+    }
     caption = f"Points; over {_seeds(analysis)}. Marked: told apart (Holm, 5 %). Intervals: differences.csv below."
-    shown = styled(rows, "differences", caption, words=["row less column"], cards=False)
-    return shown.set_table_styles(marked, overwrite=False)
+    return styled(rows, "differences", caption, words=["row less column"], marked=marked, cards=False)
 
 
-def aggregates(analysis: Analysis) -> Styler:
+def aggregates(analysis: Analysis) -> Styler | None:
     """Interquartile means, probabilities of improvement and performance profiles, in percent of the teacher."""
     table = analysis.aggregates
     above = [column for column in table if column.startswith("above_")]
     rows = [
         {"method": label(row["method"]), "models": row["runs"]}
-        | {"interquartile mean (interval)": number(row["iqm"], 1) + interval(row["iqm_low"], row["iqm_high"], 1)}
+        | {"interquartile mean (interval)": with_interval((row["iqm"], row["iqm_low"], row["iqm_high"]), 1)}
         | {"P(better than MLM)": number(row["improvement_over_mlm"], 2)}
         | {f"% above {column.removeprefix('above_')}": number(row[column], 0) for column in above}
         for row in table.to_dict("records")
@@ -378,20 +383,20 @@ def aggregates(analysis: Analysis) -> Styler:
     return styled(rows, "aggregates", "Percent of the teacher's score in each task.", words=["method"])
 
 
-def effects(analysis: Analysis) -> Styler | Markdown:
+def effects(analysis: Analysis) -> Styler | Markdown | None:
     """Every effect of the ablations as numbers; a line where no variant was run."""
-    if analysis.effects.empty:
-        return Markdown(sentences(analysis.effects))
+    table = analysis.effects
+    if table.empty:
+        return Markdown(sentences(table))
     rows = [
         {"method": varied(analysis, row.method), "less": label(row.reference), "macro": number(row.macro, 1)}
-        | {"points (interval)": number(row.effect, 1, "+") + interval(row.low, row.high, 1, "+")}
+        | {"points (interval)": with_interval((row.effect, row.low, row.high), 1, "+")}
         | {"p, Holm": number(row.p_holm, 3), "models": row.runs}
         | {"learning rates": _rates(row.learning_rate, row.reference_learning_rate)}
-        for row in analysis.effects.itertuples()
+        for row in table.itertuples()
     ]
-    caption = f"Intervals over {' or '.join(analysis.effects['covers'].unique())}. Where there are two learning rates,"
-    looks: dict[str, Any] = {"wide": ["method", "less"], "groups": list(analysis.effects["variant"])}
-    return styled(rows, "effects", f"{caption} the second is the reference's.", **looks)
+    caption = f"Intervals over {' or '.join(table['covers'].unique())}. Where there are two learning rates, the second"
+    return styled(rows, "effects", f"{caption} is the reference's.", wide=["method", "less"], groups=table["variant"])
 
 
 def varied(analysis: Analysis, method: str) -> str:
@@ -414,12 +419,13 @@ def found(analysis: Analysis, *variants: str) -> Markdown | None:
     return Markdown(said()) if ran else None
 
 
-def likeness(table: pd.DataFrame) -> Styler:
+def likeness(table: pd.DataFrame) -> Styler | None:
     """How alike students' layers are to their teacher's, beside what they score."""
     rows = [
-        {"student": row.student, "method": label(row.method), "CKA of the last layers": number(row.last_layers, 2)}
-        | {"order of layers kept (ρ)": number(row.depth_kept, 2), "divergence (nats)": number(row.divergence, 3)}
+        model_words(row.student, row.method)
+        | {"CKA of the last layers": number(row.last_layers, 2), "order of layers kept (ρ)": number(row.depth_kept, 2)}
+        | {"divergence (nats)": number(row.divergence, 3)}
         | {"last layer adds (points)": number(row.last_layer_adds, 1, "+"), "macro": number(row.macro, 1)}
         for row in table.itertuples()
     ]
-    return styled(rows, "likeness", words=["student", "method"], groups=list(table["student"]))
+    return styled(rows, "likeness", words=MODEL, groups="student")

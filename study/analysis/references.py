@@ -5,10 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from study.analysis.numbers import statistics, tables
+from study.analysis.figures.style import number, with_interval
 from study.analysis.numbers.analysis import Analysis
-from study.analysis.numbers.results import macro
-from study.analysis.presentation import interval, number, styled
+from study.analysis.presentation import styled
 from study.descriptions import REFERENCE
 from study.methods import Published
 
@@ -25,9 +24,7 @@ def reference_table(analysis: Analysis) -> pd.DataFrame:
     found = analysis.results.references
     if found is None:
         return pd.DataFrame()
-    scores = statistics.score_array(found)
-    summary = tables.summary(macro(found), scores, statistics.teacher_array(found))
-    table = tables.per_task(found, summary)
+    table = Analysis(found).per_task
     table = table[table["student"] == REFERENCE]
     options = analysis.comparison.references or {}
     sizes = found.runs.set_index("method")[["parameters", "encoder_parameters"]]
@@ -40,7 +37,7 @@ def reference_table(analysis: Analysis) -> pd.DataFrame:
     return table.join(speed, on="method").drop(columns="selected")
 
 
-def references(analysis: Analysis) -> list[Styler]:
+def references(analysis: Analysis) -> list[Styler | None]:
     """The table for readers: test scores x 100, macro, retained, size, speed-up; nothing where there is none."""
     table = reference_table(analysis)
     if table.empty:
@@ -50,12 +47,9 @@ def references(analysis: Analysis) -> list[Styler]:
     rows = [
         {"model": row["model"], "what it is": row["marked"]}
         | {task: number(100 * row[task], 1) for task in tasks}
-        | {
-            "macro": number(100 * row["macro"], 1),
-            "retained % (interval)": number(100 * row["retained"], 1)
-            + interval(100 * row["retained_low"], 100 * row["retained_high"], 1),
-            "parameters (M)": number(row["parameters"] / 1e6, 1),
-        }
+        | {"macro": number(100 * row["macro"], 1)}
+        | {"retained % (interval)": with_interval(100 * row[["retained", "retained_low", "retained_high"]], 1)}
+        | {"parameters (M)": number(row["parameters"] / 1e6, 1)}
         | {f"speed-up, batch of {size}": f"{number(row[f'speed_up_batch_{size}'], 1)} ×" for size in sizes}
         for _, row in table.iterrows()
     ]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 from markupsafe import Markup
-from nbconvert import HTMLExporter
 
 from study.analysis import attention, translations
-from study.analysis.chooser import template, write_chooser
+from study.analysis.chooser import write_chooser
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI
-from study.analysis.notebooks import read_notebook, write_notebooks
+from study.analysis.notebooks import write_notebooks
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.budgets import load_budgets
 from study.analysis.numbers.results import result_files
 from study.analysis.numbers.tables import comparison_tables
+from study.analysis.pages import Navigation, as_html, link, read_notebook, result_file, take_heading, write_page
 from study.descriptions import Comparison, NeighbourSystem, model_name
 from study.execution import run_notebook
 from study.files import Layout, StudyError, write_file
@@ -80,15 +79,15 @@ def write_report(plan: Plan) -> Path:
     for comparison in comparisons:
         layout = plan.layout(comparison.setting)
         for name, notebook in plan.analyses(comparison.setting).items():
-            files = {"Its numbers": sorted(layout.analysis(name).glob("*.csv"))}
+            numbers = {"Its numbers": sorted(layout.analysis(name).glob("*.csv"))}
             place = f"{name}_{layout.setting}.html", name, layout.setting, _executed(layout, name)
-            pages.append(Page(*place, notebook, [layout.analysis(name)], files))
+            pages.append(Page(*place, notebook, [layout.analysis(name)], numbers))
 
     html = plan.folder / "reports" / "html"
     curves = [load_budgets(own, plan.layout(own.setting)) for own in comparisons if "budgets" in plan.analyses()]
-    nav: dict[str, dict[str, str]] = {"": {NAME: "Answers", CHOOSER: "Choose a student"}}
+    nav: Navigation = {"": {NAME: "Answers", CHOOSER: "Choose a student"}}
     for beside, words in ((attention, "Attention"), (translations, "Translations")):
-        nav[""] |= {beside.PAGE: words} if attention.result_file(plan, beside.RESULT) else {}
+        nav[""] |= {beside.PAGE: words} if result_file(plan, beside.RESULT) else {}
     nav[""]["../notebooks/index.html"] = "Notebooks"
     for page in pages[1:]:
         nav.setdefault(page.setting.capitalize(), {})[page.name] = page.title
@@ -100,25 +99,16 @@ def write_report(plan: Plan) -> Path:
         write_chooser(plan, choice, html / CHOOSER, nav)
     for page in pages:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
-        text = template("page.html").render(
-            title=f"{f'{page.title}, {page.setting}'.strip(', ').capitalize()} · {heading} · profile {plan.profile}",
-            content=Markup(content),
-            nav=nav,
-            here=page.name,
-            style=STYLE,
-            notebook=_link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html),
-            files={heading: [_link(file, html) for file in files] for heading, files in page.files.items()},
-        )
-        write_file(html / page.name, text + "\n")
+        title = f"{f'{page.title}, {page.setting}'.strip(', ').capitalize()} · {heading} · profile {plan.profile}"
+        files = {heading: [link(file, html) for file in files] for heading, files in page.files.items()}
+        made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
+        looks = {"style": STYLE, "notebook": made_by, "files": files}
+        write_page(html / page.name, "page.html", plan, nav, title=title, content=Markup(content), **looks)
     return html / NAME
 
 
 def _executed(layout: Layout, analysis: str) -> Path:
     return layout.folder / "runs" / "analyses" / f"{analysis}_{layout.setting}.ipynb"
-
-
-def _link(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file, folder)).as_posix()
 
 
 def _check(plan: Plan, analyses: list[Analysis]) -> None:
@@ -133,7 +123,7 @@ def _check(plan: Plan, analyses: list[Analysis]) -> None:
         needed += [folder / f"{name}.png" for name in figures.names(analysis)]
         needed += [folder / f"{name}.csv" for name in comparison_tables(analysis)]
         needed.append(folder / "headline.json")
-    if missing := [_link(path, plan.root) for path in needed if not path.is_file()]:
+    if missing := [link(path, plan.root) for path in needed if not path.is_file()]:
         raise StudyError(f"the report lacks {', '.join(missing)}; `dvc repro` makes them")
 
 
@@ -143,10 +133,8 @@ def _linked(plan: Plan) -> dict[str, list[Path]]:
     for comparison in plan.of(Comparison):
         layout, setting = plan.layout(comparison.setting), comparison.setting.capitalize()
         made = [path for name in plan.analyses(comparison.setting) for path in sorted(layout.analysis(name).iterdir())]
-        results = [*result_files(comparison, layout)]
-        results += [
-            layout.result(model_name(*c, name)) for name in comparison.budgets for c in comparison.budget_cells(name)
-        ]
+        cells = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
+        results = [*result_files(comparison, layout), *(layout.result(model_name(*cell)) for cell in cells)]
         results += [layout.systems / f"{own.neighbour}.json" for own in plan.of(NeighbourSystem, comparison.setting)]
         results += [path for name in OTHER_RESULTS if (path := layout.result(name)).is_file()]
         linked |= {
@@ -170,20 +158,20 @@ def notebook_page(page: Page, html: Path, where: str) -> tuple[str, str]:
     notebook = read_notebook(page.executed)
     _refer_to_files(notebook.cells, page.folders, html)
     first, *sections = _sections(notebook.cells)
-    title = first[0].source.splitlines()[0].removeprefix("# ")
-    first[0].source = "\n".join(first[0].source.splitlines()[1:]).strip()
+    title = take_heading(first[0])
+    first[0].source = first[0].source.strip()
     where = " · ".join(filter(None, (page.setting.capitalize(), where)))
-    parts = [str(Markup("<h1>{}</h1>\n<p class=where>{}</p>").format(title, where)), _html(notebook, first)]
+    parts = [str(Markup("<h1>{}</h1>\n<p class=where>{}</p>").format(title, where))]
+    parts.append(as_html(notebook, first, code=False))
     names = {_anchor(cells): cells[0].source.splitlines()[0].removeprefix("## ") for cells in sections}
     if len(sections) > 2 and not any(_folded(cells) for cells in sections):
         links = "".join(str(Markup('<li><a href="#{}">{}</a></li>\n').format(*link)) for link in names.items())
         parts.append(f"<ul class=contents>\n{links}</ul>")
     for anchor, cells in zip(names, sections, strict=True):
+        look, words = '<section id="{1}">\n{2}\n</section>', names[anchor]
         if _folded(cells):
-            cells[0].source = "\n".join(cells[0].source.splitlines()[1:])
-            parts.append(str(Markup(FOLDED).format(names[anchor], anchor, Markup(_html(notebook, cells)))))
-        else:
-            parts.append(f'<section id="{anchor}">\n{_html(notebook, cells)}\n</section>')
+            look, words = FOLDED, take_heading(cells[0])
+        parts.append(str(Markup(look).format(words, anchor, Markup(as_html(notebook, cells, code=False)))))
     return title, "\n".join(parts)
 
 
@@ -191,8 +179,7 @@ def _refer_to_files(cells: list[nbformat.NotebookNode], folders: list[Path], htm
     pictures: dict[bytes, list[Path]] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*.png"))):
         pictures.setdefault(file.read_bytes(), []).append(file)
-    for place, cell in enumerate(cells):
-        cell["id"] = str(place)  # papermill gives the cell that it injects a random one
+    for cell in cells:
         for output in cell.get("outputs", []):
             encoded = output.get("data", {}).get("image/png")
             if same := pictures.get(base64.b64decode(encoded)) if encoded else None:
@@ -200,18 +187,6 @@ def _refer_to_files(cells: list[nbformat.NotebookNode], folders: list[Path], htm
                 said = output.get("metadata", {}).get("image/png", {})
                 alternative = said.get("alt", file.stem)
                 output["data"] = {"text/html": _picture(file, html, alternative, said.get("caption", alternative))}
-
-
-def _html(notebook: nbformat.NotebookNode, cells: list[nbformat.NotebookNode]) -> str:
-    exporter = HTMLExporter(
-        template_name="basic",
-        exclude_input=True,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        exclude_anchor_links=True,
-    )
-    part = nbformat.v4.new_notebook(metadata=notebook.metadata, cells=cells)
-    return exporter.from_notebook_node(part)[0].strip()
 
 
 def _folded(cells: list[nbformat.NotebookNode]) -> bool:
@@ -229,15 +204,12 @@ def _sections(cells: list[nbformat.NotebookNode]) -> list[list[nbformat.Notebook
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
             sections.append([])
         sections[-1].append(cell)
-    shown = []
-    for place, section in enumerate(sections):
-        code = [cell for cell in section if cell.cell_type == "code"]
-        if place == 0 or not code or any(cell.outputs for cell in code):
-            shown.append(section)
-    return shown
+    first, *others = sections
+    code = [[cell.outputs for cell in section if cell.cell_type == "code"] for section in others]
+    return [first, *(section for section, outputs in zip(others, code, strict=True) if not outputs or any(outputs))]
 
 
 def _picture(file: Path, html: Path, alternative: str, caption: str) -> str:
     """A picture at its printed size or narrower, its caption below; it leads to the file."""
     width = int.from_bytes(file.read_bytes()[16:20], "big") * 96 // DPI  # in the PNG header; CSS has 96 pixels an inch
-    return str(Markup(PICTURE).format(_link(file, html), width, alternative, caption))
+    return str(Markup(PICTURE).format(link(file, html), width, alternative, caption))

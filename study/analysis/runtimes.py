@@ -85,8 +85,10 @@ def timings(result: RuntimesResult) -> pd.DataFrame:
     return rows
 
 
-def choices(result: RuntimesResult, batch_size: int = 1, threads: int = 1) -> pd.DataFrame:
-    """Every model with weights in every runtime: quality, latency on texts as served, size; slowest first.
+def choices(result: RuntimesResult) -> pd.DataFrame:
+    """Every model with weights in every runtime: quality, latency of one text as served on one thread, size.
+
+    The slowest comes first.
 
     Columns: model, method, run, runtime, precision, score (mean development score of the probe over tasks, 0-100), loss
     (points below the teacher in float32), milliseconds (median), p90, speed_up, megabytes (file), memory_megabytes
@@ -95,15 +97,14 @@ def choices(result: RuntimesResult, batch_size: int = 1, threads: int = 1) -> pd
 
     Source: this study's choice.
     """
-    timed = timings(result).query("input == @TEXTS and batch_size == @batch_size and threads == @threads")
+    timed = timings(result).query("input == @TEXTS and batch_size == 1 and threads == 1")
     sizes = pd.DataFrame([entry.model_dump() for entry in result.footprints]).set_index(["model", "runtime"])
     sizes = sizes.astype(float)
     rows = []
     for quality in result.qualities:
         score = 100 * sum(quality.tasks.values()) / len(quality.tasks)
-        for row in timed.itertuples():
-            if row.model != quality.model or PRECISIONS[row.runtime] != quality.precision:
-                continue
+        fits = (timed["model"] == quality.model) & (timed["runtime"].map(PRECISIONS) == quality.precision)
+        for row in timed[fits].itertuples():
             size = sizes.loc[(row.model, row.runtime)]
             facts = {"model": row.model, "method": quality.method, "run": quality.run, "runtime": row.runtime}
             facts |= {"precision": quality.precision, "score": score, "milliseconds": row.p50, "p90": row.p90}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import islice
 
 from datasets import config
@@ -13,15 +14,15 @@ from study.declarations import Declared, OwnTask, OwnText, folder_of, format_of,
 from study.files import StudyError, UnreachableError
 from study.plan import Plan
 
-#: Tasks whose files are larger together are looked into at the head of each split alone.
+#: Of files that are larger together (bytes), the head of each alone is looked into.
 LARGEST = 64_000_000
 
 
 def check_data(plan: Plan) -> list[str]:
     """A line for every text and task of one's own that the grid uses, each read as its stage reads it.
 
-    Of texts the head of every file is read, of tasks all files, unless they are large or a data set. Without a
-    connection, data sets of the hub are left out, and that is said; with HF_HUB_OFFLINE set it is a mistake.
+    Files are read to their ends, unless they are large, or a data set: then the head of each. Without a connection,
+    data sets of the hub are left out, and that is said; with HF_HUB_OFFLINE set it is a mistake.
 
     Raises:
         StudyError: nothing matches, something cannot be read or reached, a column is missing, a split is empty or has
@@ -42,8 +43,10 @@ def check_data(plan: Plan) -> list[str]:
 
 def _told(lines: list[str], key: str, own: Declared, plan: Plan, name: str = "") -> str:
     unseen = f"{key}: {own.dataset}: not looked at, no connection"
-    if own.dataset and not folder_of(own, plan.root) and any(line.endswith("no connection") for line in lines):
-        return unseen  # every try takes half a minute
+    if own.dataset and not folder_of(own, plan.root):
+        if any(line.endswith("no connection") for line in lines):
+            return unseen  # every try takes half a minute
+        print(f"check: {key}: asks the hub for {own.dataset} (half a minute without a connection)", flush=True)
     try:
         return f"{key}: {_check_text(own, plan) if isinstance(own, OwnText) else _check_task(own, plan, name)}"
     except StudyError as error:
@@ -54,13 +57,14 @@ def _told(lines: list[str], key: str, own: Declared, plan: Plan, name: str = "")
 
 def _check_text(text: OwnText, plan: Plan) -> str:
     files = matching(text.files, plan.root) if text.files else []
+    size = sum(file.stat().st_size for file in files)
     for file in files:
         rows = documents(file) if format_of(file) == ".txt" else file_rows(file)
-        list(islice(rows, 1))
+        deque(rows if size <= LARGEST else islice(rows, 1), maxlen=0)
     if next(iter(read_own(text, plan.root)), None) is None:
         raise StudyError(f"{text.files or text.dataset} holds no document; allowed: at least one that is not empty")
-    megabytes = sum(file.stat().st_size for file in files) / 1e6
-    return f"{text.label}: {len(files)} files, {megabytes:,.1f} MB" if files else f"{text.label}: {text.dataset}"
+    seen = "" if size <= LARGEST else ", the head of each read"
+    return f"{text.label}: {len(files)} files, {size / 1e6:,.1f} MB{seen}" if files else f"{text.label}: {text.dataset}"
 
 
 def _check_task(task: OwnTask, plan: Plan, name: str) -> str:

@@ -18,6 +18,7 @@ from study.files import StudyError, UnreachableError
 
 #: A file of plain text is one document up to this many characters; longer ones are cut at a line's end, if one comes.
 LONGEST = 1_000_000
+_ONE_A_LINE = "allowed: one JSON object a line"
 
 Row = dict[str, Any]
 
@@ -107,9 +108,12 @@ def _opened(file: Path, newline: str | None = None) -> TextIO:
 def _lines(file: Path, stream: TextIO) -> Iterator[Row]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise StudyError(f"{file}: line {number} is no JSON ({error.msg}); {_ONE_A_LINE}") from None
             if not isinstance(row, dict):
-                raise StudyError(f"{file}: line {number} is no object; allowed: one JSON object a line")
+                raise StudyError(f"{file}: line {number} is no object; {_ONE_A_LINE}")
             yield row
 
 

@@ -24,6 +24,7 @@ from study.descriptions import Run
 from study.distillation import processes
 from study.distillation.masking import MaskedSequences
 from study.distillation.objectives import OBJECTIVES, Objective
+from study.distillation.objectives.base import RECOMPUTE
 from study.distillation.operations import equal_steps
 from study.distillation.pruning import SEQUENCES, unit_importance
 from study.distillation.students import create_student, prunes_within_layers
@@ -43,7 +44,7 @@ from study.files import Layout, StudyError, content_hash, make_folder
 from study.methods import PARTS, FastPath, OutputDistribution, Untrained, parts_of
 from study.records import Training
 from study.revisions import revisions
-from study.runtime import compute_device, keep_freed_memory, use_bf16
+from study.runtime import compute_device, keep_freed_memory, switched_on, use_bf16
 from study.sections import Distillation
 
 START_SEQUENCES = 32  # of the training stream, for projections and projected initialisation
@@ -67,18 +68,21 @@ def distil(
         :class:`study.records.Training`; None for the untrained student) and ``environment``.
 
     Raises:
-        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it.
+        StudyError: a missing or damaged input, a corpus shorter than one batch, processes that do not divide it or
+            cannot do what the environment asks for (sharded teacher, gradient checkpointing).
         DivergedError: a loss that is not finite.
     """
     processes.share(run.distillation.batch_size, run.distillation.accumulation_steps)  # before any work
+    sharded, recomputes = processes.shards_teacher(), switched_on(RECOMPUTE)
     make_folder(output.parent)
     tokenizer, teacher, corpus = _inputs(run, layout)
     stream = MaskedSequences(
         corpus["train"], run.masking, tokenizer, run.seed, START_SEQUENCES, sampled=_samples_positions(run)
     )
     device = compute_device()
-    nn.Module.to(teacher, device)
-    start = {k: x.to(device) for k, x in default_data_collator([stream[i] for i in range(START_SEQUENCES)]).items()}
+    home = torch.device("cpu") if sharded else device  # where a teacher to be sharded may not fit
+    nn.Module.to(teacher, home)
+    start = {k: x.to(home) for k, x in default_data_collator([stream[i] for i in range(START_SEQUENCES)]).items()}
     budget = training_budget(run, teacher, start)  # before anything is drawn at random
     importance = None
     if prunes_within_layers(teacher, run.sizes, run.initialisation):
@@ -86,6 +90,9 @@ def distil(
         importance = unit_importance(teacher, read)
     student = create_student(teacher, run.sizes, run.initialisation, start["input_ids"], run.seed, importance)
     nn.Module.to(student, device)
+    if sharded:
+        processes.shard(teacher)
+        start = {key: x.to(device) for key, x in start.items()}
     record: dict[str, Any] = {
         "run": {"setting": run.setting, "method": run.method, "student": run.student, "seed": run.seed},
         "hashes": {"corpus": corpus_hash(layout.corpus), "teacher": content_hash(layout.teacher)},
@@ -96,14 +103,15 @@ def distil(
         return record
 
     objective = prepare_objective(run, budget, student, teacher, start)
+    if recomputes:
+        objective.recompute_layers()
     stream, validation = sequences(run, budget, corpus, tokenizer)
-    outputs_identity = _outputs_identity(run, budget)
-    paths = applied(run.fast_paths, budget.accumulation_steps)
+    paths = applied(run.fast_paths, budget.accumulation_steps, sharded, recomputes)
     start_fast_paths(
         paths,
         use_bf16(run.precision),
         objective,
-        layout.teacher_outputs / digest(outputs_identity | {"inputs": record["hashes"]}),
+        layout.teacher_outputs / digest(_outputs_identity(run, budget) | {"inputs": record["hashes"]}),
         (stream.numbered + len(validation), start["input_ids"].shape[1]),
         layers_of_others(run, budget, others, teacher.config.num_hidden_layers),
     )

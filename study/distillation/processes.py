@@ -16,9 +16,16 @@ from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import PreTrainedModel
 
 from study.execution import forget_launchers, launched
+from study.families import family_of, part
 from study.files import StudyError
+from study.runtime import switched_on
+
+#: Environment variable: 1 lets each process hold only its share of the teacher's parameters.
+SHARD_TEACHER = "STUDY_SHARD_TEACHER"
 
 
 def join() -> None:
@@ -102,6 +109,38 @@ def share(batch_size: int, accumulation_steps: int) -> int:
             f" {accumulation_steps}; allowed: {allowed} processes"
         )
     return at_once // count()
+
+
+def shards_teacher() -> bool:
+    """Whether ``$STUDY_SHARD_TEACHER`` asks for :func:`shard`.
+
+    Raises:
+        StudyError: it is neither 0 nor 1, or there is one process alone.
+    """
+    asked = switched_on(SHARD_TEACHER)
+    if asked and count() == 1:
+        raise StudyError(f"{SHARD_TEACHER} = 1 with one process; allowed: two or more, started by torchrun")
+    return asked
+
+
+def shard(teacher: PreTrainedModel) -> None:
+    """Keep of a frozen teacher's parameters 1 / n on each of n processes; a module has all of its own while it runs.
+
+    Embeddings, every layer and the head are gathered one by one. The head's output matrix is then no longer tied to
+    the word embeddings: each process holds a share of both. From here on all processes have to read the teacher
+    equally often. Source: fully sharded data parallelism (FSDP, Zhao et al., 2304.11277) as PyTorch has it.
+    """
+    encoder, family = teacher.base_model, family_of(teacher)
+    names = [(encoder, name) for name in family.embedded] + [(teacher, name) for name in family.head]
+    around = [getattr(owner, name) for owner, name in names if hasattr(owner, name)]
+    for module in (*part(encoder, family.layers), *around, encoder):  # what is inside of another comes first
+        fully_shard(module, reshard_after_forward=True)
+
+
+def release(model: object) -> None:
+    """Let a sharded model give back what it gathered for a forward pass that has been broken off."""
+    if isinstance(model, FSDPModule):
+        model.reset_iter_state()
 
 
 def gathered(rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from study.distillation import processes
 from study.families import Family, family_of, part
 
 PROJECTIONS = ("query", "key", "value")
@@ -97,7 +98,7 @@ def read_activations(
     try:
         encoder(input_ids=input_ids, attention_mask=attention_mask)
     except _Complete:
-        pass
+        processes.release(encoder)
     finally:
         for hook in hooks:
             hook.remove()

@@ -157,11 +157,13 @@ class DistillationTrainer(Trainer):
         self.model.eval()
         rows, size = len(self.eval_dataset), self.args.eval_batch_size
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for first in range(processes.rank() * size, rows, processes.count() * size):
-            batch = [self.eval_dataset[row] for row in range(first, min(first + size, rows))]
+        for turn in range(0, rows, processes.count() * size):
+            first = turn + processes.rank() * size
+            own = range(first, min(first + size, rows))
+            batch = [self.eval_dataset[row] for row in own or range(1)]  # a sharded teacher is read by all or none
             loss, _, _ = self.prediction_step(self.model, default_data_collator(batch), prediction_loss_only=True)
             assert loss is not None
-            total += loss.double() * len(batch)
+            total += loss.double() * len(own)
         mean = processes.total(total).item() / rows
         return EvalLoopOutput(None, None, {"eval_loss": mean}, rows)  # type: ignore[arg-type]
 
@@ -256,14 +258,21 @@ def split_by_layer(groups: list[dict[str, Any]], student: PreTrainedModel, decay
     return split
 
 
-def applied(fast_paths: Sequence[FastPath], accumulation_steps: int = 1) -> list[FastPath]:
+def applied(
+    fast_paths: Sequence[FastPath], accumulation_steps: int = 1, sharded: bool = False, recomputes: bool = False
+) -> list[FastPath]:
     """Those of ``fast_paths`` that are of use here, which are then taken and recorded.
 
-    A GPU computes what a teacher gives sooner than a disk has it. It alone replays steps, and not where several
-    processes exchange gradients meanwhile, or where accumulated ones would share the memory of the next replay.
+    A GPU computes what a teacher gives sooner than a disk has it, and a sharded one is read by all or none, as it is.
+    A GPU alone replays steps, and not where several processes exchange gradients meanwhile, where accumulated ones
+    would share the memory of the next replay, or where layers are computed twice.
     """
     gpu = compute_device().type == "cuda"
-    useless = {"shared-teacher": gpu, "cuda-graphs": not gpu or processes.joined() or accumulation_steps > 1}
+    useless = {
+        "shared-teacher": gpu or sharded,
+        "rounded-teacher": sharded,
+        "cuda-graphs": not gpu or processes.joined() or accumulation_steps > 1 or recomputes,
+    }
     return [path for path in fast_paths if not useless.get(path)]
 
 

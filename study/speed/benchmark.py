@@ -27,7 +27,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -45,7 +45,7 @@ from study.distillation.objectives import OBJECTIVES, Objective
 from study.distillation.trainer import DistillationTrainer, common_arguments, freeze_untrained, switch_off_dropout
 from study.files import StudyError, write_json
 from study.methods import FastPath, Trained
-from study.runtime import PROCESSOR, environment, keep_freed_memory, use_bf16
+from study.runtime import PROCESSOR, autocast, environment, keep_freed_memory, use_bf16
 from study.sections import Encoder
 from study.speed.floor import floor
 from study.speed.parts import PARTS, StepTimer
@@ -174,9 +174,9 @@ def applicable(objective: str, precision: str) -> list[FastPath]:
     return [path for path in get_args(FastPath) if not without.get(path)]
 
 
-def machine() -> str:
-    """A name for this machine's kind of processor, as a folder: models and their instructions differ in speed."""
-    here = environment(PROCESSOR)
+def machine(device: torch.device = PROCESSOR) -> str:
+    """A name for a kind of processor or card, as a folder: models and their instructions differ in speed."""
+    here = environment(device)
     return re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['instructions']}".lower()).strip("-")
 
 
@@ -207,6 +207,11 @@ def _measure(params: Params, subject: Subject, threads: int) -> dict[str, Any]:
         result = (measure_peer if subject["kind"] == "peer" else measure_method)(params, subject)
     except StudyError as error:  # a peer that is not installed
         return {"left_out": str(error)}
+    return summary(params, result)
+
+
+def summary(params: Params, result: dict[str, Any]) -> dict[str, Any]:
+    """Median and quartiles of ``seconds`` of the steps, tokens per second, memory, and what else ``result`` has."""
     lower, median, upper = np.percentile(result.pop("seconds"), [25, 50, 75])
     tokens = params.benchmark.batch_size * params.benchmark.sequence_length
     return {
@@ -237,12 +242,7 @@ def measure_method(params: Params, subject: Subject) -> dict[str, Any]:
     update = {"precision": subject["precision"], "fast_paths": subject["fast_paths"]}
     params = params.model_copy(update=update | lever.params)
     settings, bf16 = params.benchmark, subject["precision"] == "bf16"
-    teacher, student = models(params)
-    switch_off_dropout(student)
-    method = params.methods[subject["name"]]
-    assert isinstance(method, Trained)
-    fused = "fused-losses" in params.fast_paths
-    objective = OBJECTIVES[method.objective](student, teacher, method, params.distillation.inputs, fused)
+    objective = objective_of(params, subject["name"])
     if lever.compiled:
         objective.losses = ModuleType("compiled")
         for loss in (losses.output_distribution, losses.attention_relation):
@@ -283,40 +283,63 @@ def measure_method(params: Params, subject: Subject) -> dict[str, Any]:
     }
 
 
-def measure_peer(params: Params, subject: Subject) -> dict[str, Any]:
-    """Seconds of each counted training step of another package (see :mod:`study.speed.peers`)."""
+def objective_of(params: Params, name: str) -> Objective:
+    """The objective of a method on the benchmark's models."""
+    teacher, student = models(params)
+    switch_off_dropout(student)
+    method = params.methods[name]
+    assert isinstance(method, Trained)
+    fused = "fused-losses" in params.fast_paths
+    return OBJECTIVES[method.objective](student, teacher, method, params.distillation.inputs, fused)
+
+
+def measure_peer(params: Params, subject: Subject, device: torch.device = PROCESSOR) -> dict[str, Any]:
+    """Seconds of each counted training step of another package (see :mod:`study.speed.peers`), waited for."""
     settings = params.benchmark
     stream = sequences(params, settings.batch_size)
     batch = default_data_collator([stream[i] for i in range(settings.batch_size)])
-    step = PEERS[subject["name"]].step(*models(params), batch)
+    teacher, student = (nn.Module.to(model, device) for model in models(params))
+    step = PEERS[subject["name"]].step(teacher, student, {key: x.to(device) for key, x in batch.items()})
     seconds = []
     for _ in range(settings.warmup_steps + settings.steps):
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
+        began = idle(device)
+        with autocast(device, subject["precision"] == "bf16"):
+            step()
+        seconds.append(idle(device) - began)
     return {"seconds": seconds[settings.warmup_steps :]}
 
 
-def measure_peaks(repeats: int = 10) -> dict[str, float]:
-    """What the machine can do: FLOP/s of 2048 x 2048 matrix products per precision, bytes/s of copying 256 MiB."""
+def idle(device: torch.device) -> float:
+    """The time at which a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure_peaks(repeats: int = 10, device: torch.device = PROCESSOR) -> dict[str, float]:
+    """What a device can do: FLOP/s of large square matrix products per precision, bytes/s of copying a large tensor.
+
+    Matrices are 2048 wide and the tensor has 256 MiB; on a GPU 8192 and 4 GiB.
+    """
     keep_freed_memory()
+    gpu = device.type == "cuda"
 
     def fastest(call: Callable[[], Any]) -> float:
         seconds = []
         for _ in range(repeats):
-            began = time.perf_counter()
+            began = idle(device)
             call()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(idle(device) - began)
         return min(seconds)
 
-    peaks, side = {}, 2048
+    peaks, side, length = {}, 8192 if gpu else 2048, 2**30 if gpu else 2**26
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        if name == "fp32" or use_bf16("auto", PROCESSOR):
-            left, right, out = torch.randn(3, side, side).to(dtype)
+        if name == "fp32" or use_bf16("auto", device):
+            left, right, out = torch.randn(3, side, side, device=device).to(dtype)
             peaks[name] = 2 * side**3 / fastest(lambda: torch.mm(left, right, out=out))  # noqa: B023
-    source = torch.ones(2**26)
+    source = torch.ones(length, device=device)
     target = torch.empty_like(source)
-    peaks["bandwidth"] = 2 * 4 * 2**26 / fastest(lambda: target.copy_(source))
+    peaks["bandwidth"] = 2 * 4 * length / fastest(lambda: target.copy_(source))
     return peaks
 
 

@@ -72,7 +72,8 @@ class Device:
 class Workload:
     """Everything that the work of a step depends on, and the ``steps`` of the training it belongs to.
 
-    ``masked`` is the share of tokens predicted; ``fast_paths`` as in params.yaml; ``precision`` "bf16" or "fp32".
+    ``masked`` is the share of tokens predicted; ``fast_paths`` as in params.yaml; ``precision`` "bf16" or "fp32";
+    ``attention`` "eager", which moves and keeps every score, or "sdpa", which does not let them reach memory.
     """
 
     teacher: Encoder
@@ -85,6 +86,7 @@ class Workload:
     masked: float = 0.15
     precision: str = "bf16"
     fast_paths: tuple[FastPath, ...] = ("kept-memory", "fused-losses", "rounded-teacher")
+    attention: str = "eager"
 
     @property
     def tokens(self) -> int:
@@ -154,10 +156,11 @@ def count(workload: Workload) -> Counts:
         length,
         workload.predicted,
     )
-    values += 3 * student_layers * _layer_values(student, length)
-    values += 0 if shared else teacher_layers * _layer_values(teacher, length)
+    scores = length if workload.attention == "eager" else 0  # of a token and head, that reach memory
+    values += 3 * student_layers * _layer_values(student, scores)
+    values += 0 if shared else teacher_layers * _layer_values(teacher, scores)
     kept += student_layers * (
-        WIDTH_KEPT * student.width + INTERMEDIATE_KEPT * student.intermediate + SCORES_KEPT * student.heads * length
+        WIDTH_KEPT * student.width + INTERMEDIATE_KEPT * student.intermediate + SCORES_KEPT * student.heads * scores
     )
     parameters = _parameters(student, workload.vocabulary)
     moments_and_gradient = 16 * parameters  # float32 throughout
@@ -361,6 +364,7 @@ def stage_steps(results: Results, plan: Plan) -> pd.DataFrame:
             masked=run.masking.fraction,
             precision=row["precision"],
             fast_paths=tuple(row["fast_paths"]),
+            attention=params.attention_implementation,
         )
         seconds = workload.tokens / row["tokens_per_second"]
         rows.append((run.method, run.student, row["precision"], row["training_threads"], seconds, workload))
@@ -417,11 +421,11 @@ def device_of(result: dict, precision: str) -> Device:
     return Device(result["environment"]["processor"], peaks[precision], peaks["bandwidth"])
 
 
-def _layer_values(encoder: Encoder, length: int) -> float:
+def _layer_values(encoder: Encoder, scores: int) -> float:
     return (
         WIDTH_PASSES * encoder.width
         + INTERMEDIATE_PASSES * encoder.intermediate
-        + SCORE_PASSES * encoder.heads * length
+        + SCORE_PASSES * encoder.heads * scores
     )
 
 

@@ -1,6 +1,7 @@
 """What the runs of a plan cost on GPUs, from steps measured on one, and what of it does not fit.
 
-Measured are runs that shared one card evenly: a card's time for a step of one of n is the step's time over n.
+Measured are runs that shared one card evenly: a card's time for a step of one of n is the step's time over n, as long
+as all n are there.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def workload_of(plan: Plan, run: Run, vocabulary: int, precision: str = "bf16") 
         masked=run.masking.fraction,
         precision=precision,
         fast_paths=tuple(path for path in run.fast_paths if path != "shared-teacher"),  # a GPU computes it sooner
+        attention=plan.params.attention_implementation,
     )
     if run.equal_compute is None:
         return work
@@ -66,6 +68,9 @@ def workload_of(plan: Plan, run: Run, vocabulary: int, precision: str = "bf16") 
 
 def shared_card_steps(plan: Plan, setting: str, beside: Mapping[str, int]) -> pd.DataFrame:
     """Steps of a setting's runs that were trained side by side on one card.
+
+    A run's time is that up to its first held-out loss behind the start: then the card is full, while later, when no
+    more runs wait, fewer share it: in the committed curves the last runs' steps become 0.6 times as long.
 
     Args:
         beside: budget -> how many runs shared the card at a time; other budgets are left out.
@@ -84,7 +89,8 @@ def shared_card_steps(plan: Plan, setting: str, beside: Mapping[str, int]) -> pd
         work = workload_of(
             plan, run, round(record.size.embedding_parameters / run.sizes.width), record.distillation.precision
         )
-        seconds = work.tokens / record.distillation.tokens_per_second / beside[evaluation.budget]
+        start, first, *_ = record.distillation.curve
+        seconds = (first.seconds - start.seconds) / (first.step - start.step) / beside[evaluation.budget]
         rows.append((run.method, run.budget, seconds, work))
     return pd.DataFrame(rows, columns=["method", "budget", "seconds", "workload"])
 

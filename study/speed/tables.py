@@ -88,7 +88,7 @@ def ratios(result: dict) -> pd.DataFrame:
         ladder = sorted((key for key in rounds if key[:2] == (method, precision)), key=lambda key: len(key[2]))
         for peer in COMPARISONS[method]:
             theirs = rounds.get((peer, "fp32", ()), [])
-            for key in [*ladder[:1], *ladder[-2:]] if theirs else []:
+            for key in dict.fromkeys([*ladder[:1], *ladder[-2:]] if theirs else []):
                 pairs = list(product(rounds[key], theirs))
                 rows.append(
                     {

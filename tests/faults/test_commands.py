@@ -26,7 +26,7 @@ from study.distillation.teacher_outputs import TeacherOutputs
 from study.evaluation.scores import evaluate
 from study.files import Layout
 from study.params import merge
-from study.plan_files import write_plan
+from study.plan import write_plan
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from study.analysis.figures.style import (
     GREY,
-    LOOK,
     draw_interval,
+    drawn,
     handle,
     label,
     method_legend,
@@ -37,7 +36,7 @@ TRIED = (
 )
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def ablation(analysis: Analysis, *variants: str) -> Figure | None:
     """Effect of every variant with its interval (points), a panel per reference, which is the line at zero.
 
@@ -47,48 +46,39 @@ def ablation(analysis: Analysis, *variants: str) -> Figure | None:
     table = analysis.effects[analysis.effects["variant"].isin(variants)]
     if table.empty:
         return None
-    groups = {reference: own for reference, own in table.groupby("reference", sort=False)}
+    groups = dict(tuple(table.groupby("reference", sort=False)))
     runs = analysis.ablation_macro.set_index(["method", "student", "distillation_seed"])["test"]
     singles = {row.Index: 100 * (runs[row.method] - runs[row.reference]).dropna() for row in table.itertuples()}
     seen = pd.concat([*singles.values(), table["effect"]])
     low, high = min(seen.min(), 0), max(seen.max(), 0)
     within = low - 0.35 * (high - low) - 0.5, high + 0.35 * (high - low) + 0.5
-    students = {
-        s: look
-        for s, look in student_styles(analysis.comparison).items()
-        if s in set(analysis.ablation_macro["student"])
-    }
+    ran = set(analysis.ablation_macro["student"])
+    students = {student: look for student, look in student_styles(analysis.comparison).items() if student in ran}
     lines = [len(own) for own in groups.values()]
     figure, grid = panels(
-        pd.DataFrame({"reference": list(groups)}),
-        height=0.9 + 0.26 * sum(lines) + 0.35 * len(lines),
-        row="reference",
-        sharey=False,
-        gridspec_kws={"height_ratios": lines},
-    )
+        pd.DataFrame({"reference": list(groups)}), 0.9 + 0.26 * sum(lines) + 0.35 * len(lines), row="reference",
+        sharey=False, gridspec_kws={"height_ratios": lines},
+    )  # fmt: skip
     for reference, axes in grid.items():
+        rows = groups[reference]
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
-        for height, row in enumerate(groups[reference].itertuples()):
+        for height, row in enumerate(rows.itertuples()):
             for student, (color, marker) in students.items():
                 own = singles[row.Index].xs(student, level="student")
                 axes.plot(own, [height] * len(own), marker, color=color, markersize=3.5, alpha=0.6, linestyle="")
             draw_interval(axes, height, row.low, row.high, within, GREY)
-            told = row.p_holm <= 0.05 and row.covers == BOTH_SEEDS
-            axes.plot(
-                row.effect, height, "D", color=GREY, markersize=7, zorder=4, markerfacecolor=GREY if told else "white"
-            )
-        axes.set(xlabel="", xlim=within, ylim=(len(groups[reference]) - 0.5, -0.5))
+            face = GREY if row.p_holm <= 0.05 and row.covers == BOTH_SEEDS else "white"
+            axes.plot(row.effect, height, "D", color=GREY, markersize=7, zorder=4, markerfacecolor=face)
+        axes.set(xlabel="", xlim=within, ylim=(len(rows) - 0.5, -0.5))
         axes.set_title("")
         axes.set_title(f"from {label(reference)}", loc="left")
-        axes.set_yticks(
-            range(len(groups[reference])), [_words(analysis, m, reference) for m in groups[reference]["method"]]
-        )
+        axes.set_yticks(range(len(rows)), [_words(analysis, method, reference) for method in rows["method"]])
         axes.tick_params(length=0)
         axes.spines["bottom"].set_visible(reference == list(groups)[-1])
         axes.grid(axis="x")
     figure.axes[-1].set_xlabel("difference of macro test scores (points of 0–100)")
     handles = [handle(student, color, marker) for student, (color, marker) in students.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
@@ -100,7 +90,7 @@ def _words(analysis: Analysis, method: str, reference: str) -> str:
     return changed if member.extends == reference else f"{short(member.extends)}, {changed}"
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def learning_rates_tried(analysis: Analysis, tried: pd.DataFrame) -> Figure | None:
     """Development score and held-out loss of every candidate rate, a line of panels per student, a line per method.
 

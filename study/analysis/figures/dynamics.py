@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.analysis.dynamics import MEASURES
-from study.analysis.figures.style import GREY, LOOK, SPARE, STYLES, Style, handle, label, method_legend, new_figure
+from study.analysis.figures.style import GREY, drawn, handle, label, method_legend, new_figure, style_of
 from study.records_beside import DynamicsResult
 
 #: Shades from the embeddings to the last layer, which stands out.
@@ -28,7 +27,7 @@ def _tokens(axes: Axes, measured: pd.DataFrame) -> None:
     axes.grid()
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def layers_by_tokens(measured: pd.DataFrame, result: DynamicsResult, methods: list[str]) -> Figure:
     """Score of a probe of every layer against tokens read: a row per task, a column per method, a line per layer.
 
@@ -56,28 +55,25 @@ def layers_by_tokens(measured: pd.DataFrame, result: DynamicsResult, methods: li
     figure.supxlabel("million tokens read", fontsize=9)
     names = ["embeddings", *(f"layer {i}" for i in range(1, depth)), f"layer {depth}, the last"]
     handles = [handle(name, shade, "o", "-") for name, shade in zip(names, SHADES[-1 - depth :], strict=True)]
-    figure.legend(
-        handles=[*handles, handle("teacher\u2019s last", GREY, "", "--")], loc="outside right upper", frameon=False
-    )
+    handles.append(handle("teacher\u2019s last", GREY, "", "--"))
+    figure.legend(handles=handles, loc="outside right upper")
     return figure
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def last_layer_by_tokens(measured: pd.DataFrame, result: DynamicsResult) -> Figure:
     """Measures of the last layer against tokens read, a line per method: probes, CKA and divergence of relations."""
     last = measured[(measured["layer"] == measured["layer"].max()) & (measured["budget"] == result.runs[0].budget)]
-    look = {}
-    for place, run in enumerate(run for run in result.runs if run.budget == result.runs[0].budget):
-        look[run.method] = STYLES.get(run.method) or Style(run.method, *SPARE[place % len(SPARE)])
+    methods = [run.method for run in result.runs if run.budget == result.runs[0].budget]
+    look = {method: style_of(method, place) for place, method in enumerate(methods)}
     asked = [*result.teacher, *MEASURES]
     figure = new_figure(5.0)
     grid = figure.subplots(-(-len(asked) // 2), 2, sharex=True, squeeze=False)
     for axes, measure in zip(grid.flat, asked, strict=False):
         for method, style in look.items():
             line = last[(last["method"] == method) & (last["measure"] == measure)]
-            axes.plot(
-                line["tokens"], line["value"], color=style.color, marker=style.marker, markersize=5, linewidth=1.2
-            )
+            looks = {"color": style.color, "marker": style.marker, "markersize": 5, "linewidth": 1.2}
+            axes.plot(line["tokens"], line["value"], **looks)
         if measure in result.teacher:
             axes.axhline(100 * result.teacher[measure][-1], color=GREY, linestyle="--", linewidth=1)
         axes.set_title(MEASURES.get(measure, f"{measure} (dashed: teacher)"))

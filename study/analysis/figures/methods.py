@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from study.analysis.figures.style import GREY, LOOK, handle, new_figure
+from study.analysis.figures.style import GREY, drawn, handle, new_figure
 
 TEACHER_COLOR, STUDENT_COLOR = "#4d4d4d", "#0072b2"
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def distributions(
     teacher: Any, student: Any, words: Sequence[str], names: Callable[[list[int]], list[str]], count: int = 8
 ) -> Figure:
@@ -34,11 +35,11 @@ def distributions(
         axes.invert_yaxis()
         axes.set(title=f"for “{word}”", xlabel="probability")
     handles = [handle("teacher", TEACHER_COLOR, "s"), handle("student", STUDENT_COLOR, "s")]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.legend(handles=handles, loc="outside right upper")
     return figure
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def mappings(of: dict[str, dict[int, tuple[int, ...]]], teacher_layers: int, student_layers: int) -> Figure:
     """An arrow from every teacher layer to the student layer that learns from it, a panel per mapping."""
     columns = 4
@@ -64,7 +65,7 @@ def mappings(of: dict[str, dict[int, tuple[int, ...]]], teacher_layers: int, stu
     return figure
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def by_token(parts: dict[str, Any], tokens: Sequence[str]) -> Figure:
     """What each token adds to a loss, (T,) values for every part of it."""
     figure = new_figure(0.9 + 0.3 * len(parts))
@@ -78,7 +79,7 @@ def by_token(parts: dict[str, Any], tokens: Sequence[str]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def relations(of: dict[str, tuple[Any, Any]], tokens: Sequence[str]) -> Figure:
     """The teacher's relations (T, T) above the student's, a column for each of queries, keys and values; one scale."""
     figure = new_figure(5.4)
@@ -86,25 +87,28 @@ def relations(of: dict[str, tuple[Any, Any]], tokens: Sequence[str]) -> Figure:
     highest = max(float(matrix.max()) for pair in of.values() for matrix in pair)
     for column, (name, pair) in zip(grid.T, of.items(), strict=True):
         for axes, matrix, model in zip(column, pair, ("teacher", "student"), strict=True):
-            image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=highest)
+            image = draw_relation(axes, matrix, tokens, highest)
             axes.set_title(f"{model}: {name}")
-            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
-            axes.tick_params(length=0)
     figure.colorbar(image, ax=grid, shrink=0.6, label="share of the relation")
     return figure
 
 
-@matplotlib.rc_context(LOOK)
+def draw_relation(axes: Axes, matrix: Any, tokens: Sequence[str], highest: float | None = None) -> AxesImage:
+    """A relation (T, T) among tokens; brightest at ``highest``, by default its own."""
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
+    axes.tick_params(length=0)
+    return axes.imshow(matrix, cmap="cividis", vmin=0, vmax=highest)
+
+
+@drawn
 def gradients(norms: pd.DataFrame) -> Figure:
     """Norm of the gradient: part of the student (rows) by loss (columns), on a logarithmic scale; white where none."""
     figure = new_figure(0.8 + 0.27 * len(norms), width=5.5)
     axes = figure.subplots()
     positive = norms.where(norms > 0)
     scale, bar = LogNorm(positive.min().min(), positive.max().max()), {"label": "norm of the gradient"}
-    seaborn.heatmap(
-        norms, ax=axes, mask=norms == 0, norm=scale, annot=True, fmt=".2g", cmap="cividis", linewidths=1, cbar_kws=bar
-    )
+    seaborn.heatmap(positive, ax=axes, norm=scale, annot=True, fmt=".2g", cmap="cividis", linewidths=1, cbar_kws=bar)
     axes.set_yticklabels(norms.index, rotation=0)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
@@ -11,7 +10,16 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from study.analysis.answers import VERDICT_LOOKS
-from study.analysis.figures.style import GREY, STUDENT_STYLES, in_words, interval, new_figure, number, short
+from study.analysis.figures.style import (
+    GREY,
+    STUDENT_STYLES,
+    in_words,
+    interval,
+    new_figure,
+    number,
+    short,
+    with_interval,
+)
 from study.analysis.numbers.neighbours import arms, verdicts
 from study.analysis.numbers.overview import NOT_MEASURED, NOT_RUN
 from study.analysis.presentation import styled
@@ -46,24 +54,17 @@ def about(result: NeighbourResult, again: bool = False) -> Markdown:
     unknown = "\n".join(f"* {line}" for line in result.unknown)
     told = {key: value for key, value in options.items() if key not in ("system", "seeds", "model")}
     chosen = ", ".join(f"{key}: {value}" for key, value in told.items()).replace("'", "")
-    parts = [
-        title,
-        result.equation,
-        result.reproduced,
-        f"Run with `{chosen}`." if chosen else "",
-        f"What could not be known:\n\n{unknown}" if unknown else "",
-        run,
-    ]
-    return Markdown("\n\n".join(part for part in parts if part))
+    parts = [title, result.equation, result.reproduced, f"Run with `{chosen}`." if chosen else ""]
+    parts += [f"What could not be known:\n\n{unknown}" if unknown else "", run]
+    return Markdown("\n\n".join(filter(None, parts)))
 
 
 def _scale(rows: pd.DataFrame) -> pd.Series:
     """Measure -> 100 where all its values are shares of one, else 1."""
-    largest = rows.groupby("measure")["mean"].agg(lambda own: own.abs().max())
-    return largest.map(lambda value: 100 if value <= LARGE else 1)
+    return rows["mean"].abs().groupby(rows["measure"]).max().map(lambda largest: 100 if largest <= LARGE else 1)
 
 
-def arms_table(result: NeighbourResult) -> Styler:
+def arms_table(result: NeighbourResult) -> Styler | None:
     """Arms by measures: mean and 95 % interval over seeds; shares of one times 100.
 
     A measure that is the first one again, as a task's score is where there is one task, is left out.
@@ -71,17 +72,18 @@ def arms_table(result: NeighbourResult) -> Styler:
     rows = arms(result)
     scale = _scale(rows)
     whole = {m for m in result.measures if all(v == int(v) for arm in result.arms for v in arm.values.get(m, []))}
-    shown: dict[str, dict[str, str]] = {arm.words: {"arm": arm.words} for arm in result.arms}
+    shown: dict[tuple[str, str], str] = {}
     for row in rows.itertuples():
-        times = scale[row.measure]
-        digits = 1 if times == 100 else (0 if row.measure in whole else 2)
-        varies = number(times * row.low, digits) != number(times * row.high, digits)
-        ends = interval(times * row.low, times * row.high, digits) if varies else ""
-        shown[row.words][result.measures[row.measure]] = number(times * row.mean, digits) + ends
-    first = next(iter(result.measures))
-    same = {m for m in result.measures if all(arm.values.get(m) == arm.values.get(first) for arm in result.arms)}
-    columns = ["arm", *(own for measure, own in result.measures.items() if measure == first or measure not in same)]
-    table = [{column: cells.get(column, "") for column in columns} for cells in shown.values()]
+        mean, low, high = (scale[row.measure] * value for value in (row.mean, row.low, row.high))
+        digits = 1 if scale[row.measure] == 100 else (0 if row.measure in whole else 2)
+        ends = interval(low, high, digits) if number(low, digits) != number(high, digits) else ""
+        shown[row.arm, row.measure] = number(mean, digits) + ends
+    first, *others = result.measures
+    other = [m for m in others if any(arm.values.get(m) != arm.values.get(first) for arm in result.arms)]
+    table = [
+        {"arm": arm.words} | {result.measures[m]: shown.get((arm.name, m), "") for m in (first, *other)}
+        for arm in result.arms
+    ]
     caption = f"{result.neighbour}: means over seeds and 95 % intervals (Student's)."
     return styled(table, f"arms-{result.neighbour}", caption, setting=result.setting, words=["arm"])
 
@@ -91,64 +93,52 @@ def verdicts_table(result: NeighbourResult) -> Styler | None:
     rows = verdicts(result)
     if rows.empty:
         return None
-    words, scale = {arm.name: arm.words for arm in result.arms}, _scale(arms(result))
-    table, looks = [], []
-    for place, row in enumerate(rows.itertuples()):
-        times = scale[row.measure]
-        difference = number(times * row.difference, 2, "+") + interval(times * row.low, times * row.high, 2, "+")
-        table.append(
-            {"claim": row.claim, "verdict": row.verdict, "difference (interval)": difference}
-            | {"between": f"{words[row.first]} – {words[row.second]}", "expected": f"{row.sign} zero"}
-        )
-        if row.verdict in VERDICT_LOOKS:
-            looks.append({"selector": f"td.row{place}.col1", "props": VERDICT_LOOKS[row.verdict]})
-    caption = (
-        f"{result.neighbour}: differences paired by seed, {len(result.seeds)} seeds; at least 3 are needed to judge."
-    )
-    looked: dict[str, Any] = {"words": ["verdict", "expected"], "wide": ["claim", "between"]}
-    shown = styled(table, f"checks-{result.neighbour}", caption, setting=result.setting, **looked)
-    return shown.set_table_styles(looks, overwrite=False)
+    words, scale = {arm.name: arm.words for arm in result.arms}, rows["measure"].map(_scale(arms(result)))
+    rows[["difference", "low", "high"]] = rows[["difference", "low", "high"]].mul(scale, axis=0)
+    table = [
+        {"claim": row.claim, "verdict": row.verdict}
+        | {"difference (interval)": with_interval((row.difference, row.low, row.high), 2, "+")}
+        | {"between": f"{words[row.first]} – {words[row.second]}", "expected": f"{row.sign} zero"}
+        for row in rows.itertuples()
+    ]
+    seeds = f"{len(result.seeds)} seeds; at least 3 are needed to judge."
+    return styled(
+        table, f"checks-{result.neighbour}", f"{result.neighbour}: differences paired by seed, {seeds}",
+        setting=result.setting, words=["verdict", "expected"], wide=["claim", "between"],
+        marked={f"td.row{n}.col1": look for n, own in enumerate(rows["verdict"]) if (look := VERDICT_LOOKS.get(own))},
+    )  # fmt: skip
 
 
 def arms_figure(result: NeighbourResult) -> Figure:
     """The first measure of every arm that has it, a line each."""
-    measure = next(iter(result.measures))
-    everything = arms(result)
-    rows, times = everything[everything["measure"] == measure], _scale(everything)[measure]
+    measure, rows = next(iter(result.measures)), arms(result)
+    times = _scale(rows)[measure]
+    rows = rows[rows["measure"] == measure]
+    rows = rows.assign(height=range(len(rows))[::-1], **(times * rows[["mean", "low", "high"]]))
     figure = new_figure(0.9 + 0.32 * len(rows))
     axes, (color, marker) = figure.subplots(), STUDENT_STYLES[0]
-    heights = range(len(rows))[::-1]
-    axes.axvline(times * rows["mean"].iloc[0], color=GREY, linestyle=":", linewidth=1)
-    for height, row in zip(heights, rows.itertuples(), strict=True):
-        axes.plot(times * row.mean, height, marker, color=color, markersize=5)
-        if not pd.isna(row.low):
-            axes.hlines(height, times * row.low, times * row.high, color=color, linewidth=1.4)
-    axes.set_yticks(heights, [textwrap.fill(words, 58) for words in rows["words"]])
+    axes.axvline(rows["mean"].iloc[0], color=GREY, linestyle=":", linewidth=1)
+    axes.plot(rows["mean"], rows["height"], marker, color=color, markersize=5, linestyle="")
+    known = rows.dropna(subset="low")
+    axes.hlines(known["height"], known["low"], known["high"], color=color, linewidth=1.4)
+    axes.set_yticks(rows["height"], [textwrap.fill(words, 58) for words in rows["words"]])
     axes.set_xlabel(f"{result.measures[measure]}{' × 100' if times == 100 else ''}")
     axes.grid(axis="x")
     return figure
 
 
-def overview_table(rows: pd.DataFrame, setting: str) -> Styler:
+def overview_table(rows: pd.DataFrame, setting: str) -> Styler | None:
     """Everything side by side; a cell without a number says why."""
     table = []
     for row in rows.itertuples():
-        kept = "" if pd.isna(row.kept) else number(row.kept, 1)
-        kept += "" if pd.isna(row.low) else interval(row.low, row.high, 1)
+        kept = "" if pd.isna(row.kept) else with_interval((row.kept, row.low, row.high), 1)
         missing = row.of if row.of in (NOT_RUN, NOT_MEASURED) else NOT_MEASURED
         table.append(
-            {
-                "what": in_words(row.row, short),
-                "kept (%)": kept or missing,
-                "of": row.of if row.of != missing or kept else "",
-            }
+            {"what": in_words(row.row, short), "kept (%)": kept or missing}
+            | {"of": row.of if row.of != missing or kept else ""}
             | {"latency (ms)": NOT_MEASURED if pd.isna(row.latency) else number(row.latency, 1)}
-            | {
-                "reads of the teacher": row.teacher,
-                "labels": row.labels,
-                "task": row.task,
-                "cost of training": row.cost,
-            }
+            | {"reads of the teacher": row.teacher, "labels": row.labels, "task": row.task}
+            | {"cost of training": row.cost}
         )
     words = ["what", "kept (%)", "latency (ms)", "labels", "task", "cost of training"]
     caption, wide = "What each needs, costs and keeps.", ["of", "reads of the teacher"]
@@ -169,12 +159,11 @@ def overview_figure(rows: pd.DataFrame) -> Figure | None:
     for column, own in shown.groupby("latency"):
         least = -float("inf")
         for row in own.itertuples():  # labels of one latency stand above each other
-            color, marker = STUDENT_STYLES[row.kind == "system"]
-            axes.plot(column, row.kept, marker, color=color, markerfacecolor="white" if row.kind == "system" else color)
+            system = row.kind == "system"
+            color, marker = STUDENT_STYLES[system]
+            axes.plot(column, row.kept, marker, color=color, markerfacecolor="white" if system else color)
             least = max(row.kept, least + step)
-            text = f"{in_words(row.row.partition(',')[0], short)}  {number(row.kept, 1)}" + f" of {row.of}" * (
-                row.kind == "system"
-            )
+            text = f"{in_words(row.row.partition(',')[0], short)}  {number(row.kept, 1)}" + f" of {row.of}" * system
             line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}
             place = (column, row.kept), (1.12 * column, least)
             axes.annotate(text, *place, fontsize=8, va="center", arrowprops=line)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import matplotlib
-import matplotlib.ticker
 import pandas as pd
-import seaborn
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from study.analysis.figures.style import LOOK, label, method_legend, new_figure, sized, styles
+from study.analysis.figures.style import drawn, label, lines_of_methods, new_figure, styles
 from study.descriptions import Comparison
 
 CAPTIONS = {
@@ -23,7 +21,7 @@ CAPTIONS = {
 }
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def layer_similarity(layers: pd.DataFrame) -> Figure:
     """CKA of every student layer (row) and teacher layer (column), a panel per student and method, mean over seeds.
 
@@ -58,37 +56,18 @@ def layer_similarity(layers: pd.DataFrame) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def relation_divergence(layers: pd.DataFrame, comparison: Comparison) -> Figure:
     """Divergence (nats) of attention relations, last student layer from each teacher layer, a line per method."""
-    look = styles(comparison)
     last = layers[layers["layer"] == layers.groupby("student")["layer"].transform("max")]
-    grid = seaborn.relplot(
-        last,
-        kind="line",
-        x="teacher_layer",
-        y="divergence",
-        col="student",
-        col_order=list(comparison.students),
-        hue="method",
-        style="method",
-        palette={method: style.color for method, style in look.items()},
-        markers={method: style.marker for method, style in look.items()},
-        dashes=False,
-        errorbar=None,
-        markersize=5,
-        markeredgewidth=0.3,
-        linewidth=1,
-        legend=False,
-    )
-    figure = sized(grid, 3.6)
-    for student, axes in grid.axes_dict.items():
-        axes.set(title=student, xlabel="", ylabel="", yscale="log")
+    figure, grid = lines_of_methods(
+        last, styles(comparison), 3.6, x="teacher_layer", y="divergence", col_order=list(comparison.students),
+        errorbar=None, linewidth=1,
+    )  # fmt: skip
+    for place, axes in enumerate(grid.values()):
+        axes.set(yscale="log", ylabel="" if place else "divergence of attention relations (nats)")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-        axes.grid()
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    grid.axes.flat[0].set_ylabel("divergence of attention relations (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("teacher layer", fontsize=9)
-    method_legend(figure, look)
     return figure

@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman
 MACRO = "macro test score (0–100)"
 GREY, PALE = "#4d4d4d", "#b0b0b0"  # PALE: of lines that carry no value
 
-#: What keeps lines from crossing words.
+#: Keeps lines from crossing words.
 HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 NOTHING, MINUS = "–", "−"
 
@@ -81,6 +81,7 @@ LOOK: dict[Any, Any] = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.fontsize": 8,
+    "legend.frameon": False,
     "hatch.linewidth": 0.6,
     "hatch.color": "white",
     "axes.spines.top": False,
@@ -90,13 +91,20 @@ LOOK: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.facecolor": "white",
 }
+#: Decorates what draws a figure.
+drawn = matplotlib.rc_context(LOOK)
+
+
+def style_of(method: str, place: int) -> Style:
+    """The style of a method; one that is unknown to this module gets a spare one, by its place among others."""
+    return STYLES.get(method) or Style(method, *SPARE[place % len(SPARE)])
 
 
 def styles(comparison: Comparison) -> dict[str, Style]:
-    """The style of every method of the grid, in its order; methods unknown to this module get spare ones."""
+    """The style of every method of the grid, in its order."""
     unknown = [method for method in comparison.methods if method not in STYLES]
-    spare = {method: Style(method, *SPARE[place % len(SPARE)]) for place, method in enumerate(unknown)}
-    return {method: STYLES.get(method) or spare[method] for method in comparison.methods}
+    places = {method: place for place, method in enumerate(unknown)}
+    return {method: style_of(method, places.get(method, 0)) for method in comparison.methods}
 
 
 def label(method: str) -> str:
@@ -126,6 +134,17 @@ def interval(low: float, high: float, digits: int, sign: str = "") -> str:
     """An interval in brackets, a blank before them; nothing where it is undefined."""
     between = " to " if sign else " – "
     return "" if pd.isna(low) else f" ({number(low, digits, sign)}{between}{number(high, digits, sign)})"
+
+
+def percent(value: float) -> str:
+    """A number of percent to one decimal; a dash for NaN."""
+    return NOTHING if pd.isna(value) else f"{number(value, 1)} %"
+
+
+def with_interval(values: Iterable[float], digits: int, sign: str = "") -> str:
+    """:func:`number` with its :func:`interval`, of a value and its two bounds."""
+    value, low, high = values
+    return number(value, digits, sign) + interval(low, high, digits, sign)
 
 
 def millions(count: float) -> str:
@@ -180,15 +199,11 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def panels(rows: Any, height: float, width: float = WIDTH, **options: Any) -> tuple[Figure, dict[Any, Axes]]:
-    """Empty panels, one for each group of a table's rows.
+    """Empty panels, one for each group of a table's rows, by value or by the pair of those of ``row`` and ``col``.
 
     Args:
-        rows: the table.
-        height, width: of the whole figure, in inches.
-        options: of seaborn's FacetGrid; ``row``, ``col``, ``col_wrap`` say what the panels stand for.
-
-    Returns:
-        The figure, and its panels by what they stand for: a value, or the pair of those of ``row`` and ``col``.
+        height, width: of the whole figure, in inches. options: of seaborn's FacetGrid; ``row``, ``col``, ``col_wrap``
+            say what the panels stand for.
     """
     grid = seaborn.FacetGrid(rows, **options)
     return sized(grid, height, width), grid.axes_dict
@@ -205,6 +220,23 @@ def sized(grid: seaborn.FacetGrid, height: float, width: float = WIDTH) -> Figur
     return figure
 
 
+def lines_of_methods(
+    rows: pd.DataFrame, look: dict[str, Style], height: float, **options: Any
+) -> tuple[Figure, dict[Any, Axes]]:
+    """Lines of methods, a panel per student; ``options``: of seaborn's relplot, ``x`` and ``y`` among them."""
+    grid = seaborn.relplot(
+        rows, kind="line", col="student", hue="method", style="method", dashes=False, legend=False, markersize=5,
+        markeredgewidth=0.3, palette={method: style.color for method, style in look.items()},
+        markers={method: style.marker for method, style in look.items()}, **options,
+    )  # fmt: skip
+    for student, axes in grid.axes_dict.items():
+        axes.set(title=student, xlabel="", ylabel="")
+        axes.grid()
+    figure = sized(grid, height)
+    method_legend(figure, look)
+    return figure, grid.axes_dict
+
+
 def handle(text: str, color: str, marker: str = "", linestyle: str = "", **options: Any) -> Line2D:
     """An entry of a legend."""
     return Line2D([], [], linestyle=linestyle, marker=marker, markersize=6, color=color, label=text, **options)
@@ -213,7 +245,7 @@ def handle(text: str, color: str, marker: str = "", linestyle: str = "", **optio
 def method_legend(figure: Figure, look: dict[str, Style], *more: Line2D) -> None:
     """Name methods beside a figure's panels, and whatever ``more`` stands for."""
     handles = [handle(style.label, style.color, style.marker, "-") for style in look.values()]
-    figure.legend(handles=[*handles, *more], loc="outside right upper", frameon=False)
+    figure.legend(handles=[*handles, *more], loc="outside right upper")
 
 
 def draw_interval(axes: Axes, height: float, low: float, high: float, within: tuple[float, float], color: str) -> None:
@@ -222,6 +254,37 @@ def draw_interval(axes: Axes, height: float, low: float, high: float, within: tu
     for beyond, end, marker in ((low < within[0], within[0], "<"), (high > within[1], within[1], ">")):
         if beyond:
             axes.plot(end, height, marker, color=color, markersize=5, clip_on=False, zorder=3)
+
+
+def point(axes: Axes, x: float, y: float, style: Style, filled: bool) -> None:
+    """A method's mark, hollow if not ``filled``."""
+    face = style.color if filled else "white"
+    axes.plot(x, y, style.marker, color=style.color, markerfacecolor=face, markersize=6, clip_on=False, zorder=4)
+
+
+def ranking(axes: Axes, rows: pd.DataFrame, look: dict[str, Style], within: tuple[float, float]) -> pd.DataFrame:
+    """A dot with its interval for every method, named beside the axis, the best at the top.
+
+    Args:
+        rows: method, value, low, high, filled. within: ends of the axis, at which points and intervals are cut off.
+
+    Returns:
+        The rows in the order drawn, with their ``height``.
+    """
+    rows = rows.sort_values("value", ascending=False, kind="stable").assign(height=range(len(rows)))
+    for row in rows.itertuples():
+        draw_interval(axes, row.height, row.low, row.high, within, look[row.method].color)
+        point(axes, min(max(row.value, within[0]), within[1]), row.height, look[row.method], row.filled)
+    axes.set_yticks(rows["height"], [label(method) for method in rows["method"]])
+    axes.set(xlabel="", ylabel="", xlim=within, ylim=(len(rows) - 0.4, -0.6))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    return rows
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], points: tuple[float, float], **options: Any) -> None:
+    """Words so many ``points`` from a place, readable above lines; ``options``: of matplotlib's annotate."""
+    axes.annotate(text, at, points, textcoords="offset points", **{"bbox": HALO} | options)
 
 
 def show(figure: Figure | None, folder: str | os.PathLike, name: str, caption: str) -> Image | None:

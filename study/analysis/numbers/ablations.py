@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +18,15 @@ from study.analysis.numbers.results import Results
 from study.analysis.numbers.statistics import (
     BOTH_SEEDS,
     TOLD_APART,
+    by_method,
     covered,
-    difference,
-    estimate,
     holm,
     models,
-    of_method,
-    replicates,
+    pool,
     two_sided,
 )
+from study.analysis.numbers.tables import write_tables
 from study.descriptions import Comparison
-from study.files import write_file
 
 if TYPE_CHECKING:
     from study.analysis.numbers.analysis import Analysis
@@ -74,22 +71,21 @@ def pairs(results: Results) -> dict[str, list[tuple[str, str]]]:
 
     A method of equal compute is compared with what it extends, and with the method whose operations its steps cost.
     """
-    comparison = results.comparison
-    by_variant = {MAPPING: [(MAPPED, method) for method in other_mappings(results)]}
-    for method, membership in comparison.memberships.items():
-        by_variant.setdefault(membership.variant, []).append((membership.extends, method))
-    for method, membership in comparison.memberships.items():
-        equalled = membership.changes.get(EQUAL_COMPUTE)
-        if equalled in comparison.methods:
-            by_variant[membership.variant].append((equalled, method))
-    return {variant: compared for variant, compared in by_variant.items() if compared}
+    members = results.comparison.memberships.items()
+    named = [(own.variant, own.extends, method) for method, own in members]
+    equalled = [(own.variant, str(own.changes.get(EQUAL_COMPUTE)), method) for method, own in members]
+    named += [own for own in equalled if own[1] in results.comparison.methods]
+    by_variant: dict[str, list[tuple[str, str]]] = {}
+    for variant, reference, method in [*((MAPPING, MAPPED, other) for other in other_mappings(results)), *named]:
+        by_variant.setdefault(variant, []).append((reference, method))
+    return by_variant
 
 
 def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
     """Method less reference in points of macro test score (0-100), one row per method, grouped by variant.
 
     Columns: setting, variant, reference, method, macro (of the method), effect (paired by student, task and seeds),
-    low, high (95 %, :func:`statistics.estimate`), covers (the seeds behind them), p_holm (two-sided, of no effect,
+    low, high (95 %, :class:`statistics.Pooled`), covers (the seeds behind them), p_holm (two-sided, of no effect,
     corrected over the rows of the variant), runs (distilled models of the method), learning_rate,
     reference_learning_rate (NaN: not trained, or not the same for all students; methods of the grid have rates of their
     own).
@@ -101,15 +97,16 @@ def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
     """
     rates = results.runs["options"].map(lambda options: options.get("learning_rate", np.nan)).astype(float)
     rates = rates.groupby(results.runs["method"]).agg(lambda rate: rate.iloc[0] if rate.nunique() == 1 else np.nan)
+    recorded = results.runs.groupby("method")["options"].first().items()
+    pooled = pool(by_method(scores), untrained=[m for m, options in recorded if "learning_rate" not in options])
     rows = []
     for variant, compared in pairs(results).items():
         for reference, method in compared:
-            varied = of_method(scores, method)
-            effect = estimate(replicates(100 * difference(varied, of_method(scores, reference))))
-            low, high = effect.interval()
+            varied = pooled.scores[method]
+            effect = pooled.effect([method], [reference])
             row: dict[str, Any] = {"setting": results.comparison.setting, "variant": variant, "reference": reference}
             row |= {"method": method, "macro": 100 * varied.mean(skipna=False).item()}
-            row |= {"effect": float(effect.mean), "low": float(low), "high": float(high)}
+            row |= effect.named("effect")
             row |= {"covers": covered(varied), "p_holm": two_sided(effect), "runs": models(varied)}
             rows.append(row | {"learning_rate": rates[method], "reference_learning_rate": rates[reference]})
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -135,14 +132,13 @@ def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] =
         lead = f"{len(shown)} of {len(rows)} variants are told apart from their reference (Holm, 5 %):"
     lines = []
     for row in rows.itertuples():
-        interval = "" if np.isnan(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
-        sure = " **told apart**" if row.p_holm <= TOLD_APART and row.covers == BOTH_SEEDS else ""
+        line = f"* {named(row.method)} less {named(row.reference)}: {row.effect:+.1f} points"
+        line += "" if np.isnan(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
+        line += " **told apart**" * (row.p_holm <= TOLD_APART and row.covers == BOTH_SEEDS)
         rates = (row.learning_rate, row.reference_learning_rate)
-        unlike = rates[0] != rates[1] and not np.isnan(rates).any()
-        other = f"; learning rates {rates[0]:g} and {rates[1]:g}" if unlike else ""
-        lines.append(
-            f"* {named(row.method)} less {named(row.reference)}: {row.effect:+.1f} points{interval}{sure}{other}"
-        )
+        if rates[0] != rates[1] and not np.isnan(rates).any():
+            line += f"; learning rates {rates[0]:g} and {rates[1]:g}"
+        lines.append(line)
     return "\n".join([f"**Found.** {lead}", "", *lines]).replace(" -", " −").replace("(-", "(−")
 
 
@@ -152,7 +148,6 @@ def write_effects(analysis: Analysis, folder: str | os.PathLike[str]) -> pd.Data
     Raises:
         StudyError: scores are incomplete, or the folder cannot be written.
     """
-    table = analysis.effects
-    rounded = table.round({column: 4 for column in table if not column.endswith("learning_rate")})
-    write_file(Path(folder) / "effects.csv", rounded.to_csv(index=False, lineterminator="\n"))
-    return table
+    digits = {column: 4 for column in COLUMNS if not column.endswith("learning_rate")}
+    write_tables(folder, {"effects": analysis.effects.round(digits)})
+    return analysis.effects

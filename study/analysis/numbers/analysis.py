@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
-import xarray as xr
 
-from study.analysis.numbers import ablations, claims, recommendation, selection, statistics, tables
+from study.analysis.numbers import ablations, claims, statistics, tables
+from study.analysis.numbers.recommendation import recommendation
 from study.analysis.numbers.results import Results, load_results, macro
+from study.analysis.numbers.selection import selection
 from study.descriptions import Comparison
 from study.files import Layout
 
@@ -19,125 +19,44 @@ from study.files import Layout
 class Analysis:
     """Results and all that follows from them, computed when first asked for; tables are shared and not to be changed.
 
-    Tables of functions that know no setting have it as their first column here.
+    Each is what the function of its name gives, of the grid unless it is said to be of the ablations; tables of
+    functions that know no setting have it as their first column here. ``timed``: the latency of every model at the
+    smallest batch size and number of threads.
     """
 
     results: Results
 
-    @property
-    def comparison(self) -> Comparison:
-        return self.results.comparison
+    comparison = cached_property(lambda own: own.results.comparison)
+    setting = cached_property(lambda own: own.comparison.setting)
+    timed = cached_property(lambda own: tables.timed(own.results))
 
-    @property
-    def profile(self) -> str:
-        return self.comparison.profile
+    scores = cached_property(lambda own: statistics.score_array(own.results))
+    teacher_scores = cached_property(lambda own: statistics.teacher_array(own.results))
+    macro = cached_property(lambda own: macro(own.results))
+    summary = cached_property(lambda own: tables.summary(own.macro, own.scores, own.teacher_scores))
+    headline = cached_property(lambda own: tables.headline(own.results, own.summary, own.scores))
+    recommendation = cached_property(lambda own: recommendation(own.results, own.headline, own.scores))
+    selection = cached_property(lambda own: selection(own.results, own.summary))
+    per_task = cached_property(lambda own: tables.per_task(own.results, own.summary))
+    per_language = cached_property(lambda own: tables.per_language(own.results))
+    costs = cached_property(lambda own: tables.costs(own.results))
+    distillation = cached_property(lambda own: tables.distillation(own.results))
+    sampling_error = cached_property(lambda own: tables.sampling_error(own.results))
+    aggregates = cached_property(lambda own: own._placed(statistics.aggregates(own.scores, own.teacher_scores)))
+    differences = cached_property(lambda own: own._placed(statistics.differences(own.scores)))
 
-    @property
-    def setting(self) -> str:
-        return self.comparison.setting
+    #: Results of the ablated students, methods of the grid and their variants; where none were run, of the grid.
+    ablated = cached_property(lambda own: own.results.ablations or own.results)
+    ablation_scores = cached_property(lambda own: statistics.score_array(own.ablated))
+    ablation_macro = cached_property(lambda own: macro(own.ablated))
+    effects = cached_property(lambda own: ablations.effects(own.ablated, own.ablation_scores))
 
-    @cached_property
-    def scores(self) -> xr.DataArray:
-        """:func:`statistics.score_array` of the grid."""
-        return statistics.score_array(self.results)
+    claim_scores = cached_property(lambda own: claims.claim_scores(own.results, own.scores, own._of_variants))
+    contrasts = cached_property(lambda own: own._placed(claims.contrasts(own.claim_scores)))
+    verdicts = cached_property(lambda own: own._placed(claims.verdicts(own.claim_scores, own.contrasts)))
+    _of_variants = cached_property(lambda own: own.ablation_scores if own.results.ablations else None)
 
-    @cached_property
-    def teacher_scores(self) -> xr.DataArray:
-        """:func:`statistics.teacher_array`."""
-        return statistics.teacher_array(self.results)
-
-    @cached_property
-    def ablation_scores(self) -> xr.DataArray | None:
-        """:func:`statistics.score_array` of the ablated students: methods of the grid and their variants."""
-        return statistics.score_array(self.results.ablations) if self.results.ablations else None
-
-    @cached_property
-    def macro(self) -> pd.DataFrame:
-        """:func:`results.macro` of the grid."""
-        return macro(self.results)
-
-    @cached_property
-    def ablation_macro(self) -> pd.DataFrame:
-        """:func:`results.macro` of what :attr:`effects` compares."""
-        return macro(self.results.ablations) if self.results.ablations else self.macro
-
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        """:func:`tables.summary`."""
-        return tables.summary(self.macro, self.scores, self.teacher_scores)
-
-    @cached_property
-    def headline(self) -> dict[str, Any]:
-        """:func:`tables.headline`."""
-        return tables.headline(self.results, self.summary, self.scores)
-
-    @cached_property
-    def recommendation(self) -> pd.DataFrame:
-        """:func:`recommendation.recommendation`."""
-        return recommendation.recommendation(self.results, self.headline, self.scores)
-
-    @cached_property
-    def selection(self) -> pd.DataFrame:
-        """:func:`selection.selection`."""
-        return selection.selection(self.results, self.summary)
-
-    @cached_property
-    def per_task(self) -> pd.DataFrame:
-        """:func:`tables.per_task`."""
-        return tables.per_task(self.results, self.summary)
-
-    @cached_property
-    def per_language(self) -> pd.DataFrame:
-        """:func:`tables.per_language`."""
-        return tables.per_language(self.results)
-
-    @cached_property
-    def costs(self) -> pd.DataFrame:
-        """:func:`tables.costs`."""
-        return tables.costs(self.results)
-
-    @cached_property
-    def distillation(self) -> pd.DataFrame:
-        """:func:`tables.distillation`."""
-        return tables.distillation(self.results)
-
-    @cached_property
-    def sampling_error(self) -> pd.DataFrame:
-        """:func:`tables.sampling_error`."""
-        return tables.sampling_error(self.results)
-
-    @cached_property
-    def aggregates(self) -> pd.DataFrame:
-        """:func:`statistics.aggregates`."""
-        return self._of_setting(statistics.aggregates(self.scores, self.teacher_scores))
-
-    @cached_property
-    def differences(self) -> pd.DataFrame:
-        """:func:`statistics.differences`."""
-        return self._of_setting(statistics.differences(self.scores))
-
-    @cached_property
-    def effects(self) -> pd.DataFrame:
-        """:func:`ablations.effects` of the ablations; where none were run, of the grid."""
-        scores = self.scores if self.ablation_scores is None else self.ablation_scores
-        return ablations.effects(self.results.ablations or self.results, scores)
-
-    @cached_property
-    def claim_scores(self) -> dict[str, xr.DataArray]:
-        """:func:`claims.claim_scores`."""
-        return claims.claim_scores(self.results, self.scores, self.ablation_scores)
-
-    @cached_property
-    def contrasts(self) -> pd.DataFrame:
-        """:func:`claims.contrasts`."""
-        return self._of_setting(claims.contrasts(self.claim_scores))
-
-    @cached_property
-    def verdicts(self) -> pd.DataFrame:
-        """:func:`claims.verdicts`."""
-        return self._of_setting(claims.verdicts(self.claim_scores, self.contrasts))
-
-    def _of_setting(self, table: pd.DataFrame) -> pd.DataFrame:
+    def _placed(self, table: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "setting", self.setting)
         return table
 

@@ -8,8 +8,9 @@ import pandas as pd
 
 from study.analysis.numbers.budgets import Budgets, all_closed, gains, references, table, verdicts
 from study.analysis.numbers.sensitivity import sensitivity
+from study.analysis.numbers.tables import write_tables
 from study.analysis.numbers.trends import trends
-from study.files import StudyError, write_file
+from study.files import StudyError
 
 #: Their names.
 TABLES = ("gap", "gains", "references", "verdicts", "contrasts", "sensitivity", "trends")
@@ -36,9 +37,8 @@ def write_budgets(budgets: Budgets, folder: Path) -> dict[str, pd.DataFrame]:
         StudyError: as :func:`budget_tables`, or the folder cannot be written.
     """
     tables = budget_tables(budgets)
-    for name, rows in tables.items():
-        digits = {column: 4 for column in rows if column != "learning_rate"}
-        write_file(Path(folder) / f"{name}.csv", rows.round(digits).to_csv(index=False, lineterminator="\n"))
+    digits = {name: {column: 4 for column in rows if column != "learning_rate"} for name, rows in tables.items()}
+    write_tables(folder, {name: rows.round(digits[name]) for name, rows in tables.items()})
     return tables
 
 

@@ -11,11 +11,11 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers import claims
-from study.analysis.numbers.results import FLOOR, check_mixture, check_versions
-from study.analysis.numbers.statistics import AXES, estimate, pool, replicates
+from study.analysis.numbers.results import FLOOR, check_mixture, check_there, check_versions
+from study.analysis.numbers.statistics import AXES, complete_array, estimate, replicates
 from study.descriptions import TEACHER, Comparison, model_name
 from study.files import Layout, StudyError
-from study.records import Environment, RunResult, read_record, short_name
+from study.records import RunResult, read_record, short_name
 from study.sections import BASE_BUDGET
 
 #: Groups of tasks -> the tasks that belong to them; ``all`` is the mean of all tasks.
@@ -64,17 +64,13 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
     cells = [(TEACHER, TEACHER, 0, BASE_BUDGET), *((*cell, BASE_BUDGET) for cell in comparison.cells())]
     cells += [(*cell, budget) for budget in comparison.budgets for cell in comparison.budget_cells(budget)]
     paths = [layout.result(model_name(*cell)) for cell in cells]
-    missing = [path.relative_to(layout.folder).as_posix() for path in paths if not path.is_file()]
-    if missing:
-        raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
+    check_there(paths, layout)
     scores: list[dict[str, Any]] = []
     training: list[dict[str, Any]] = []
-    environments: dict[str, Environment | None] = {}
     records: dict[str, RunResult] = {}
     for path, (method, student, seed, budget) in zip(paths, cells, strict=True):
         where = {"profile": comparison.profile, "setting": comparison.setting, "budget": budget}
         record = read_record(path, RunResult, **where, method=method, student=student, seed=seed)
-        environments[f"{short_name(path)}: environment"] = record.environment
         records[short_name(path)] = record
         trained = record.distillation if method != TEACHER else None
         tokens = trained.tokens if trained else 0
@@ -84,7 +80,7 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
             share = trained.curve[-1].loss / trained.curve[0].loss
             curve = [(point.tokens, point.loss) for point in trained.curve]
             training.append(run | {"learning_rate": trained.learning_rate, "curve": curve, "loss_share": share})
-    check_versions(environments)
+    check_versions({f"{name}: environment": record.environment for name, record in records.items()})
     check_mixture(records)
     return Budgets(comparison, pd.DataFrame(scores), pd.DataFrame(training))
 
@@ -97,23 +93,20 @@ def score_rows(record: RunResult, comparison: Comparison) -> Iterable[dict[str, 
     """
     for task in comparison.tasks:
         if task in record.tasks:
-            own = record.tasks[task]
-            for run in own.runs:
-                tests = {own.language: run.test[own.metric]}
-                tests |= {language: values[own.metric] for language, values in run.languages.items()}
-                score, development = float(np.mean([*tests.values()])), run.development[own.metric]
-                yield {"group": own.group, "task": task, "finetuning_seed": run.seed, "languages": tests,
-                       "score": score, "development": development}  # fmt: skip
+            tuned = record.tasks[task]
+            place, metric = {"group": tuned.group, "task": task}, tuned.metric
+            runs = [(r.seed, {tuned.language: r.test} | r.languages, r.development[metric]) for r in tuned.runs]
         elif task in record.probes:
             probe = record.probes[task]
-            tests = {language: values[probe.metric] for language, values in probe.languages.items()}
-            score = float(np.mean([*tests.values()]))
+            place, metric = {"group": probe.group, "task": task}, probe.metric
             development = float(np.mean(list(probe.development.values()))) if probe.development else np.nan
-            for seed in comparison.finetuning_seeds:  # one score, whichever of them it stands beside
-                yield {"group": probe.group, "task": task, "finetuning_seed": seed, "languages": tests,
-                       "score": score, "development": development}  # fmt: skip
+            runs = [(seed, probe.languages, development) for seed in comparison.finetuning_seeds]  # one score for all
         else:
             raise StudyError(f"{record.method} {record.student}: task {task!r} is missing")
+        for seed, languages, development in runs:
+            tests = {language: values[metric] for language, values in languages.items()}
+            score = float(np.mean([*tests.values()]))
+            yield place | {"finetuning_seed": seed, "languages": tests, "score": score, "development": development}
 
 
 def groups(budgets: Budgets) -> list[str]:
@@ -154,12 +147,8 @@ def gap_closed(budgets: Budgets, budget: str, group: str) -> dict[str, xr.DataAr
     shares = {}
     for method, runs in own.groupby("method", sort=False):
         runs = runs.rename(columns={"seed": "distillation_seed"}).set_index(list(AXES))["score"]
-        axes = {axis: runs.index.get_level_values(axis).unique() for axis in AXES}
-        full = runs.reindex(pd.MultiIndex.from_product(axes.values(), names=AXES))
-        if full.isna().any():
-            raise StudyError(f"{method} at budget {budget} has no score of {full.index[full.isna()][0]}")
-        array = xr.DataArray(full.to_numpy().reshape([len(axis) for axis in axes.values()]), axes, AXES)
-        floor = xr.DataArray(floors.reindex(axes["student"]).to_numpy(), {"student": axes["student"]}, ("student",))
+        array = complete_array(runs, f"{method} at budget {budget}")
+        floor = floors.rename_axis("student").to_xarray().sel(student=array["student"])
         shares[str(method)] = ((array - floor) / (ceiling - floor)).transpose(*AXES)
     return shares
 
@@ -190,11 +179,11 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     macros = {g: _of_group(budgets, g).groupby(["budget", "method"])["score"].mean() for g in groups(budgets)}
     for (group, budget), methods in closed.items():
         for method, shares in methods.items():
-            share, macro = estimate(replicates(100 * shares)), macros[group][budget, method]
-            low, high = share.interval()
+            macro = macros[group][budget, method]
             listed.append(
                 {"group": group, "budget": budget, "tokens": budgets.tokens[budget], "method": method}
-                | {"closed": float(share.mean), "low": float(low), "high": float(high), "score": 100 * macro}
+                | estimate(replicates(100 * shares)).named("closed")
+                | {"score": 100 * macro}
                 | {"retained": 100 * macro / macros[group][BASE_BUDGET, TEACHER], "models": claims.models(shares)}
                 | {"learning_rate": rates[budget, method], "loss_share": losses[budget, method]}
             )
@@ -217,10 +206,9 @@ def gains(budgets: Budgets) -> pd.DataFrame:
         runs = runs.assign(over=runs["score"] - runs["student"].map(floors))
         for (budget, method), scores in runs.groupby(["budget", "method"], sort=False):
             gain = estimate(100 * scores.groupby("seed")["over"].mean().to_numpy()[None])  # students share seeds
-            low, high = gain.interval()
             place = {"group": group, "budget": budget, "tokens": budgets.tokens[str(budget)], "method": method}
             models = len(scores[["student", "seed"]].drop_duplicates())
-            rows.append(place | {"gain": float(gain.mean), "low": float(low), "high": float(high), "models": models})
+            rows.append(place | gain.named("gain") | {"models": models})
     return pd.DataFrame(rows)
 
 
@@ -253,7 +241,7 @@ def verdicts(budgets: Budgets, closed: Closed, gap: pd.DataFrame) -> tuple[pd.Da
         own = claims.judged_on(scores.keys(), MARGIN)
         if not own:
             continue
-        contrasts = claims.contrasts(scores, own, pool(scores))
+        contrasts = claims.contrasts(scores, own)
         outcome = claims.verdicts(scores, contrasts, own).set_index("claim")
         for claim in own:
             named = dict.fromkeys(method for contrast in claim.contrasts for method in contrast.methods)

@@ -41,6 +41,7 @@ from study.analysis.numbers.statistics import (
     holm,
     models,
     of_method,
+    pool,
     replicates,
 )
 
@@ -119,10 +120,7 @@ CLAIMS = (
         "D1",
         "MHA transfer by MiniLMv2 is generally the best option",
         IN_PAPER,
-        (
-            *(Contrast(MINILMV2, other) for other in (OD, *HS)),
-            Contrast(MINILMV2, DIRECT, "non-inferior"),
-        ),
+        (*(Contrast(MINILMV2, other) for other in (OD, *HS)), Contrast(MINILMV2, DIRECT, "non-inferior")),
     ),
     Claim(
         "D2",
@@ -212,12 +210,11 @@ def _run(members: tuple[str, ...], methods: Collection[str]) -> bool:
     return bool(members) and set(members) <= set(methods)
 
 
-def contrasts(
-    scores: dict[str, xr.DataArray], claims: tuple[Claim, ...] = CLAIMS, pooled: Pooled | None = None
-) -> pd.DataFrame:
+def contrasts(scores: dict[str, xr.DataArray], claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
     """Every contrast of every claim, one row each, in their order; effects in points of macro test score (0-100).
 
-    Effects are means of differences paired by student, task and seeds; intervals: :func:`statistics.estimate`.
+    Effects are means of differences paired by student, task and seeds; intervals:
+    :class:`statistics.Pooled`, by what methods of the grid share and what variants by teacher layer share.
 
     Columns: claim, contrast, first, second, test, margin, lower, upper (bounds of the region), effect, low, high (95 %,
     of this contrast alone; NaN with one run per method, student and task), freedom (of these), p_inside (of the effect
@@ -228,12 +225,15 @@ def contrasts(
 
     Args:
         scores: :func:`claim_scores`.
-        pooled: the variance that methods share, for the effects' standard errors; None: each contrast's own.
     """
-    return pd.concat([_claim_rows(scores, claim, pooled) for claim in claims], ignore_index=True)
+    pools = {
+        layered: pool({method: own for method, own in scores.items() if ("@" in method) == layered})
+        for layered in (False, True)
+    }
+    return pd.concat([_claim_rows(scores, claim, pools) for claim in claims], ignore_index=True)
 
 
-def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pooled: Pooled | None) -> pd.DataFrame:
+def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pools: dict[bool, Pooled]) -> pd.DataFrame:
     rows = []
     for contrast in claim.contrasts:
         if contrast.if_run and not all(method in scores for method in contrast.methods):
@@ -247,13 +247,8 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pooled: Pooled | 
         row |= dict.fromkeys(("effect", "low", "high", "freedom", "p_inside", "p_outside"), np.nan)
         if not missing:
             sides = contrast.members(contrast.first), contrast.members(contrast.second)
-            first, second = (_mean(scores, members) for members in sides)
-            effect = estimate(replicates(100 * difference(first, second)))
-            if pooled is not None:
-                effect = pooled.effect(*sides, otherwise=effect)
-            low, high = effect.interval()
-            row |= {"effect": float(effect.mean), "low": float(low), "high": float(high)}
-            row["freedom"] = float(effect.freedom)
+            effect = pools["@" in contrast.first].effect(*sides)
+            row |= effect.named("effect") | {"freedom": float(effect.freedom)}
             row["p_inside"] = float(np.maximum(effect.p_above(lower), effect.p_below(upper)))
             row["p_outside"] = float(np.minimum(effect.p_below(lower), effect.p_above(upper)))
         row["runs"] = sum(models(scores[method]) for method in there)
@@ -265,11 +260,6 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pooled: Pooled | 
     judged = table["covers"] == BOTH_SEEDS
     shown = [judged & (table["p_outside"] <= ALPHA), judged & (table["p_inside"] <= ALPHA)]
     return table.assign(shown=np.select(shown, [CONTRADICTED, SUPPORTED], UNDECIDED))
-
-
-def _mean(scores: dict[str, xr.DataArray], side: tuple[str, ...]) -> xr.DataArray:
-    members = [scores[method] for method in side]
-    return xr.concat(members, "method", join="exact", coords="minimal").mean("method", skipna=False)
 
 
 def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
@@ -297,11 +287,8 @@ def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple
         row: dict[str, Any] = {"claim": claim.id, "text": claim.text, "standing": claim.standing}
         row |= {"verdict": verdict, "reason": reason}
         known = of_claim[of_claim["effect"].notna()]
-        ranks = known[column].fillna(0)
-        chosen = of_claim[:1]
-        if len(known):
-            chosen = known.loc[[ranks.idxmin() if verdict == CONTRADICTED else ranks.idxmax()]]
-        (decisive,) = chosen.to_dict("records")
+        ranks = known[column].fillna(0).sort_values(ascending=verdict == CONTRADICTED, kind="stable")
+        decisive = of_claim.loc[next(iter(ranks.index), of_claim.index[0])].to_dict()
         row |= {name: decisive[name] for name in ("contrast", "test", "margin", "effect")}
         row |= _interval(decisive, 1 if verdict == SUPPORTED else int(known["p_outside"].notna().sum()))
         row |= {"p_inside": decisive["p_inside"], "p_outside": decisive["p_outside"], "p": decisive[column]}

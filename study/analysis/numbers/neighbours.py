@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.statistics import Estimate, estimate
+from study.analysis.numbers.tables import write_tables
 from study.descriptions import Neighbours
-from study.files import Layout, write_file
+from study.files import Layout
 from study.records import read_record
 from study.records_beside import NeighbourResult
 
@@ -40,10 +39,8 @@ def arms(result: NeighbourResult) -> pd.DataFrame:
     rows = []
     for arm in result.arms:
         for measure, values in arm.values.items():
-            own = over_seeds(values)
-            low, high = own.interval()
             row = {"neighbour": result.neighbour, "arm": arm.name, "words": arm.words, "measure": measure}
-            rows.append(row | {"mean": float(own.mean), "low": float(low), "high": float(high), "seeds": len(values)})
+            rows.append(row | over_seeds(values).named("mean") | {"seeds": len(values)})
     return pd.DataFrame(rows)
 
 
@@ -56,23 +53,21 @@ def verdicts(result: NeighbourResult) -> pd.DataFrame:
     values, rows = {arm.name: arm.values for arm in result.arms}, []
     for check in result.checks:
         pairs = zip(values[check.first][check.measure], values[check.second][check.measure], strict=True)
-        own = over_seeds([a - b for a, b in pairs])
-        low, high = (float(end) for end in own.interval())
+        own = over_seeds([a - b for a, b in pairs]).named("difference")
         verdict = UNDECIDED
         if len(result.seeds) < SEEDS:
             verdict = NOT_JUDGED
-        elif low > 0 or high < 0:
-            verdict = SUPPORTED if (low > 0) == (check.sign == "above") else CONTRADICTED
-        row = {"neighbour": result.neighbour} | check.model_dump() | {"difference": float(own.mean)}
-        rows.append(row | {"low": low, "high": high, "verdict": verdict})
+        elif own["low"] > 0 or own["high"] < 0:
+            verdict = SUPPORTED if (own["low"] > 0) == (check.sign == "above") else CONTRADICTED
+        rows.append({"neighbour": result.neighbour} | check.model_dump() | own | {"verdict": verdict})
     return pd.DataFrame(rows)
 
 
-def write_neighbours(results: list[NeighbourResult], folder: Path) -> None:
-    """Write ``arms.csv`` and ``verdicts.csv`` of all systems to a folder.
+def write_neighbours(results: list[NeighbourResult], overview: pd.DataFrame, folder: str) -> None:
+    """Write ``arms.csv`` and ``verdicts.csv`` of all systems and ``overview.csv`` to a folder.
 
     Raises:
         StudyError: the folder cannot be written.
     """
-    for name, rows in (("arms", arms), ("verdicts", verdicts)):
-        write_file(folder / f"{name}.csv", pd.concat([rows(own) for own in results]).to_csv(index=False))
+    of_all = {"arms": pd.concat(map(arms, results)), "verdicts": pd.concat(map(verdicts, results))}
+    write_tables(folder, of_all | {"overview": overview.round(2)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from study.analysis.numbers.budgets import score_rows
 from study.analysis.numbers.neighbours import over_seeds
 from study.descriptions import TEACHER, Comparison, open_description
-from study.files import Layout, write_file
+from study.files import Layout
 from study.records import ResultFile, RunResult, read_record
 from study.records_beside import NeighbourResult
 
@@ -68,7 +67,7 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
         needs = READ.get(trained.objective if trained else None, trained.objective if trained else START)
         needs = ASKED_FOR.get(method, needs)
         row = _row(f"{method}, {student}", "method", (needs, "none", "none"), latency.get(student))
-        rows.append(row | _kept([100 * score / known for score in _scores(own, comparison)]))
+        rows.append(row | over_seeds([100 * score / known for score in _scores(own, comparison)]).named("kept"))
         rows[-1] |= {"of": "teacher, all tasks", "cost": _cost(own)}
     there = {method for method, _ in runs}
     rows += [
@@ -84,12 +83,6 @@ def _row(name: str, kind: str, needs: tuple[str, str, str], latency: float | Non
     own = dict(zip(("teacher", "labels", "task"), needs, strict=True))
     measured = float("nan") if latency is None else latency
     return {"row": name, "kind": kind} | own | {"cost": "", "latency": measured, "of": NOT_MEASURED} | nothing
-
-
-def _kept(values: list[float]) -> dict[str, float]:
-    own = over_seeds(values)
-    low, high = own.interval()
-    return {"kept": float(own.mean), "low": float(low), "high": float(high)}
 
 
 def _latency(layout: Layout) -> dict[str, float]:
@@ -112,13 +105,14 @@ def _runs(comparison: Comparison, layout: Layout) -> dict[tuple[str, str], list[
         for path in sorted(folder.glob(pattern)):
             record = read_record(path, RunResult, profile=comparison.profile, setting=comparison.setting, method=method)
             budgets[record.student, record.budget].append(record)
-        ranked = sorted(budgets.values(), key=lambda own: (min(len(own), 3), _tokens(own[0])))
+        ranked = sorted(budgets.values(), key=_standing)
         chosen |= {(method, own[0].student): own for own in ranked}  # the last, the highest, stays
     return chosen
 
 
-def _tokens(run: RunResult) -> int:
-    return run.distillation.tokens if run.distillation else 0
+def _standing(runs: list[RunResult]) -> tuple[int, int]:
+    """Seeds, up to three, and tokens of the runs of a budget."""
+    return min(len(runs), 3), runs[0].distillation.tokens if runs[0].distillation else 0
 
 
 def _scores(runs: list[RunResult], comparison: Comparison) -> list[float]:
@@ -150,8 +144,8 @@ def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, 
         same = [n for n, one in comparison.students.items() if all(getattr(one, k) == v for k, v in sizes.items() if v)]
         shape = same[0] if same else None
     row = _row(result.neighbour, "system", (needs[0], needs[1], needs[2]), latency.get(shape or ""))
-    row["cost"] = f"{result.seconds / 60:,.0f} min, {len(result.arms)} arms, {len(result.seeds)} seeds, "
-    row["cost"] += _device(result)
+    counts = f"{len(result.arms)} arms, {len(result.seeds)} seeds"
+    row["cost"] = f"{result.seconds / 60:,.0f} min, {counts}, {_device(result)}"
     if reference not in arms or measure not in arms[reference]:
         return row
     pair = [arms[name][measure] for name in (own, reference)]
@@ -159,13 +153,4 @@ def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, 
     if reference == "start" or max(pair[1]) > 1:  # no score of a teacher
         means = [fmean(values) * (1 if max(pair[1]) > 1 else 100) for values in pair]
         return row | {"of": f"{measure} {means[0]:.1f}, {words} {means[1]:.1f}"}
-    return row | _kept([100 * a / b for a, b in zip(*pair, strict=True)]) | {"of": words}
-
-
-def write_overview(rows: pd.DataFrame, folder: Path) -> None:
-    """Write ``overview.csv`` to a folder.
-
-    Raises:
-        StudyError: the folder cannot be written.
-    """
-    write_file(folder / "overview.csv", rows.round(2).to_csv(index=False, lineterminator="\n"))
+    return row | over_seeds([100 * a / b for a, b in zip(*pair, strict=True)]).named("kept") | {"of": words}

@@ -11,28 +11,18 @@ from study.analysis.numbers.results import BASELINE, FLOOR, Results
 from study.analysis.numbers.statistics import (
     BOTH_SEEDS,
     TOLD_APART,
+    by_method,
     covered,
-    difference,
-    estimate,
     holm,
     of_method,
-    replicates,
+    pool,
     two_sided,
 )
+from study.analysis.numbers.tables import timed
 from study.descriptions import TEACHER
 
-COLUMNS = [
-    "setting",
-    "budget_ms",
-    "speed_up",
-    "student",
-    "method",
-    "retained",
-    "retained_low",
-    "retained_high",
-    "floor",
-]
-COLUMNS += ["loss", "recommended", "because", "alike"]
+COLUMNS = ["setting", "budget_ms", "speed_up", "student", "method", "retained", "retained_low", "retained_high"]
+COLUMNS += ["floor", "loss", "recommended", "because", "alike"]
 
 
 def recommendation(results: Results, headline: dict[str, Any], scores: xr.DataArray) -> pd.DataFrame:
@@ -70,8 +60,8 @@ def recommendation(results: Results, headline: dict[str, Any], scores: xr.DataAr
         row |= {"floor": floor, "loss": 100 * (ceiling - best["test"]), "recommended": not against}
         row |= {"because": against or _unsure(best), "alike": _alike(best["method"], student, scores)}
         rows.append(row)
-    latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
-    teacher = {"setting": headline["setting"], "budget_ms": 1000 * latency.loc[TEACHER, "median_seconds"]}
+    latency = timed(results).loc[TEACHER, "median_seconds"]
+    teacher = {"setting": headline["setting"], "budget_ms": 1000 * latency}
     teacher |= {"speed_up": 1.0, "student": TEACHER, "method": TEACHER, "retained": 100.0, "loss": 0.0}
     rows.append(teacher | {"recommended": True, "because": "", "alike": ()})
     table = pd.DataFrame(rows[::-1], columns=COLUMNS)
@@ -96,8 +86,8 @@ def _unsure(best: dict[str, Any]) -> str:
 
 def _alike(best: str, student: str, scores: xr.DataArray) -> tuple[str, ...]:
     """Trained methods that the student's best one is not told apart from, in the order of the grid."""
-    others = [method for method in scores["method"].to_numpy().tolist() if method not in (FLOOR, best)]
-    gaps = [difference(of_method(scores, best, student), of_method(scores, method, student)) for method in others]
-    p_values = holm([two_sided(estimate(replicates(gap))) for gap in gaps])
+    pooled = pool(by_method(scores, student))
+    others = [method for method in pooled.scores if method not in (FLOOR, best)]
+    p_values = holm([two_sided(pooled.effect([best], [method])) for method in others])
     told = (p_values <= TOLD_APART) & (covered(scores) == BOTH_SEEDS)
     return tuple(method for method, apart in zip(others, told, strict=True) if not apart)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ RUN = [*MODEL, "distillation_seed"]
 SHARED = ("learning_rate", "inputs", "initialisation", "steps")
 #: What files of one comparison have to be made with the same versions of.
 PACKAGES = ("python", "torch", "transformers", "datasets")
+#: Place that an error names -> what was made there with which versions; None: not known.
+Environments = dict[str, Environment | None]
 
 
 @dataclass(frozen=True)
@@ -90,50 +93,53 @@ def load_results(comparison: Comparison, layout: Layout) -> Results:
             measurement, was made with other package versions than the others, or is of another variant than its name.
     """
     files = _read(comparison, layout)
-    ablated = None
+    ablated = beside = None
     if comparison.memberships:
-        ablated = comparison.model_copy(
-            update={
-                "methods": [*comparison.methods, *comparison.memberships],
-                "students": {name: comparison.students[name] for name in comparison.ablated_students},
-                "ablated_students": [],
-            }
-        )
-    beside = None
+        methods = [*comparison.methods, *comparison.memberships]
+        shapes = {name: comparison.students[name] for name in comparison.ablated_students}
+        ablated = _results(_part(comparison, methods=methods, students=shapes), files)
     if comparison.references:
-        shape = {REFERENCE: comparison.teacher}  # whatever it is: scores do not ask for it
-        update = {"methods": [*comparison.references], "students": shape, "seeds": [0], "ablated_students": []}
-        beside = _results(comparison.model_copy(update=update), files)
-    return _results(comparison, files, _results(ablated, files) if ablated else None, beside)
+        shapes = {REFERENCE: comparison.teacher}  # whatever it is: scores do not ask for it
+        methods = [*comparison.references]
+        beside = _results(_part(comparison, methods=methods, students=shapes, seeds=[0]), files)
+    return _results(comparison, files, ablated, beside)
+
+
+def _part(comparison: Comparison, **update: Any) -> Comparison:
+    return comparison.model_copy(update=update | {"ablated_students": []})
+
+
+def check_there(paths: Iterable[Path], layout: Layout) -> None:
+    """Refuse where result files are missing; all are named."""
+    if missing := [path.relative_to(layout.folder).as_posix() for path in paths if not path.is_file()]:
+        raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
 
 
 def _read(comparison: Comparison, layout: Layout) -> _Files:
     paths = result_files(comparison, layout)
     latency_file, splits_file = layout.results / "latency.json", layout.results / "tasks.json"
-    missing = [
-        path.relative_to(layout.folder).as_posix() for path in (*paths, latency_file, splits_file) if not path.is_file()
-    ]
-    if missing:
-        raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
+    check_there((*paths, latency_file, splits_file), layout)
     where = {"profile": comparison.profile, "setting": comparison.setting}
     models: dict[tuple[str, str, int], RunResult] = {}
+    named: dict[str, RunResult] = {}
     for path, (method, student, seed) in paths.items():
+        name = short_name(path)
         record = read_record(path, RunResult, **where, method=method, student=student, seed=seed)
-        models[method, student, seed] = record
-        _check_tasks(short_name(path), record, models[TEACHER, TEACHER, 0], comparison)
+        models[method, student, seed] = named[name] = record
+        _check_tasks(name, record, models[TEACHER, TEACHER, 0], comparison)
         if method in comparison.memberships:
-            _check_variant(short_name(path), record, comparison.memberships[method])
+            _check_variant(name, record, comparison.memberships[method])
     latency = read_record(latency_file, LatencyResult, **where)
     _check_latency(short_name(latency_file), latency, comparison)
     splits = read_record(splits_file, TaskSplits, **where)
-    environments: dict[str, Environment | None] = {f"{short_name(latency_file)}: environment": latency.environment}
+    environments: Environments = {f"{short_name(latency_file)}: environment": latency.environment}
     environments[f"{short_name(splits_file)}: environment"] = splits.environment
-    for path, record in zip(paths, models.values(), strict=True):
-        environments[f"{short_name(path)}: environment"] = record.environment
-        training = record.distillation
-        environments[f"{short_name(path)}: distillation.environment"] = training.environment if training else None
+    for name, record in named.items():
+        environments[f"{name}: environment"] = record.environment
+        if record.distillation:
+            environments[f"{name}: distillation.environment"] = record.distillation.environment
     check_versions(environments)
-    check_mixture({short_name(path): record for path, record in zip(paths, models.values(), strict=True)})
+    check_mixture(named)
     return _Files(models, latency, splits)
 
 
@@ -149,8 +155,8 @@ def _results(
         runs.append({"profile": comparison.profile} | run | _run_columns(comparison, record))
         curves += [run | point.model_dump() for point in (record.distillation.curve if record.distillation else [])]
     latency = files.latency
-    shared = {"setting": comparison.setting}
-    shared |= latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
+    shared = latency.model_dump(include={"sequence_length", "precision", "runs", "warmup_runs"})
+    shared = {"setting": comparison.setting} | shared
     names = comparison.references if REFERENCE in comparison.students else comparison.students
     models = (TEACHER, *(names or ()))
     shown = [m for m in latency.measurements if m.student in models and m.device == latency.measurements[0].device]
@@ -177,14 +183,10 @@ def _run_columns(comparison: Comparison, record: RunResult) -> dict[str, Any]:
     membership = comparison.memberships.get(record.method)
     untrained = {"objective": FLOOR} | (membership.changes if membership else {})
     modelling = record.masked_language_modelling
-    return (
-        record.size.model_dump()
-        | {"mlm_loss": modelling and modelling.loss, "mlm_accuracy": modelling and modelling.accuracy}
-        | took
-        | {"options": training.options if training else untrained}
-        | {"evaluation_seconds": record.evaluation_seconds, "commit": record.commit}
-        | record.environment.model_dump()
-    )
+    columns = {"mlm_loss": modelling and modelling.loss, "mlm_accuracy": modelling and modelling.accuracy} | took
+    columns |= {"options": training.options if training else untrained, "commit": record.commit}
+    columns |= {"evaluation_seconds": record.evaluation_seconds}
+    return record.size.model_dump() | columns | record.environment.model_dump()
 
 
 def _score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> list[dict[str, Any]]:
@@ -196,18 +198,9 @@ def _score_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
         examples = {task.language: task.test_examples} | task.language_examples
         rows += [
             run
-            | {
-                "task": name,
-                "metric": metric,
-                "main": metric == task.metric,
-                "finetuning_seed": finetuning.seed,
-                "language": language,
-                "learnt": task.language,
-                "development": finetuning.development.get(metric),
-                "test": value,
-                "development_examples": task.development_examples,
-                "test_examples": examples[language],
-            }
+            | {"task": name, "metric": metric, "main": metric == task.metric, "finetuning_seed": finetuning.seed}
+            | {"language": language, "learnt": task.language, "test": value, "test_examples": examples[language]}
+            | {"development": finetuning.development.get(metric), "development_examples": task.development_examples}
             for finetuning in task.runs
             for language, values in ({task.language: finetuning.test} | finetuning.languages).items()
             for metric, value in values.items()
@@ -230,24 +223,19 @@ def _probe_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
 def _check_tasks(name: str, record: RunResult, teacher: RunResult, comparison: Comparison) -> None:
     for task in comparison.tasks:
         if task in record.probes and task in teacher.probes:
-            part, keys = "probes", ["metric", "test_examples"]
-            languages, allowed = list(record.probes[task].languages), list(teacher.probes[task].languages)
-            if languages != allowed:
-                raise StudyError(
-                    f"{name}: probes.{task}.languages = {languages}; allowed: {allowed}, as for the teacher"
-                )
+            part, keys = "probes", ["languages", "metric", "test_examples"]
         elif task in record.tasks and task in teacher.tasks:
             part, keys = "tasks", ["metric", "test_examples", "language_examples"]
-            seeds = [run.seed for run in record.tasks[task].runs]
-            if sorted(seeds) != sorted(comparison.finetuning_seeds):
-                raise StudyError(
-                    f"{name}: tasks.{task}: fine-tuning seeds {seeds}; allowed: {comparison.finetuning_seeds}"
-                )
+            seeds, allowed = [run.seed for run in record.tasks[task].runs], comparison.finetuning_seeds
+            if sorted(seeds) != sorted(allowed):
+                raise StudyError(f"{name}: tasks.{task}: fine-tuning seeds {seeds}; allowed: {allowed}")
         else:
             there = ", ".join([*record.tasks, *record.probes])
             raise StudyError(f"{name}: tasks: {task!r} is missing; those there: {there}")
         for key in keys:
             value, allowed = (getattr(getattr(model, part)[task], key) for model in (record, teacher))
+            if key == "languages":
+                value, allowed = list(value), list(allowed)
             if value != allowed:
                 raise StudyError(f"{name}: {part}.{task}.{key} = {value!r}; allowed: {allowed!r}, as for the teacher")
 
@@ -278,7 +266,7 @@ def _check_latency(name: str, latency: LatencyResult, comparison: Comparison) ->
         raise StudyError(f"{name}: measurements: missing {', '.join(missing)}")
 
 
-def check_versions(environments: dict[str, Environment | None]) -> None:
+def check_versions(environments: Environments) -> None:
     """Refuse what was made with other versions than most: numbers would not differ by the method alone."""
     _check_alike({place: _versions(environment) for place, environment in environments.items() if environment})
 
@@ -291,13 +279,11 @@ def check_mixture(records: dict[str, RunResult]) -> None:
     """
     places: dict[str, dict[str, Any]] = {}
     for place, record in records.items():
-        data = {
-            f"hashes.{part}": record.hashes[part] for part in ("corpus", "tasks", "teacher") if part in record.hashes
-        }
-        training = record.distillation
-        trained = {"distillation.precision": training.precision} if training else {}
-        families = {f"distillation.revisions.{k}": v for k, v in training.revisions.items()} if training else {}
-        places[place] = data | trained | families
+        data = {part: value for part, value in record.hashes.items() if part in ("corpus", "tasks", "teacher")}
+        places[place] = {f"hashes.{part}": value for part, value in sorted(data.items())}
+        if training := record.distillation:
+            places[place]["distillation.precision"] = training.precision
+            places[place] |= {f"distillation.revisions.{k}": v for k, v in training.revisions.items()}
     _check_alike(places)
 
 
@@ -328,20 +314,24 @@ def load_tuning(layout: Layout) -> pd.DataFrame:
     Raises:
         StudyError: a file cannot be read or is invalid.
     """
-    rows = []
     folder = tuning_folder(layout.folder, find_root(layout.folder)) / layout.setting
-    for path in sorted(folder.glob("*.json")):
-        record = read_record(path, Tuning, setting=layout.setting)
-        if record.budget != BASE_BUDGET:
-            continue
-        for candidate in record.tried:
-            row = {"method": record.method, "student": record.student, "learning_rate": candidate.learning_rate}
-            row |= {"development": candidate.development_mean, "loss": None}
-            if candidate.held_out_loss is not None and candidate.held_out_loss_before is not None:
-                row["loss"] = candidate.held_out_loss / candidate.held_out_loss_before
-            rows.append(row)
-    columns = ["method", "student", "learning_rate", "development", "loss"]
-    return pd.DataFrame(rows, columns=columns).astype({"development": float, "loss": float})
+    records = [read_record(path, Tuning, setting=layout.setting) for path in sorted(folder.glob("*.json"))]
+    rows = [
+        (
+            record.method,
+            record.student,
+            own.learning_rate,
+            own.development_mean,
+            own.held_out_loss,
+            own.held_out_loss_before,
+        )
+        for record in records
+        if record.budget == BASE_BUDGET
+        for own in record.tried
+    ]
+    table = pd.DataFrame(rows, columns=["method", "student", "learning_rate", "development", "loss", "before"])
+    table = table.astype({"development": float, "loss": float, "before": float})
+    return table.assign(loss=table["loss"] / table.pop("before"))
 
 
 def macro(results: Results, per_seed: bool = False) -> pd.DataFrame:

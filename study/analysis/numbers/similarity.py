@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
 from study.analysis.numbers.results import FLOOR
+from study.analysis.numbers.tables import write_tables
 from study.descriptions import TEACHER, Comparison
-from study.files import Layout, StudyError, write_file
+from study.files import Layout, StudyError
 from study.records import RepresentationsResult, read_record, short_name
 
 
@@ -111,5 +111,5 @@ def write_similarity(
     Raises:
         StudyError: the folder cannot be written.
     """
-    for name, rows in (("layers", similarity), ("probes", probes), ("likeness", table)):
-        write_file(Path(folder) / f"{name}.csv", rows.round(4).to_csv(index=False, lineterminator="\n"))
+    tables = {"layers": similarity, "probes": probes, "likeness": table}
+    write_tables(folder, {name: rows.round(4) for name, rows in tables.items()})

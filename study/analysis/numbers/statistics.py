@@ -14,7 +14,7 @@ of several runs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ import xarray as xr
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from study.analysis.numbers.results import BASELINE, Results
+from study.analysis.numbers.results import BASELINE, FLOOR, Results
 from study.descriptions import TEACHER
 from study.files import StudyError
 
@@ -60,12 +60,21 @@ def teacher_array(results: Results) -> xr.DataArray:
 
 def _array(results: Results, dims: tuple[str, ...], chosen: pd.Series) -> xr.DataArray:
     rows = results.scores[results.scores["main"] & chosen]
-    scores = rows.groupby(list(dims), sort=False)["test"].mean()
-    axes = {name: rows[name].unique() for name in dims}
+    return complete_array(rows.groupby(list(dims), sort=False)["test"].mean(), TEACHER)
+
+
+def complete_array(scores: pd.Series, model: str) -> xr.DataArray:
+    """Scores as an array with an axis for each level of their index, in the order in which its values come.
+
+    Raises:
+        StudyError: one is missing; ``model``: whose they are, where no level is ``method``.
+    """
+    dims = [str(name) for name in scores.index.names]
+    axes = {name: scores.index.get_level_values(name).unique() for name in dims}
     complete = scores.reindex(pd.MultiIndex.from_product(axes.values(), names=dims))
     if complete.isna().any():
         gap = dict(zip(dims, complete.index[complete.isna()][0], strict=True))
-        model = gap.pop("method", TEACHER)
+        model = gap.pop("method", model)
         raise StudyError(f"{model} has no score of {', '.join(f'{key} {value}' for key, value in gap.items())}")
     return xr.DataArray(complete.to_numpy().reshape([len(axis) for axis in axes.values()]), axes, dims)
 
@@ -123,10 +132,15 @@ class Estimate:
     standard_error: np.ndarray
     freedom: np.ndarray
 
-    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds mean -+ t(freedom, (1 + level) / 2) standard_error, Student's interval."""
-        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.standard_error
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds mean -+ t(freedom, (1 + LEVEL) / 2) standard_error, Student's interval."""
+        half = stats.t.ppf((1 + LEVEL) / 2, self.freedom) * self.standard_error
         return self.mean - half, self.mean + half
+
+    def named(self, name: str) -> dict[str, float]:
+        """The mean by a name of its own, and low and high, the bounds of its interval, as plain numbers."""
+        low, high = self.interval()
+        return {name: float(self.mean), "low": float(low), "high": float(high)}
 
     def p_above(self, bound: float) -> np.ndarray:
         """One-sided p-value of the hypothesis that the true mean is at most ``bound``: small if it lies above."""
@@ -166,64 +180,93 @@ def estimate(values: np.ndarray) -> Estimate:
 
 @dataclass(frozen=True)
 class Pooled:
-    """The chance of a method on a distillation seed, as far as methods share it.
+    """Scores of methods with the chance of a distillation seed, as far as the methods share it.
 
     With y the macro scores of M methods on D seeds, r = y - row means - column means + mean the residuals:
 
     s^2 = sum r^2 / ((M - 1)(D - 1)); a contrast sum_m c_m mean_m, sum_m c_m = 0, has the standard error
     s sqrt(sum_m c_m^2 / D) with (M - 1)(D - 1) degrees of freedom.
 
-    Methods are pooled as long as a test of equal spread (Brown and Forsythe, 5 %) does not refuse it; else the one of
-    the largest spread is kept apart, and so on. Contrasts with a method kept apart have their own variance.
+    Methods are pooled as long as Cochran's test (5 %) does not find the largest of their variances, sum_d r^2, too
+    large a part of the sum; else that method is kept apart, and so on. Contrasts with a method that is not pooled have
+    their own variance, and so have all contrasts where one distillation seed is all there is.
 
     Attributes:
-        variance: s^2, in the unit of the scores squared. freedom: its degrees of freedom. seeds: D.
-        apart: methods whose chance is not that of the others.
+        scores: method -> AXES, pooled or not.
+        variance: s^2, in points (0-100) squared. freedom: its degrees of freedom, 0: nothing is pooled.
+        methods: those that share it. apart: those whose chance was tested and is not that of the others.
     """
 
+    scores: Mapping[str, xr.DataArray]
     variance: float
     freedom: int
-    seeds: int
+    methods: tuple[str, ...]
     apart: tuple[str, ...]
 
-    def effect(self, first: Sequence[str], second: Sequence[str], otherwise: Estimate) -> Estimate:
-        """Mean over ``first`` less that over ``second``, as ``otherwise`` has it, with the pooled standard error."""
-        if set(self.apart) & {*first, *second} or not self.freedom:
-            return otherwise
+    def effect(self, first: Sequence[str], second: Sequence[str]) -> Estimate:
+        """Mean over ``first`` less that over ``second``, in points (0-100), paired by student, task and seeds."""
+        sides = [_mean([self.scores[method] for method in side]) for side in (first, second)]
+        own = estimate(replicates(100 * difference(*sides)))
+        if not self.freedom or not {*first, *second} <= {*self.methods}:
+            return own
         weights = dict.fromkeys([*first, *second], 0.0)
         for methods, sign in ((first, 1.0), (second, -1.0)):
             for method in methods:
                 weights[method] += sign / len(methods)
-        error = np.sqrt(self.variance * sum(c**2 for c in weights.values()) / self.seeds)
-        return Estimate(otherwise.mean, np.asarray(error), np.asarray(float(self.freedom)))
+        seeds = sides[0].sizes["distillation_seed"]
+        error = np.sqrt(self.variance * sum(c**2 for c in weights.values()) / seeds)
+        return Estimate(own.mean, np.asarray(error), np.asarray(float(self.freedom)))
 
 
-def pool(scores: dict[str, xr.DataArray]) -> Pooled:
-    """What chance methods share, of macro scores in points of 0-100.
+def _mean(scores: list[xr.DataArray]) -> xr.DataArray:
+    return xr.concat(scores, "method", join="exact", coords="minimal").mean("method", skipna=False)
+
+
+def by_method(scores: xr.DataArray, student: str | None = None) -> dict[str, xr.DataArray]:
+    """Method -> AXES, of one student alone if it is named."""
+    return {method: of_method(scores, method, student) for method in scores["method"].to_numpy().tolist()}
+
+
+def pool(scores: Mapping[str, xr.DataArray], untrained: Collection[str] = (FLOOR,)) -> Pooled:
+    """What chance methods share.
 
     Args:
-        scores: method -> AXES, all of the same students, tasks and seeds.
+        scores: method -> AXES; those pooled are of the same students, tasks and seeds.
+        untrained: methods that train nothing, whose chance is fine-tuning's alone: never pooled.
 
-    Source: two-way analysis of variance without replication; Brown and Forsythe (1974), "Robust tests for the equality
-    of variances".
+    Source: two-way analysis of variance without replication; Cochran (1941), "The distribution of the largest of a set
+    of estimated variances as a fraction of their total". With three seeds, tests on absolute deviations (Brown and
+    Forsythe) next to never find a spread too large.
     """
     values = {
         method: 100 * own.mean(["student", "task", "finetuning_seed"], skipna=False).to_numpy()
         for method, own in scores.items()
+        if method not in untrained
     }
     apart: list[str] = []
     while True:
-        kept = [method for method in values if method not in apart]
+        kept = tuple(method for method in values if method not in apart)
         table = np.array([values[method] for method in kept])
-        seeds = table.shape[1]
-        if len(kept) < 2 or seeds < 2:
-            return Pooled(np.nan, 0, seeds, tuple(apart))
+        if len(kept) < 2 or table.shape[1] < 2:
+            return Pooled(scores, np.nan, 0, (), tuple(apart))
         residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
-        freedom = (len(kept) - 1) * (seeds - 1)
-        pooled = Pooled(float((residuals**2).sum() / freedom), freedom, seeds, tuple(apart))
-        if len(kept) < 3 or seeds < 3 or stats.levene(*residuals, center="median").pvalue >= 0.05:
-            return pooled
-        apart.append(kept[int((residuals**2).sum(axis=1).argmax())])
+        spread, freedom = (residuals**2).sum(axis=1), (len(kept) - 1) * (table.shape[1] - 1)
+        if len(kept) < 3 or spread.max() <= cochran(len(kept), table.shape[1]) * spread.sum():
+            return Pooled(scores, float(spread.sum() / freedom), freedom, kept, tuple(apart))
+        apart.append(kept[int(spread.argmax())])
+
+
+def cochran(groups: int, replicates: int, level: float = 0.05) -> float:
+    """Critical value of Cochran's C, the largest of N variances of n replicates each as a part of their sum.
+
+    C = 1 / (1 + (N - 1) / F), F the upper level / N quantile of Fisher's distribution with n - 1 and (N - 1)(n - 1)
+    degrees of freedom.
+
+    Source: Cochran (1941); in this form 't Lam (2010), "Scrutiny of variance results for outliers: Cochran's test
+    optimized".
+    """
+    freedom = replicates - 1
+    return 1 / (1 + (groups - 1) / stats.f.isf(level / groups, freedom, (groups - 1) * freedom))
 
 
 def share_of_teacher(scores: xr.DataArray, teacher: xr.DataArray) -> Estimate:
@@ -245,9 +288,8 @@ def share_of_teacher(scores: xr.DataArray, teacher: xr.DataArray) -> Estimate:
     scaled = share * teacher
     shares, levels = share.to_numpy(), level.to_numpy()
     if scores.sizes["distillation_seed"] == 1:
-        paired = estimate(
-            replicates(difference(scores, scaled.assign_coords(distillation_seed=scores["distillation_seed"])))
-        )
+        scaled = scaled.assign_coords(distillation_seed=scores["distillation_seed"])
+        paired = estimate(replicates(difference(scores, scaled)))
         return Estimate(shares, paired.standard_error / levels, paired.freedom)
     parts = [estimate(replicates(scores)), estimate(replicates(scaled))]
     total = sum(part.standard_error**2 for part in parts)
@@ -373,7 +415,7 @@ def differences(scores: xr.DataArray) -> pd.DataFrame:
     """Paired differences of macro test scores between all pairs of methods, in points of 0-100, one row per pair.
 
     Columns: first, second, effect = first - second (mean over student x task x seeds, paired by all of them), low, high
-    (95 %, :func:`estimate`), covers, p (two-sided, of no difference), p_holm (corrected over all pairs of the setting:
+    (95 %, :class:`Pooled`), covers, p (two-sided, of no difference), p_holm (corrected over all pairs of the setting:
     the family, this study's choice), probability_of_improvement.
 
     With one distillation seed p is about fine-tuning alone: it does not tell methods apart.
@@ -381,15 +423,15 @@ def differences(scores: xr.DataArray) -> pd.DataFrame:
     Args:
         scores: (method, *AXES).
     """
-    rows = []
-    for first, second in itertools.combinations(scores["method"].to_numpy().tolist(), 2):
-        pair = of_method(scores, first), of_method(scores, second)
-        effect = estimate(replicates(100 * difference(*pair)))
-        low, high = effect.interval()
+    rows, methods = [], by_method(scores)
+    pooled = pool(methods)
+    for first, second in itertools.combinations(methods, 2):
+        effect = pooled.effect([first], [second])
         rows.append(
-            {"first": first, "second": second, "effect": float(effect.mean), "low": float(low), "high": float(high)}
-            | {"covers": covered(pair[0]), "p": two_sided(effect)}
-            | {"probability_of_improvement": probability_of_improvement(*pair)}
+            {"first": first, "second": second}
+            | effect.named("effect")
+            | {"covers": covered(methods[first]), "p": two_sided(effect)}
+            | {"probability_of_improvement": probability_of_improvement(methods[first], methods[second])}
         )
     columns = ["first", "second", "effect", "low", "high", "covers", "p"]
     table = pd.DataFrame(rows, columns=[*columns, "probability_of_improvement"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,15 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL, RUN, Results
-from study.analysis.numbers.statistics import difference, estimate, of_method, replicates, share_of_teacher
+from study.analysis.numbers.statistics import by_method, estimate, of_method, pool, replicates, share_of_teacher
 from study.descriptions import TEACHER
 from study.files import write_file, write_json
 
 if TYPE_CHECKING:
     from study.analysis.numbers.analysis import Analysis
+
+#: What the names of a value and of its bounds end in.
+ENDS = ("", "_low", "_high")
 
 
 def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
@@ -37,22 +40,17 @@ def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) ->
     Args:
         macro: :func:`results.macro`. scores: :func:`statistics.score_array`. teacher: :func:`statistics.teacher_array`.
     """
-    rows = []
-    means = macro.groupby(MODEL, sort=False)[["development", "test", "retained"]].mean()
-    for (setting, method, student), mean in means.iterrows():
-        of_teacher = method == TEACHER
-        if of_teacher:
-            of_model = teacher.expand_dims(student=[TEACHER], distillation_seed=[0])
+    table = macro.groupby(MODEL, sort=False, as_index=False)[["development", "test", "retained"]].mean()
+    ends, undefined = [], (np.array(np.nan), np.array(np.nan))
+    for model in table.itertuples():
+        if model.method == TEACHER:
+            of_model, kept = teacher.expand_dims(student=[TEACHER], distillation_seed=[0]), undefined
         else:
-            of_model = of_method(scores, method, student)
-        low, high = estimate(replicates(of_model)).interval()
-        kept_low, kept_high = (np.nan, np.nan) if of_teacher else share_of_teacher(of_model, teacher).interval()
-        rows.append(
-            {"setting": setting, "method": method, "student": student, "development": mean["development"]}
-            | {"test": mean["test"], "test_low": float(low), "test_high": float(high), "retained": mean["retained"]}
-            | {"retained_low": float(kept_low), "retained_high": float(kept_high)}
-        )
-    table = pd.DataFrame(rows)
+            of_model = of_method(scores, model.method, model.student)
+            kept = share_of_teacher(of_model, teacher).interval()
+        ends.append([float(end) for end in (*estimate(replicates(of_model)).interval(), *kept)])
+    table[["test_low", "test_high", "retained_low", "retained_high"]] = ends
+    table = table[[*MODEL, "development", *(f"test{end}" for end in ENDS), *(f"retained{end}" for end in ENDS)]]
     trained = table[~table["method"].isin([TEACHER, FLOOR])]
     return table.assign(selected=table.index.isin(trained.groupby("student")["development"].idxmax()))
 
@@ -126,33 +124,29 @@ def per_language(results: Results) -> pd.DataFrame:
     return table.assign(**means).loc[order].rename_axis(columns=None).reset_index()
 
 
+def timed(results: Results) -> pd.DataFrame:
+    """The latency of every model (index ``student``) at the smallest batch size and number of threads."""
+    return results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
+
+
 def costs(results: Results) -> pd.DataFrame:
     """Size and speed, one row per model and number of threads; latency in milliseconds, throughput in sequences/s.
 
     Every measured batch size has its own columns. ``speed_up``: how many times the teacher's speed, both
     measured in turn in the same run.
     """
-    sizes = (
-        results.runs.groupby("student", sort=False)[
-            ["parameters", "embedding_parameters", "encoder_parameters", "flops_per_sequence", "sequence_length"]
-        ]
-        .first()
-        .astype(object)
-    )
     keys = ["setting", "student", "threads"]
-    rows = []
-    for (setting, student, threads), measured in results.latency.groupby(keys, sort=False):
-        row = {"setting": setting, "student": student, "threads": threads} | sizes.loc[student].to_dict()
-        for m in measured.sort_values("batch_size").itertuples():
-            row |= {
-                f"latency_ms_batch_{m.batch_size}": 1000 * m.median_seconds,
-                f"latency_ms_lower_quartile_batch_{m.batch_size}": 1000 * m.lower_quartile_seconds,
-                f"latency_ms_upper_quartile_batch_{m.batch_size}": 1000 * m.upper_quartile_seconds,
-                f"sequences_per_second_batch_{m.batch_size}": m.sequences_per_second,
-                f"speed_up_batch_{m.batch_size}": m.speed_up,
-            }
-        rows.append(row)
-    return pd.DataFrame(rows)
+    sizes = ["parameters", "embedding_parameters", "encoder_parameters", "flops_per_sequence", "sequence_length"]
+    known = results.runs.groupby("student", sort=False)[sizes].first()
+    ends = {f"{name}_seconds": f"latency_ms_{name}" for name in ("lower_quartile", "upper_quartile")}
+    measured = results.latency.rename(columns={"median_seconds": "latency_ms"} | ends)
+    times = ["latency_ms", *ends.values()]
+    measured[times] *= 1000
+    wide = measured.pivot(index=keys, columns="batch_size", values=[*times, "sequences_per_second", "speed_up"])
+    wide = wide.sort_index(axis=1, level="batch_size", sort_remaining=False, kind="stable")
+    wide.columns = [f"{name}_batch_{size}" for name, size in wide.columns]
+    order = measured[keys].drop_duplicates()
+    return order.join(known, on="student").join(wide, on=keys).reset_index(drop=True)
 
 
 def distillation(results: Results) -> pd.DataFrame:
@@ -182,20 +176,15 @@ def headline(results: Results, summary: pd.DataFrame, scores: xr.DataArray) -> d
     Args:
         summary: the table of :func:`summary`. scores: :func:`statistics.score_array`.
     """
-    latency = results.latency.sort_values(["batch_size", "threads"], kind="stable").groupby("student").first()
+    latency = timed(results)
     teacher = summary[summary["method"] == TEACHER].iloc[0]
     students = {}
     for best in summary[summary["selected"]].itertuples():
-        values = {
-            "method": best.method,
-            "development": _rounded(best.development, 4),
-            "test": _rounded(best.test, 4),
-            "retained_percent": _rounded(100 * best.retained, 1),
-            "retained_percent_low": _rounded(100 * best.retained_low, 1),
-            "retained_percent_high": _rounded(100 * best.retained_high, 1),
-            "speed_up": _rounded(latency.loc[best.student, "speed_up"], 2),
-            "latency_ms": _rounded(1000 * latency.loc[best.student, "median_seconds"], 2),
-        }
+        values = {"method": best.method}
+        values |= {name: _rounded(getattr(best, name), 4) for name in ("development", "test")}
+        values |= {f"retained_percent{end}": _rounded(100 * getattr(best, f"retained{end}"), 1) for end in ENDS}
+        values["speed_up"] = _rounded(latency.loc[best.student, "speed_up"], 2)
+        values["latency_ms"] = _rounded(1000 * latency.loc[best.student, "median_seconds"], 2)
         for baseline in (FLOOR, BASELINE):
             if baseline in scores["method"] and baseline != best.method:
                 values |= _margin(best.method, baseline, best.student, scores)
@@ -209,11 +198,8 @@ def headline(results: Results, summary: pd.DataFrame, scores: xr.DataArray) -> d
 
 
 def _margin(best: str, baseline: str, student: str, scores: xr.DataArray) -> dict[str, float | None]:
-    pair = (of_method(scores, method, student) for method in (best, baseline))
-    gap = estimate(replicates(100 * difference(*pair)))
-    low, high = gap.interval()
-    values = {"": float(gap.mean), "_low": float(low), "_high": float(high)}
-    return {f"margin_over_{baseline}{end}": _rounded(value, 2) for end, value in values.items()}
+    gap = pool(by_method(scores, student)).effect([best], [baseline]).named("gap").values()
+    return {f"margin_over_{baseline}{end}": _rounded(value, 2) for end, value in zip(ENDS, gap, strict=True)}
 
 
 def sentences(analysis: Analysis, named: Callable[[str], str] = str) -> str:
@@ -258,19 +244,14 @@ def comparison_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
     scores = analysis.per_task.copy()
     for column in ("retained", "retained_low", "retained_high"):
         scores[column.replace("retained", "retained_percent")] = (100 * scores.pop(column)).round(1)
-    picked = {"retained": 1, "floor": 1, "regret": 1, "rank_correlation": 2}
-    digits = {"mlm_loss": 4, "mlm_accuracy": 4, "last_interval_percent": 2}
-    written = {
-        "per_task": scores.round(4),
-        "costs": analysis.costs.round(3),
-        "distillation": analysis.distillation.round(digits),
-        "selection": analysis.selection.round(picked),
+    digits = {
+        "costs": 3,
+        "distillation": {"mlm_loss": 4, "mlm_accuracy": 4, "last_interval_percent": 2},
+        "selection": {"retained": 1, "floor": 1, "regret": 1, "rank_correlation": 2},
     }
-    if not analysis.per_language.empty:
-        written["per_language"] = analysis.per_language.round(4)
-    for name in ("verdicts", "contrasts", "differences", "aggregates"):
-        written[name] = getattr(analysis, name).round(4)
-    return written
+    digits |= {} if analysis.per_language.empty else {"per_language": 4}
+    digits |= dict.fromkeys(("verdicts", "contrasts", "differences", "aggregates"), 4)
+    return {"per_task": scores.round(4)} | {name: getattr(analysis, name).round(d) for name, d in digits.items()}
 
 
 def write_comparison(analysis: Analysis, folder: str | os.PathLike[str]) -> list[Path]:
@@ -282,10 +263,19 @@ def write_comparison(analysis: Analysis, folder: str | os.PathLike[str]) -> list
     Raises:
         StudyError: scores are incomplete, or the folder cannot be written.
     """
-    paths = []
-    for name, table in comparison_tables(analysis).items():
-        paths.append(Path(folder) / f"{name}.csv")
-        write_file(paths[-1], table.to_csv(index=False, lineterminator="\n"))
+    paths = write_tables(folder, comparison_tables(analysis))
     paths.append(Path(folder) / "headline.json")
     write_json(paths[-1], analysis.headline)
     return paths
+
+
+def write_tables(folder: str | os.PathLike[str], tables: Mapping[str, pd.DataFrame]) -> list[Path]:
+    """Write every table as <name>.csv into ``folder``, and return their paths.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    paths = {name: Path(folder) / f"{name}.csv" for name in tables}
+    for name, path in paths.items():
+        write_file(path, tables[name].to_csv(index=False, lineterminator="\n"))
+    return [*paths.values()]

@@ -17,7 +17,11 @@ from study.distillation import losses
 from study.distillation.heads import language_modelling_head
 from study.distillation.taps import Activations, Layers, read_activations
 from study.distillation.teacher_outputs import TeacherOutputs
+from study.families import family_of, part
+from study.files import StudyError
 
+#: Environment variable: 1 computes the student's layers a second time instead of keeping what is in them.
+RECOMPUTE = "STUDY_GRADIENT_CHECKPOINTING"
 Batch = dict[str, Tensor]
 
 
@@ -73,6 +77,27 @@ class Objective(nn.Module):
                 module.weight = nn.Parameter(module.weight.bfloat16(), requires_grad=False)
                 if module.bias is not None:
                     module.bias = nn.Parameter(module.bias.bfloat16(), requires_grad=False)
+
+    def recompute_layers(self) -> None:
+        """Gradient checkpointing: keep of the student's layers their inputs, and compute what is in them twice.
+
+        Losses and gradients do not change: what is read inside a layer keeps its place in the graph. A layer inside
+        which reading ends is left as it is: no more than its projections are computed, from the input that is kept.
+
+        Raises:
+            StudyError: transformers has no gradient checkpointing for the student's family.
+
+        Source: Chen et al. (1604.06174), as PyTorch and transformers have it.
+        """
+        if not self.student.supports_gradient_checkpointing:
+            family = self.student.config.model_type
+            raise StudyError(f"{RECOMPUTE} = 1: transformers has no gradient checkpointing for {family}; allowed: 0")
+        options = {"use_reentrant": False, "preserve_rng_state": False}  # no layer draws at random
+        self.student.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        read = self.student_layers()
+        last = max(read.get("attention_layers", ()), default=0)
+        if last > max(read.get("hidden_layers", ()), default=0):
+            part(self.student.base_model, family_of(self.student).layers)[last - 1].gradient_checkpointing = False
 
     @property
     def teacher(self) -> PreTrainedModel | None:

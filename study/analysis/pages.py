@@ -1,0 +1,90 @@
+"""Pages of the report: templates of this folder filled, and executed notebooks as HTML."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+from nbconvert import HTMLExporter
+
+from study.analysis.figures.style import in_words
+from study.descriptions import TEACHER
+from study.files import StudyError, write_file
+from study.plan import Plan
+
+#: Group -> file, from the page's folder -> title, of the pages that a page leads to.
+Navigation = dict[str, dict[str, str]]
+TEMPLATES = jinja2.Environment(autoescape=True, trim_blocks=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
+
+
+def write_page(path: Path, template: str, plan: Plan, nav: Navigation, data: Any = None, **values: Any) -> None:
+    """Write a page; the same values give the same bytes.
+
+    Args:
+        template: one of this folder; all extend page.html. data: what its script reads. values: others of the template.
+
+    Raises:
+        StudyError: the file cannot be written.
+    """
+    embedded = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    values |= {"profile": plan.profile, "nav": nav, "here": path.name, "data": embedded}
+    write_file(path, TEMPLATES.get_template(template).render(values) + "\n")
+
+
+def link(file: Path, folder: Path) -> str:
+    """A file as a page in a folder links it."""
+    return Path(os.path.relpath(file, folder)).as_posix()
+
+
+def result_file(plan: Plan, result: str) -> Path | None:
+    """The first setting's file of a result, of those that have it."""
+    paths = (plan.layout(setting).result(result) for setting in plan.params.grid.settings)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def model_words(run: str) -> str:
+    """A run's name as readers see it: method, student, and the budget if it has one; or the teacher."""
+    if run == TEACHER:
+        return "the teacher"
+    method, student, _, *budget = run.split("_")
+    return ", ".join([in_words(method), student, *(f"budget {name}" for name in budget)])
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook of the format 4; its cells are numbered, since papermill gives the one that it injects a random id.
+
+    Raises:
+        StudyError: the file is none.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError) as error:
+        raise StudyError(f"{path.name}: not a notebook: {' '.join(str(error).split())[:200]}") from None
+    for place, cell in enumerate(notebook.cells):
+        cell["id"] = str(place)
+    return notebook
+
+
+def take_heading(cell: nbformat.NotebookNode) -> str:
+    """The heading that a cell starts with, which leaves it."""
+    heading, *rest = cell.source.splitlines()
+    cell.source = "\n".join(rest)
+    return heading.lstrip("# ")
+
+
+def as_html(notebook: nbformat.NotebookNode, cells: Sequence[nbformat.NotebookNode], code: bool) -> str:
+    """Some cells of a notebook, with their code or without."""
+    exporter = HTMLExporter(
+        template_name="basic",
+        exclude_input=not code,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    part = nbformat.v4.new_notebook(metadata=notebook.metadata, cells=cells)
+    return exporter.from_notebook_node(part)[0].strip()
