@@ -214,11 +214,15 @@ def _set_environment() -> None:
 def end_with_starter(seconds: float = 1.0) -> None:
     """End this process, and with it its notebook, soon after the process named by ``STUDY_STARTER`` has ended.
 
-    A killed `make` or driver so leaves no cell running behind it. Without the variable nothing is watched. One of
-    several processes ends with their launcher instead.
+    A killed `make` or driver so leaves no cell running behind it. Where it has ended already, this process does at once,
+    with exit status 255: xargs then starts no more. Without the variable nothing is watched. One of several processes
+    ends with their launcher instead.
     """
     starter = str(os.getppid()) if launched() else os.environ.get(STARTER, "")
     if starter.isdigit():
+        if not _runs(int(starter)):
+            print(f"error: {STARTER} = {starter}, the process that this one works for, has ended", file=sys.stderr)
+            sys.exit(255)
         threading.Thread(target=_watch, args=(int(starter), seconds), daemon=True).start()
 
 

@@ -208,6 +208,23 @@ def test_a_users_mistake_inside_a_notebook_is_its_own_one_line(tmp_path):
     assert last.startswith("error: ") and "nothing.json: No such file" in last and "study plan" in last
 
 
+def test_nothing_is_started_for_a_command_that_has_ended(tmp_path):
+    """What is left of the list of a killed `make tune` is not begun: the first to notice stops xargs."""
+    starter = subprocess.Popen(["true"])
+    starter.wait()
+    command = f'echo "$0" >> {tmp_path / "begun"}; {sys.executable} -m study run absent.ipynb --executed x.ipynb'
+    done = subprocess.run(
+        ["xargs", "-n", "1", "sh", "-c", command],
+        input="first second third",
+        cwd=ROOT,
+        env=os.environ | {"STUDY_STARTER": str(starter.pid)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 124 and f"STUDY_STARTER = {starter.pid}, " in done.stderr, done.stderr
+    assert (tmp_path / "begun").read_text().split() == ["first"]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_killed_command_leaves_no_notebook_running(tmp_path):
     """What `make` starts ends soon after `make` itself, kernel and all, even when `make` is killed."""
