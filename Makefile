@@ -62,7 +62,7 @@ else
 	$(IN) $(STAGES) '^tasks@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^corpus@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro --single-item
-	$(IN) $(STAGES) '^distill@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^(distill|reference)@' | $(SIDE_BY_SIDE)
 	rm -rf $(FOLDER)/scratch/teacher_outputs
 	$(IN) $(STAGES) '^(admit|evaluate|represent|neighbour)@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
