@@ -132,12 +132,14 @@ def in_rounds(
         "peaks": _in_processes(measure, params, {"kind": "peaks"})[0],
         "environment": environment(device),
     }
+    done, of_all = 0, params.benchmark.rounds * len(subjects)
     for turn in range(params.benchmark.rounds):
-        for i, subject in enumerate(subjects, start=1):
+        for subject, own in zip(subjects, result["subjects"], strict=True):
             (measured,) = _in_processes(measure, params, subject)
-            result["subjects"][i - 1]["rounds"].append(measured)
+            own["rounds"].append(measured)
+            done += 1
             speed = "left out: {left_out}" if "left_out" in measured else "{tokens_per_second:,.0f} tokens/s"
-            place = f"round {turn + 1} [{i}/{len(subjects)}]"
+            place = f"round {turn + 1} [{done}/{of_all}]"
             print(f"{title} {place} {label(subject)} | {speed.format(**measured)}", flush=True)
         result["benchmark"]["rounds"] = turn + 1
         write_json(output, result)  # a round that was finished is kept, whatever happens to the next
