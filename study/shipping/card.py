@@ -88,13 +88,14 @@ def write_card(
         "base_model": setting.teacher.name,
         "tags": ["distillation", run.method, kind],
     }
+    auto, options = ("AutoModelForMaskedLM", "") if head else ("AutoModel", ", add_pooling_layer=False")
     yaml, header = YAML(), io.StringIO()
     yaml.dump(facts, header)
     parts = [
         f"---\n{header.getvalue()}---\n",
         f"# {run.name}\n",
         _what(run, setting.teacher.name, record, head),
-        f"```python\n{_use(kind, head)}\n```\n",
+        f"```python\n{_USE['onnx' if 'onnx' in kind else kind].format(auto=auto, options=options)}\n```\n",
         "## Scores\n\n" + _scores(plan, run, layout),
         *([f"## Beside the original\n\n{_parity(measured)}"] if measured else []),
         *([more] if more else []),
@@ -103,12 +104,6 @@ def write_card(
         "## How to make it again\n\n" + provenance_section(plan, run, layout),
     ]
     write_file(folder / "README.md", "\n".join(parts))
-
-
-def _use(kind: str, head: bool) -> str:
-    template = _USE["onnx" if "onnx" in kind else kind]
-    auto, options = ("AutoModelForMaskedLM", "") if head else ("AutoModel", ", add_pooling_layer=False")
-    return template.format(auto=auto, options=options)
 
 
 def _command(plan: Plan, stage: str) -> str:
