@@ -58,7 +58,7 @@ def _passages(paragraphs: Iterable[tuple[str, str]]) -> Passages:
 
 
 @cache
-def news(language: str) -> Passages:
+def news() -> Passages:
     """Paragraphs of the articles of BBC News, 60/15/25 % by headline; no sentence occurs twice.
 
     The text is no part of any corpus of the study.
@@ -188,7 +188,7 @@ def load_examples(
 
 def load_agreement() -> Splits:
     """:func:`agreement` of the sentences of BBC News."""
-    return {split: agreement(passages) for split, passages in news("en").items()}
+    return {split: agreement(passages) for split, passages in news().items()}
 
 
 def load_masked_word(passages: Callable[[str], Passages], languages: Iterable[str]) -> Splits:
@@ -215,7 +215,7 @@ def _task(name: str, loader: Callable[[], Splits], labels: tuple[str, ...], pair
 
 
 _NEWS = "sentences of BBC News"
-_SHIFT, _ORDER, _MASKED_WORD = _tasks(news, ("en",), _NEWS, "")
+_SHIFT, _ORDER, _MASKED_WORD = _tasks(lambda _: news(), ("en",), _NEWS, "")
 TASKS = (
     _SHIFT,
     _ORDER,
