@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,7 @@ def evaluate_task(
     for seed in drawn:
         began = time.monotonic()
         run = finetune(description, folder, task, splits[seed], tokenizer, drawn[seed], rates[0], look_at_test=True)
-        entry: dict[str, Any] = {"epoch": run.epoch, "development": run.development, "test": run.test}
-        scored.append(FinetuningRun(seed=seed, languages=run.languages, frozen=run.frozen, **entry))
+        scored.append(FinetuningRun(seed=seed, **asdict(run)))
         print(
             f"{description.title} | {name} seed {seed} | development {task.metric} {run.development[task.metric]:.3f}"
             f" | {time.monotonic() - began:.0f} s",
