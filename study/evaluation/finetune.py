@@ -93,18 +93,13 @@ def splits_without_test(
     Raises:
         StudyError: a task is missing.
     """
-    return {
-        name: encode(
-            load_task(layout.tasks, name),
-            task,
-            budget.model_copy(update={"languages": []}),
-            tokenizer,
-            description.finetuning.pairs,
-            seed,
-        )
-        for name, budget in description.tasks.items()
-        if not (task := find_task(layout.tasks, name)).probe
-    }
+    splits, pairs = {}, description.finetuning.pairs
+    for name, budget in description.tasks.items():
+        task = find_task(layout.tasks, name)
+        if not task.probe:
+            without_test = budget.model_copy(update={"languages": []})
+            splits[name] = encode(load_task(layout.tasks, name), task, without_test, tokenizer, pairs, seed)
+    return splits
 
 
 def reading_batch(budget: Finetuning) -> int:

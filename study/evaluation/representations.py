@@ -128,18 +128,13 @@ def probe_last_layers(
     """
     encoder: Any = load_model(folder, description.attention_implementation, head=False)
     keep_layers(encoder, encoder.config.num_hidden_layers - 1)
+
+    def score(saved: Path, name: str) -> float:
+        return round(linear_probe(description, saved, find_task(tasks, name), splits[name], tokenizer, seed), 4)
+
     with tempfile.TemporaryDirectory() as shortened:
         encoder.save_pretrained(shortened)
-        folders = {"last": folder, "last_but_one": Path(shortened)}
-        return {
-            name: Probe(
-                **{
-                    layer: round(linear_probe(description, saved, find_task(tasks, name), examples, tokenizer, seed), 4)
-                    for layer, saved in folders.items()
-                }
-            )
-            for name, examples in splits.items()
-        }
+        return {name: Probe(last=score(folder, name), last_but_one=score(Path(shortened), name)) for name in splits}
 
 
 class Microscope(Probes):

@@ -58,13 +58,8 @@ def build_tasks(description: TaskData, output: Path) -> list[dict[str, Any]]:
         for split in task.splits:
             if not splits.get(split):
                 raise StudyError(f"task {name}: split {split!r} has no examples; allowed: at least one")
-        save(
-            DatasetDict(
-                {split: Dataset.from_list(examples, features=task.features) for split, examples in splits.items()}
-            ),
-            Path(output) / name,
-            beside,
-        )
+        data = {split: Dataset.from_list(examples, features=task.features) for split, examples in splits.items()}
+        save(DatasetDict(data), Path(output) / name, beside)
         rows += _rows(task, splits)
         sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in splits.items())
         print(f"tasks: {name}: {sizes}", flush=True)
