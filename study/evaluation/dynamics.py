@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -30,15 +29,11 @@ class Watcher(TrainerCallback):
     def __init__(self, steps: Collection[int], look: Callable[[int, PreTrainedModel], None]):
         self.steps, self.look = set(steps), look
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._look(state.global_step, kwargs["model"])
-
     def on_step_end(self, args, state, control, **kwargs):
-        self._look(state.global_step, kwargs["model"])
+        if state.global_step in self.steps:
+            self.look(state.global_step, kwargs["model"].student)
 
-    def _look(self, step: int, objective: Any) -> None:
-        if step in self.steps:
-            self.look(step, objective.student)
+    on_train_begin = on_step_end
 
 
 def _seen(file: Path, microscope: Microscope, run: Run, step: int, student: Callable[[], PreTrainedModel]) -> Snapshot:
