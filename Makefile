@@ -9,6 +9,9 @@ endif
 ifneq ($(shell printf '%s' '$(JOBS)' | grep -cxE '[1-9][0-9]?'),1)
 $(error JOBS = $(JOBS); allowed: a number of processes from 1 to 99)
 endif
+ifeq ($(strip $(PROFILE)),)
+$(error PROFILE is empty; allowed: laptop, or a folder of profiles/)
+endif
 VENV := .venv
 ifneq ($(wildcard $(VENV)/ready),)
 ifneq ($(shell $(VENV)/bin/python -c 'print(1)' 2>/dev/null),1)
@@ -62,7 +65,7 @@ else
 	$(IN) $(STAGES) '^tasks@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^corpus@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^teacher@' | xargs dvc repro --single-item
-	$(IN) $(STAGES) '^distill@' | $(SIDE_BY_SIDE)
+	$(IN) $(STAGES) '^(distill|reference)@' | $(SIDE_BY_SIDE)
 	rm -rf $(FOLDER)/scratch/teacher_outputs
 	$(IN) $(STAGES) '^(admit|evaluate|represent|neighbour)@' | $(SIDE_BY_SIDE)
 	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
@@ -90,7 +93,7 @@ translations: plan  ## what a teacher and students of PROFILE take for the trans
 	  -p output ../$(FOLDER)/reports/results/$(or $(SETTING),multilingual)/translations.json
 
 export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 FORMAT=transformers|sentence-transformers|onnx|onnx-int8|onnx-int8-static|openvino TASK=sentiment TEXTS=texts/ TO=folder/
-	@python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from $(abspath $(TEXTS))) $(if $(TO),--to $(abspath $(TO)))
+	@python -m study export $(RUN) --profile $(PROFILE) --format $(or $(FORMAT),transformers) $(if $(TASK),--task $(TASK)) $(if $(TEXTS),--keep-pieces-from "$(TEXTS)") $(if $(TO),--to "$(TO)")
 
 students: plan  ## the students that the report of PROFILE recommends: pulled where a DVC remote is set, else trained
 	$(IN) runs=$$(python -m study students $(PROFILE) | sed 's/^/distill@/') && [ -n "$$runs" ] && \

@@ -214,9 +214,9 @@ def _set_environment() -> None:
 def end_with_starter(seconds: float = 1.0) -> None:
     """End this process, and with it its notebook, soon after the process named by ``STUDY_STARTER`` has ended.
 
-    A killed `make` or driver so leaves no cell running behind it. Where it has ended already, this process does at once,
-    with exit status 255: xargs then starts no more. Without the variable nothing is watched. One of several processes
-    ends with their launcher instead.
+    A killed `make` or driver so leaves no cell running behind it. Where it has ended already, this process ends at
+    once with exit status 255: xargs then starts no more. Without the variable nothing is watched. One of several
+    processes ends with their launcher instead.
     """
     starter = str(os.getppid()) if launched() else os.environ.get(STARTER, "")
     if starter.isdigit():

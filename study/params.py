@@ -171,8 +171,8 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_line(error: ValidationError) -> str:
-    """The first mistake of a validation: key, value and what is allowed."""
-    first, *others = error.errors(include_url=False)
+    """The first mistake of a validation, unknown keys before missing ones: key, value and what is allowed."""
+    first, *others = sorted(error.errors(include_url=False), key=lambda own: own["type"] != "extra_forbidden")
     location = list(first["loc"])
     # pydantic names the objective, the system and the kind of text, too
     named = {"methods": (2, [*PARTS, "sum", "none"]), "neighbours": (2, SYSTEMS), "settings": (4, ["embedded", "own"])}
@@ -182,5 +182,9 @@ def one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in location if part != "[key]")
     value = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f" = {first['input']!r}"
     message = "key is missing" if first["type"] == "missing" else words_of(first)
+    beside = [own for own in others if own["type"] == "missing" and own["loc"][:-1] == first["loc"][:-1]]
+    if first["type"] == "extra_forbidden" and beside:
+        message += f", where {', '.join(str(own['loc'][-1]) for own in beside)} is missing"
+        others = [own for own in others if own not in beside]
     more = f" (and {len(others)} more)" if others else ""
     return f"{key}{value}: {message}{more}" if key else f"{message}{more}"

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from constructed_results import METRICS, SPLITS, latency_result, make_study, run
 from ruamel.yaml import YAML
 
 from study import resolve
-from study.analysis.chooser import write_chooser
+from study.analysis.chooser import budgets_data, write_chooser
 from study.analysis.numbers.budgets import all_closed, load_budgets, table
 from study.analysis.numbers.statistics import difference, estimate, of_method, replicates
 from study.descriptions import Comparison
@@ -80,7 +81,7 @@ const seen = STEPS.map(step => {
     else { control.value = value; control.dispatchEvent(new Event("change")); }
   }
   const rows = [...document.querySelectorAll(".row")].map(row => ({ ...row.dataset, text: row.textContent }));
-  return { rows, detail: byId("detail").innerHTML, hash: location.hash };
+  return { rows, detail: byId("detail").innerHTML, controls: byId("controls").innerHTML, hash: location.hash };
 });
 const said = document.createElement("pre");
 said.id = "seen";
@@ -136,12 +137,11 @@ def test_shares_intervals_floors_and_regrets_are_those_of_the_tables(tmp_path, s
 
 def test_choices_change_the_ranking_and_a_click_leads_to_command_and_path(tmp_path):
     _, path = page(tmp_path, (1,))
-    fast, alone, clicked, unprobed, nothing = driven(
+    fast, alone, clicked, nothing = driven(
         path,
         {chosen("rule"): "all", chosen("budget"): "5"},  # of 10 and 5 ms
         {chosen(f"weight.{task}"): "0" for task in METRICS if task != "sts-b"},
         {'[data-model="mlm_L3-H192"]': "click"},
-        {chosen("rule"): "retrieval"},
         {chosen("rule"): "all", chosen("weight.sts-b"): "0"},
     )
     assert [row["model"] for row in fast["rows"]] == ["od_L3-H192", "mlm_L3-H192"]
@@ -150,7 +150,9 @@ def test_choices_change_the_ranking_and_a_click_leads_to_command_and_path(tmp_pa
     assert ">runs/english/students/mlm_L3-H192_1<" in clicked["detail"] and "<polyline" in clicked["detail"]
     assert 'data-task="sts-b" data-language="en"' in clicked["detail"]
     assert "model=mlm_L3-H192" in clicked["hash"]
-    assert unprobed["rows"] == [] and nothing["rows"] == []
+    assert nothing["rows"] == []
+    rules = re.findall(r'<option value="(\w+)"', driven(path, {"body": "click"})[0]["controls"].split('"rule"')[1])
+    assert rules[:3] == ["development", "oracle", "all"]  # retrieval was not run: nothing to go by, so not offered
 
 
 def test_budgets_of_tokens_have_rankings_and_curves_of_their_own(tmp_path):
@@ -160,7 +162,7 @@ def test_budgets_of_tokens_have_rankings_and_curves_of_their_own(tmp_path):
     path = write_chooser(plan, [budgets], tmp_path / "explore.html", {"": {"index.html": "report"}})
     every, least, clicked, most = driven(
         path,
-        {chosen("rule"): "all"},
+        {},  # one student: every method is shown until a rule is asked for
         {chosen("tokens"): "base"},
         {'[data-model="od_L3-H192"]': "click"},
         {chosen("tokens"): "huge"},
@@ -179,6 +181,16 @@ def test_budgets_of_tokens_have_rankings_and_curves_of_their_own(tmp_path):
     assert "tokens" in least["rows"][0]["text"] and "ms a sequence" not in least["rows"][0]["text"]
     assert "distill@english_od_L3-H192_1<" in clicked["detail"] and "over 0.20 million tokens" in clicked["detail"]
     assert "distill@english_od_L3-H192_1_huge<" in most["detail"] and "over 2.00 million tokens" in most["detail"]
+
+
+def test_development_scores_choose_where_a_task_has_none(tmp_path):
+    """Of retrieval there are no development data: the mean is over the other tasks."""
+    budgets, layout, _ = several_budgets(tmp_path)
+    scores = budgets.scores.copy()
+    scores.loc[scores["task"] == scores["task"].iloc[0], "development"] = float("nan")
+    models = budgets_data(replace(budgets, scores=scores), layout)["models"]
+    trained = [model for model in models if "signals" in model]
+    assert trained and all(set(model["signals"]) == {"development", "oracle"} for model in trained)
 
 
 def test_the_page_is_small_loads_nothing_and_is_the_same_from_the_same_results(tmp_path):

@@ -17,8 +17,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from study import StudyError
 from study.data import cleaning, corpus, sources, storage
 from study.data.pretrained import load_model, load_tokenizer, save_model
+from study.data.texts import INTERFACE, TRANSLATIONS, read_interface
 from study.data.texts import TEXTS as READERS
-from study.data.texts import interface, verses
 from study.descriptions import CorpusData
 from study.files import Layout, content_hash
 from study.methods import TEXTS
@@ -363,16 +363,16 @@ def test_interface_text_is_translated_sentences(tmp_path, monkeypatch):
         folder.format("blind", "fr"): {"a": "En haut"},
     }
     install_wheel(tmp_path, monkeypatch, "homeassistant", {name: json.dumps(own) for name, own in contents.items()})
-    assert list(interface.read_interface("de")) == ["Fertig", "Hoch\nNach unten"]
+    assert list(read_interface("de")) == ["Fertig", "Hoch\nNach unten"]
     with pytest.raises(StudyError, match="interface: no text in 'hi'; allowed: bg, de, el, ru, vi, zh"):
-        list(interface.read_interface("hi"))
+        list(read_interface("hi"))
 
 
 def test_every_text_that_params_allow_has_a_reader_and_a_language():
     assert tuple(READERS) == TEXTS
     languages = {name: cleaning.Document(name, "").language for name in READERS}
     assert (languages["sotu"], languages["wikipedia-es"], languages["interface-zh"]) == ("en", "es", "zh")
-    assert set(languages.values()) == {*interface.LANGUAGES, *verses.TRANSLATIONS}
+    assert set(languages.values()) == {*INTERFACE, *TRANSLATIONS}
 
 
 def install_wheel(tmp_path: Path, monkeypatch, package: str, contents: dict[str, str]) -> None:

@@ -329,11 +329,13 @@ def test_the_teachers_logits_are_those_of_its_rows(described):
 
 def test_supplementary_texts_are_those_of_the_corpus(described):
     _, layout = described
+    files = sorted(layout.corpus.rglob("*"))
     drawn = corpus_texts(layout.corpus, 20, 8, seed=1)["input_ids"]
     whole = {tuple(row[:7]) for row in load_corpus(layout.corpus)["train"]["input_ids"]}
     assert all(len(row) == 8 and tuple(row[:7]) in whole and row[-1] == 3 for row in drawn)
     assert drawn == corpus_texts(layout.corpus, 20, 8, seed=1)["input_ids"]
     assert drawn != corpus_texts(layout.corpus, 20, 8, seed=2)["input_ids"]
+    assert sorted(layout.corpus.rglob("*")) == files  # a cache beside them would change what DVC has on record
     with pytest.raises(StudyError, match=r"corpus: 64 sequences for training; allowed: at least 65"):
         corpus_texts(layout.corpus, 65, 8, seed=1)
 

@@ -63,7 +63,7 @@ def pooled(states, mask):
 
 
 @pytest.mark.parametrize("kind", list(WRITERS))
-def test_every_format_loads_by_its_library_and_gives_the_embeddings_of_the_student(plan, tmp_path, kind):
+def test_every_format_loads_by_its_library_and_gives_the_embeddings_of_the_student(plan, tmp_path, kind, monkeypatch):
     name = "english_hs-last_L2-H12_1"
     if kind in ("openvino", "onnx-int8-static") and "xlm" in str(plan.folder):
         pytest.skip("one family is enough")
@@ -119,6 +119,10 @@ def test_every_format_loads_by_its_library_and_gives_the_embeddings_of_the_stude
         assert set(facts["parity"]["tasks"]) == {"topic"} and 0 <= 1 - facts["parity"]["cosine"] < 0.05
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlanguage:\n- en\n") and "Not measured yet" in card and "HS: last" in card
+    monkeypatch.chdir(folder)
+    told: dict = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], told)  # as it stands there
+    assert told["embeddings"].shape == (2, expected.shape[1])
 
 
 def test_a_head_is_exported_where_it_was_trained_and_nowhere_else(plan, tmp_path):

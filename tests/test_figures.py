@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -162,6 +163,8 @@ def test_scores_by_language_have_a_panel_per_student_and_task(results, tmp_path)
     add_languages(write_grid(study))
     several = several_languages(study).analyse()
     assert figures.names(several) == list(figures.CAPTIONS)
+    one = several.results.probes.query("language == 'es'")
+    assert figures.names(Analysis(replace(results.results, probes=one))) == NAMES  # a language alone compares nothing
     figure = figures.per_language(several)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [f"{task}, {s}" for s in ("L3-H384", "L3-H192") for task in ("topic", "retrieval")]

@@ -11,7 +11,7 @@ import torch
 from test_benchmark import SMALL
 
 from study import resolve
-from study.speed import cost, gpu
+from study.speed import benchmark, cost, gpu
 from study.speed.tables import ratios
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -85,13 +85,13 @@ def test_the_scale_is_the_papers_and_its_rows_are_named_in_the_documentation():
 
 def test_a_whole_table_on_a_small_scale(params, tmp_path, capsys, monkeypatch):
     """Where models are trained: without a GPU on the processor; all in this process."""
-    monkeypatch.setattr(gpu, "_in_a_process", gpu._measure)
+    monkeypatch.setattr(benchmark, "_in_processes", lambda measure, *what: [measure(*what)])
     result = gpu.gpu_benchmark(params, tmp_path / "gpu.json")
     assert json.loads((tmp_path / "gpu.json").read_text()) == result
     table = gpu.gpu_steps(result)
     assert list(table["subject"]) == ["od", "od", "trainer-full-vocabulary", "trainer-full-vocabulary"]
     assert list(table["precision"]) == ["bf16", "bf16", "fp32", "bf16"]
-    counted = cost.count(gpu._workload(params, result["subjects"][0])).flops
+    counted = cost.count(cost.benchmark_workload(params, params.benchmark, result["subjects"][0])).flops
     (own,) = result["subjects"][0]["rounds"]
     assert own["flops"] == counted > 0
     assert own["tokens_per_second"] == pytest.approx(4 * 16 / own["median_seconds"])

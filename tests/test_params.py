@@ -78,6 +78,10 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
     ),
     "a student's rate of zero": (put({"mlm": 0.0}, *RATES), ["students.L4-H192.learning_rates.mlm", "0.0"]),
     "unknown key": (put(1, "distillation", "step"), ["distillation.step", "unknown key"]),
+    "mistyped key": (
+        lambda params: params["masking"].update(fractoin=params["masking"].pop("fraction")),
+        ["masking.fractoin = 0.15: unknown key, where fraction is missing"],
+    ),
     "unknown key at the top": (put(1, "grids"), ["grids", "unknown key"]),
     "unknown key of a method": (put(1, *METHOD, "temperature"), ["methods.mha-minilmv2.temperature", "unknown key"]),
     "unknown key of the method none": (put(1, "methods", "none", "steps"), ["methods.none.steps", "unknown key"]),

@@ -17,7 +17,9 @@ import pytest
 from papermill.translators import PythonTranslator
 from ruamel.yaml import YAML
 
+from study.cells import Cells
 from study.neighbours_options import NOTEBOOKS as SYSTEMS
+from study.plan import resolve
 from study.sections import ANALYSES
 
 ROOT = Path(__file__).parents[1]
@@ -206,6 +208,18 @@ def test_a_users_mistake_inside_a_notebook_is_its_own_one_line(tmp_path):
     assert outcome.returncode == 1 and "Traceback" not in outcome.stderr
     last = outcome.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "nothing.json: No such file" in last and "study plan" in last
+
+
+@pytest.mark.parametrize("profile", ["laptop", "recipes", "evidence"])
+def test_make_runs_every_kind_of_stage_after_what_it_depends_on(profile):
+    """`make repro` runs kinds of stages in turn, each stage alone: an order that DVC's own graph has to allow."""
+    recipe = (ROOT / "Makefile").read_text().partition("\nrepro: ")[2].partition("\n\n")[0]
+    turns = re.findall(r"\$\(STAGES\) '\^\(?([a-z|]+)\)?@'", recipe)
+    turn = {kind: place for place, kinds in enumerate(turns) for kind in kinds.split("|")}
+    for name, before in Cells(resolve(profile)).graph().items():
+        needed = {other.partition("@")[0] for other in before if "@" in other}
+        own = turn[name.partition("@")[0]] if "@" in name else len(turns)
+        assert all(turn[kind] < own for kind in needed), (name, before)
 
 
 def test_nothing_is_started_for_a_command_that_has_ended(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from constructed_results import SPLITS, latency_result, make_study, run_result, write
 
 from study.analysis.numbers.published import PUBLISHED
+from study.execution import declared_parameters
 from study.plan import resolve
 from study.shipping.recommended import recommended as students_to_train
 
@@ -82,6 +83,16 @@ def test_students_to_train_are_those_recommended_or_else_the_best_of_each_shape(
     recommended(tmp_path / "one", development, seeds=(1,))
     runs = [(run.name, sure) for run, _, sure in students_to_train(resolve(root=tmp_path / "one"))]
     assert runs == [(f"english_od_{student}_1", False) for student in ("L3-H384", "L6-H192", "L3-H192")]
+
+
+def test_the_explorer_opens_with_a_student_that_make_students_trains():
+    """The notebook's own choice, and the results committed of the profile it names."""
+    plan = resolve()
+    chosen = declared_parameters(plan.root / "notebooks" / "70_explore.ipynb")
+    names = {key: chosen[key].strip("'\"") for key in ("profile", "setting", "method", "student")}
+    assert names["profile"] == plan.profile
+    trained = {(run.setting, run.method, run.student) for run, *_ in students_to_train(plan)}
+    assert (names["setting"], names["method"], names["student"]) in trained
 
 
 def test_published_shares_of_the_teacher():

@@ -17,6 +17,7 @@ from transformers import AutoModel, BertTokenizerFast
 
 from study import StudyError
 from study.analysis import references as shown
+from study.analysis.figures.comparison import quality_latency
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.results import load_results
 from study.data import sources, storage, tasks
@@ -241,6 +242,18 @@ def test_rows_are_set_beside_the_teacher_and_leave_everything_else(tmp_path):
     for name in ("scores", "runs", "latency"):
         assert getattr(analysis.results, name).equals(getattr(without.results, name))
     assert analysis.headline == without.headline
+
+
+def test_rows_are_hollow_in_the_picture_of_quality_and_latency_and_not_on_its_front(tmp_path):
+    study = with_rows(tmp_path)
+    with_them, without = (
+        quality_latency(Analysis(load_results(own, study.layout))).axes[0] for own in (study.comparison, study.without)
+    )
+    hollow = [line for line in with_them.lines if line.get_fillstyle() == "none"]
+    assert [line.get_ydata()[0] for line in hollow] == pytest.approx([76, 64])
+    assert [note.get_text().split()[0] for note in with_them.texts[-2:]] == ["others", "static"]
+    assert len(with_them.lines) == len(without.lines) + 2
+    assert with_them.lines[0].get_xydata().tolist() == without.lines[0].get_xydata().tolist()
 
 
 def test_a_row_without_a_file_or_a_measurement_is_named(tmp_path):

@@ -76,8 +76,11 @@ def test_the_smoke_profile_end_to_end(tmp_path):
 
     # The interactive notebook has something to show of these results. IPython runs it: papermill's client now and then
     # waits for ever for a widget's answer (jupyter/nbclient#312).
-    ipython = ["ipython", "--colors=NoColor", "70_explore.ipynb"]
-    outcome = command(tmp_path / "notebooks", *ipython, seconds=600, PYTHONPATH=str(tmp_path))
+    own = (tmp_path / "notebooks" / "70_explore.ipynb").read_text()
+    own = own.replace(r"profile = \"laptop\"", r"profile = \"smoke\"")
+    (tmp_path / "explored.ipynb").write_text(own.replace(r"student = \"L3-H384\"", r"student = \"L3-H192\""))
+    ipython = ["ipython", "--colors=NoColor", "explored.ipynb"]
+    outcome = command(tmp_path, *ipython, seconds=600, PYTHONPATH=str(tmp_path))
     assert outcome.returncode == 0 and "Error" not in outcome.stdout, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     shown = ("<Figure size", "teacher layer", "[MASK] rank")
     assert all(text in outcome.stdout for text in shown) and outcome.stdout.count("interactive(") == 3

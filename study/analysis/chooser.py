@@ -68,8 +68,9 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
         ]
         model = _model(method, student, pd.DataFrame(flat))
         if method not in (TEACHER, FLOOR):
-            of_task = rows.groupby("task")[["development", "score"]].mean().mean(skipna=False).dropna()
-            model |= {"budget": budget, "signals": {RULE_OF[name]: round(v, 6) for name, v in of_task.items()}}
+            of_task = rows.groupby("task")[["development", "score"]].mean()  # a probe has no development split
+            known = {RULE_OF[name]: round(value, 6) for name, value in of_task.mean().dropna().items()}
+            model |= {"budget": budget, "signals": known}
             model |= _place(layout, model_name(method, student, rows["seed"].iloc[0], budget))
             points = [point for curve in trained.get_group((method, student, budget))["curve"] for point in curve]
             model["curve"] = _curve(pd.DataFrame(points, columns=["tokens", "loss"]))

@@ -6,17 +6,17 @@ import os
 import tempfile
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy
 
-from study.data.passages import Examined, Overlap, examine, hash64
+from study.data.passages import Examined, Overlap, examine, hash64, within
 from study.data.pool import Pool
 from study.data.texts import TEXTS
 from study.data.texts.own import read_own
-from study.declarations import OwnText
+from study.declarations import OwnText, language_of
 
 #: Characters that a process is given at once.
 BATCH = 500_000
@@ -36,10 +36,10 @@ class Document(NamedTuple):
 
     @property
     def language(self) -> str:
-        return self.text.partition("-")[2] or "en"
+        return language_of(self.text)
 
 
-class Documents(Sequence[Document]):
+class Documents:
     """Documents in a file without a name, which is gone with the process; of each, 18 bytes are in memory.
 
     Args:
@@ -62,13 +62,7 @@ class Documents(Sequence[Document]):
     def __len__(self) -> int:
         return len(self._texts)
 
-    @overload
-    def __getitem__(self, place: int) -> Document: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Document]: ...
-    def __getitem__(self, place: int | slice) -> Document | list[Document]:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
+    def __getitem__(self, place: int) -> Document:
         self._file.flush()
         first, last = self._ends[place], self._ends[range(len(self))[place] + 1]
         return Document(self.name(place), os.pread(self._file.fileno(), last - first, first).decode())
@@ -77,13 +71,9 @@ class Documents(Sequence[Document]):
         """Name of the text that a document is from."""
         return self._names[self._texts[place]]
 
-    def language(self, place: int) -> str:
-        """Language of a document."""
-        return Document(self.name(place), "").language
-
     def by_language(self, places: numpy.ndarray) -> dict[str, numpy.ndarray]:
         """Those of the ``places`` in each language, in their order; languages in the order in which they come."""
-        languages = [Document(name, "").language for name in self._names]
+        languages = [language_of(name) for name in self._names]
         texts = numpy.array(self._texts)[places]
         found = dict.fromkeys(languages[text] for text in texts[numpy.sort(numpy.unique(texts, return_index=True)[1])])
         same = {name: [text for text, own in enumerate(languages) if own == name] for name in found}
@@ -110,7 +100,7 @@ class Seen:
         unique, places = numpy.unique(own, return_index=True)
         fresh = numpy.ones(len(unique), bool)
         for part in self._parts:
-            fresh &= part[numpy.minimum(numpy.searchsorted(part, unique), len(part) - 1)] != unique
+            fresh &= ~within(part, unique)
         new = unique[fresh]
         while len(new) and self._parts and len(self._parts[-1]) < 2 * len(new):
             new = numpy.sort(numpy.concatenate([self._parts.pop(), new]))

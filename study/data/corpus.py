@@ -16,14 +16,14 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from study.data import storage
-from study.data.cleaning import Counts, Document, Documents, batched, clean
+from study.data.cleaning import Counts, Documents, batched, clean
 from study.data.passages import Overlap
 from study.data.pool import Pool
 from study.data.pretrained import load_pretrained, save_model
 from study.data.tasks import heldout_texts, task_texts
 from study.data.tokens import Stream, Tokeniser, encode, read_again
 from study.data.vocabulary import pieces_to_keep, trim_embeddings, trim_tokenizer
-from study.declarations import OwnText, check_content
+from study.declarations import OwnText, check_content, language_of
 from study.descriptions import CorpusData
 from study.files import Layout, StudyError, content_hash, find_root, make_folder
 from study.sections import Corpus
@@ -207,7 +207,7 @@ def _streams(
                 break
             streams[split].extend(tokens[:longest])
             counts[documents.name(place)][column] += len(tokens[:longest])
-            times[documents.language(place)] += 1
+            times[language_of(documents.name(place))] += 1
             if split == "validation":
                 used.append(place)
         if split == "validation":
@@ -262,7 +262,7 @@ def _language_table(
     """
     groups, tokens = documents.by_language(places), Counter[str]()
     for text, count in counts.items():
-        tokens[Document(text, "").language] += count["tokens"]
+        tokens[language_of(text)] += count["tokens"]
     return {
         language: {
             "documents": len(groups[language]),

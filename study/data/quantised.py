@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from study.data import sources
+from study.data.vocabulary import with_content
 from study.files import StudyError
 
 MAGIC, VERSION = b"E5S1", 1
@@ -89,14 +90,14 @@ def read_quantised(content: bytes, file: str) -> Quantised:
     cursor.expect("version", cursor.number("<u4"), VERSION)
     sizes: dict[str, Any] = {name: cursor.number("<i4") for name in HEADER}
     for name, size in sizes.items():
-        cursor.expect_within(name, size, range(1, 2**31))
+        cursor.expect(name, size, 1, 2**31 - 1)
     epsilon = float(str(cursor.numbers("<f4", 1)[0]))  # 1e-12, not its nearest float32
     cursor.expect("weights per block", cursor.number("<i4"), WEIGHTS)
 
     count, *special = (cursor.number("<i4") for _ in range(5))
-    cursor.expect_within("pieces", count, range(1, sizes["vocab_size"] + 1))
+    cursor.expect("pieces", count, 1, sizes["vocab_size"])
     for name, index in zip(("bos", "eos", "pad", "unk"), special, strict=True):
-        cursor.expect_within(name, index, range(count))
+        cursor.expect(name, index, 0, count - 1)
     bos, eos, pad, unknown = special
     length = cursor.number("<u8")
     starts, scores = (cursor.numbers(kind, n).tolist() for kind, n in (("<u4", count + 1), ("<f4", count)))
@@ -176,15 +177,8 @@ def write_pretrained(package: str, member: str, folder: Path, tokenizer: tuple[s
     rebuild_model(read).save_pretrained(folder)
     rebuilt = rebuild_tokenizer(read)
     if tokenizer:
-        own = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(sources.read_member(*tokenizer).decode()),
-            **rebuilt.special_tokens_map,
-            model_input_names=rebuilt.model_input_names,
-            model_max_length=rebuilt.model_max_length,
-        )
-        own.save_pretrained(folder)
-    else:
-        rebuilt.save_pretrained(folder)
+        rebuilt = with_content(rebuilt, sources.read_member(*tokenizer).decode())
+    rebuilt.save_pretrained(folder)
 
 
 def _read_weights(cursor: _Cursor, config: BertConfig) -> dict[str, Tensor]:
@@ -202,7 +196,7 @@ def _read_weights(cursor: _Cursor, config: BertConfig) -> dict[str, Tensor]:
         target = _name_in_bert(name)
         if target not in shapes:
             raise StudyError(f"{cursor.file}: tensor {name!r}; allowed: those of a BERT of {len(shapes)} tensors")
-        cursor.expect_within(f"kind of {name}", kind, range(2))
+        cursor.expect(f"kind of {name}", kind, 0, 1)
         cursor.expect(f"weights of {name}", count, shapes[target].numel())
         cursor.expect(f"bytes of {name}", size, 4 * count if kind == 0 else -(-count // WEIGHTS) * BLOCK.itemsize)
         weights[target] = torch.from_numpy(_values(cursor.at(offset), kind, count)).view(shapes[target])
@@ -258,10 +252,7 @@ class _Cursor:
     def text(self, count: int, encoding: str = "utf-8") -> str:
         return self.bytes(count).decode(encoding, errors="replace")
 
-    def expect(self, name: str, value: int, allowed: int) -> None:
-        if value != allowed:
-            raise StudyError(f"{self.file}: {name} = {value}; allowed: {allowed}")
-
-    def expect_within(self, name: str, value: int, allowed: range) -> None:
-        if value not in allowed:
-            raise StudyError(f"{self.file}: {name} = {value}; allowed: {allowed[0]} to {allowed[-1]}")
+    def expect(self, name: str, value: int, *allowed: int) -> None:
+        """Refuse a value other than the one allowed, or outside the first and last that are."""
+        if not allowed[0] <= value <= allowed[-1]:
+            raise StudyError(f"{self.file}: {name} = {value}; allowed: {' to '.join(map(str, allowed))}")

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +30,7 @@ def documents(file: Path) -> Iterator[str]:
     Raises:
         StudyError: it cannot be read, or is not UTF-8.
     """
-    with _Reading(file), _opened(file) as stream:
+    with _reading(file), _opened(file) as stream:
         while piece := stream.read(LONGEST):
             yield piece + stream.readline(LONGEST)
 
@@ -43,7 +44,7 @@ def file_rows(file: Path) -> Iterator[Row]:
         StudyError: it cannot be read, is not UTF-8, or a row does not fit the header.
     """
     kind = format_of(file)
-    with _Reading(file):
+    with _reading(file):
         if kind == ".parquet":
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
@@ -56,7 +57,7 @@ def file_features(file: Path) -> Features | None:
     """What a Parquet file says of its columns (names of classes among it); None of other formats."""
     if format_of(file) != ".parquet":
         return None
-    with _Reading(file):
+    with _reading(file):
         return Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
 
 
@@ -72,7 +73,7 @@ def dataset_rows(origin: Origin, part: str, root: Path, whole: bool) -> Iterator
     """
     folder, (name, split) = folder_of(origin, root), _part(origin, part)
     streaming = folder is not None or not (whole or config.HF_HUB_OFFLINE)
-    with _Reading(f"{origin.dataset} {part}"):
+    with _reading(f"{origin.dataset} {part}"):
         place, options = str(folder or origin.dataset), {"revision": origin.revision, "streaming": streaming}
         yield from load_dataset(place, name, split=split, **options)
 
@@ -84,7 +85,7 @@ def dataset_features(origin: Origin, part: str, root: Path) -> Features | None:
         StudyError: it cannot be reached or has no such configuration or split.
     """
     name, split = _part(origin, part)
-    with _Reading(f"{origin.dataset} {part}"):
+    with _reading(f"{origin.dataset} {part}"):
         folder = folder_of(origin, root)
         builder = load_dataset_builder(str(folder or origin.dataset), name, revision=origin.revision)
         known = list(builder.info.splits or builder.config.data_files or ())
@@ -93,6 +94,29 @@ def dataset_features(origin: Origin, part: str, root: Path) -> Features | None:
         if builder.info.features is not None or folder is None:
             return builder.info.features
         return load_dataset(str(folder), name, split=split, streaming=True).features
+
+
+def cell(row: Row, column: str, where: str) -> Any:
+    """What a row has in a column; ``where`` names its file in errors.
+
+    Raises:
+        StudyError: no such column.
+    """
+    if column not in row:
+        raise StudyError(f"{where}: no column {column!r}; allowed: {', '.join(row)}")
+    return row[column]
+
+
+def text_in(row: Row, column: str, where: str) -> str:
+    """The text that a row has in a column, "" where it has none.
+
+    Raises:
+        StudyError: no such column, or no text in it.
+    """
+    value = cell(row, column, where)
+    if not isinstance(value, str | None):
+        raise StudyError(f"{where}: {column} = {str(value)[:40]!r} is no text; allowed: strings")
+    return value or ""
 
 
 def _part(origin: Origin, part: str) -> tuple[str | None, str]:
@@ -134,22 +158,14 @@ def _table(file: Path, stream: TextIO, kind: str) -> Iterator[Row]:
         yield dict(zip(header, cells, strict=True))
 
 
-class _Reading:
+@contextmanager
+def _reading(what: Path | str) -> Iterator[None]:
     """Tells what goes wrong while something is read in one line that names it."""
-
-    def __init__(self, what: Path | str):
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, StudyError) or not isinstance(
-            error, (OSError, ValueError, csv.Error, ArrowException, EOFError)
-        ):
-            return
-        if isinstance(error, ConnectionError):
-            reason = "HF_HUB_OFFLINE is set, and the hub's cache lacks it" if config.HF_HUB_OFFLINE else "no connection"
-            raise UnreachableError(f"{self.what}: cannot be reached: {reason}") from None
+    try:
+        yield
+    except ConnectionError:
+        reason = "HF_HUB_OFFLINE is set, and the hub's cache lacks it" if config.HF_HUB_OFFLINE else "no connection"
+        raise UnreachableError(f"{what}: cannot be reached: {reason}") from None
+    except (OSError, ValueError, csv.Error, ArrowException, EOFError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise StudyError(f"{self.what}: cannot be read: {lines[0]}") from None
+        raise StudyError(f"{what}: cannot be read: {lines[0]}") from None

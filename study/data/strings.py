@@ -19,3 +19,8 @@ def fold(text: str) -> str:
 def words(text: str) -> list[str]:
     """Its runs of letters and digits, casefolded."""
     return re.findall(r"\w+", text.casefold())
+
+
+def in_language(name: str, language: str) -> str:
+    """Name of a text or split in a language: its own name for English."""
+    return name if language == "en" else f"{name}-{language}"

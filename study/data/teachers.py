@@ -53,10 +53,10 @@ def check_teachers(params: Params, root: Path) -> list[str]:
 def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:
     agree(f"settings.{setting}.teacher", teacher.model_dump(), read_teacher(teacher.name, root))
     place = find_folder(teacher.name, root)
-    source: dict[str, Any] = {"subfolder": encoder_subfolder(teacher.name, root)}
-    folder = place / source["subfolder"] if place else None
-    config = AutoConfig.from_pretrained(place or teacher.name, **source)
-    tokenizer = AutoTokenizer.from_pretrained(place or teacher.name, **source)
+    inside = encoder_subfolder(teacher.name, root)
+    folder = place / inside if place else None
+    config = AutoConfig.from_pretrained(place or teacher.name, subfolder=inside)
+    tokenizer = AutoTokenizer.from_pretrained(place or teacher.name, subfolder=inside)
     check_tokenizer(teacher.name, tokenizer, config, folder)
     if params.settings[setting].vocabulary == "trimmed":
         check_trimmable(tokenizer)

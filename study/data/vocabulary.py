@@ -69,8 +69,13 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: numpy.ndarray) -> P
     for token in content["added_tokens"]:
         token["id"] = new[token["id"]]
     _renumber(content["post_processor"] or {}, new)
+    return with_content(tokenizer, json.dumps(content))
+
+
+def with_content(tokenizer: PreTrainedTokenizerBase, content: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of a ``tokenizer.json``, whose special tokens and options are those of another one."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        tokenizer_object=Tokenizer.from_str(content),
         **tokenizer.special_tokens_map,
         model_input_names=tokenizer.model_input_names,
         model_max_length=tokenizer.model_max_length,

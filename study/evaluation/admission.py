@@ -6,20 +6,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
-from study.data.pretrained import load_model, load_tokenizer, save_model
+from study.data.pretrained import load_model, save_model
 from study.data.tasks import find_task, load_task, subsample
 from study.descriptions import Admission
 from study.distillation.distil import START_SEQUENCES
 from study.distillation.students import create_student
-from study.evaluation.finetune import linear_probe, splits_without_test
-from study.evaluation.masked_word import masked_word_scores
+from study.evaluation.probes import Probes
 from study.evaluation.provenance import input_hashes, provenance
 from study.families import keep_layers
 from study.files import Layout
@@ -39,18 +37,13 @@ def admit(description: Admission, layout: Layout, output: Path) -> AdmissionResu
     Raises:
         StudyError: teacher, tasks or corpus are missing.
     """
-    tokenizer = load_tokenizer(layout.teacher)
-    splits = splits_without_test(description, layout, tokenizer, seed=0)
+    probes = Probes(description, layout, seed=0)
     tasks = {name: find_task(layout.tasks, name) for name in description.tasks}
     scores: dict[str, dict[str, float]] = {name: {} for name in tasks if tasks[name].kind != "retrieval"}
     with tempfile.TemporaryDirectory() as folder:
-        for model, place in _models(description, layout, tokenizer, Path(folder)).items():
+        for model, place in _models(description, layout, probes.tokenizer, Path(folder)).items():
             for name in scores:
-                if tasks[name].kind == "masked-word":
-                    languages = masked_word_scores(description, place, name, layout.tasks, tokenizer)
-                    scores[name][model] = mean(own["development"] for own in languages.values())
-                else:
-                    scores[name][model] = linear_probe(description, place, tasks[name], splits[name], tokenizer, 0)
+                scores[name][model] = probes.score(place, name)
                 print(f"admission: {name} | {model} | {scores[name][model]:.3f}", flush=True)
     admitted = []
     for name, own in scores.items():

@@ -1,7 +1,8 @@
-"""A classifier of texts over an encoder, and the batches it reads."""
+"""A classifier of texts over an encoder, the batches it reads, and reading them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.families import family_of
+from study.files import StudyError
+from study.runtime import autocast
 
 #: Label of sub-words that stand for no word: special tokens, padding, all but the first of a word.
 NO_WORD = -100
@@ -89,3 +92,40 @@ class Collator:
 
     def _padded(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         return dict(self.tokenizer.pad(rows, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt"))
+
+
+def read_batches(
+    model: nn.Module,
+    rows: Sequence[dict[str, Any]],
+    collate: Collator,
+    batch_size: int,
+    bf16: bool,
+    read: Callable[..., Any] | None = None,
+    by_length: bool = False,
+) -> Iterator[tuple[list[int], dict[str, Tensor], Any]]:
+    """Batch after batch: the places of its rows, the batch, and what a model in evaluation says of it.
+
+    Args:
+        read: what of the model reads all of a batch but its labels; None: the model. by_length: short rows first.
+    """
+    model.eval()
+    device, order = next(model.parameters()).device, list(range(len(rows)))
+    if by_length:
+        order.sort(key=[len(row["input_ids"]) for row in rows].__getitem__)
+    for first in range(0, len(rows), batch_size):
+        places = order[first : first + batch_size]
+        batch = collate([rows[i] for i in places])
+        with autocast(device, bf16):
+            found = (read or model)(**{key: x.to(device) for key, x in batch.items() if key != "labels"})
+        yield places, batch, found
+
+
+def finite(states: Tensor) -> Tensor:
+    """The states.
+
+    Raises:
+        StudyError: they are not finite.
+    """
+    if not states.isfinite().all():
+        raise StudyError("the encoder's states are not finite, no result written")
+    return states

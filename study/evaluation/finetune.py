@@ -14,23 +14,17 @@ import torch
 from datasets import Dataset, DatasetDict
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from study.data.pretrained import load_model
 from study.data.tasks import Task, find_task, load_task, subsample
 from study.descriptions import Admission, Evaluation, LayerComparison, NeighbourSystem, Tuning
-from study.evaluation.classifier import Collator, MeanPoolingClassifier
+from study.evaluation.classifier import Collator, MeanPoolingClassifier, finite, read_batches
 from study.evaluation.metrics import task_metrics
 from study.evaluation.tagging import WordClassifier, align, tagged, word_features
 from study.files import Layout, StudyError
-from study.runtime import autocast, compute_device, keep_freed_memory, one_device, use_bf16
+from study.runtime import compute_device, keep_freed_memory, one_device, use_bf16
 from study.sections import Finetuning, TaskBudget
 
 #: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
@@ -45,8 +39,6 @@ class FinetunedRun:
     -> main metric of the linear probe that fine-tuning starts from; empty unless test data are looked at.
     """
 
-    seed: int
-    learning_rate: float
     epoch: int
     development: dict[str, float]
     test: dict[str, float] | None
@@ -101,18 +93,13 @@ def splits_without_test(
     Raises:
         StudyError: a task is missing.
     """
-    return {
-        name: encode(
-            load_task(layout.tasks, name),
-            task,
-            budget.model_copy(update={"languages": []}),
-            tokenizer,
-            description.finetuning.pairs,
-            seed,
-        )
-        for name, budget in description.tasks.items()
-        if not (task := find_task(layout.tasks, name)).probe
-    }
+    splits, pairs = {}, description.finetuning.pairs
+    for name, budget in description.tasks.items():
+        task = find_task(layout.tasks, name)
+        if not task.probe:
+            without_test = budget.model_copy(update={"languages": []})
+            splits[name] = encode(load_task(layout.tasks, name), task, without_test, tokenizer, pairs, seed)
+    return splits
 
 
 def reading_batch(budget: Finetuning) -> int:
@@ -129,19 +116,12 @@ def pooled_features(
     Raises:
         StudyError: the features are not finite.
     """
-    model.eval()
-    features, device = [], next(model.parameters()).device
-    lengths = [len(row["input_ids"]) for row in rows]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for first in range(0, len(order), batch_size):
-        batch = collate([rows[i] for i in order[first : first + batch_size]])
-        batch.pop("labels", None)
-        with autocast(device, bf16):
-            features.append(model.features(**{key: x.to(device) for key, x in batch.items()}).float())
-    together = torch.cat(features).cpu()
-    if not together.isfinite().all():
-        raise StudyError("the encoder's states are not finite, no result written")
-    return together, order
+    features: list[Tensor] = []
+    order: list[int] = []
+    for places, _, found in read_batches(model, rows, collate, batch_size, bf16, model.features, by_length=True):
+        features.append(found.float())
+        order += places
+    return finite(torch.cat(features).cpu()), order
 
 
 def labelled_features(
@@ -190,6 +170,15 @@ def start_from_probe(
     model.output.bias[classes] = torch.from_numpy(bias - weight @ scaler.mean_).to(model.output.bias)
 
 
+def load_encoder(description: Judging, folder: Path) -> PreTrainedModel:
+    """The encoder saved in ``folder``, where models are read."""
+    if "kept-memory" in description.fast_paths:
+        keep_freed_memory()
+    encoder = load_model(folder, description.attention_implementation, head=False)
+    nn.Module.to(encoder, compute_device())
+    return encoder
+
+
 def probed_classifier(
     description: Judging,
     encoder_folder: Path,
@@ -200,14 +189,11 @@ def probed_classifier(
     classifier: type[MeanPoolingClassifier] | None = None,
 ) -> tuple[MeanPoolingClassifier, Collator]:
     """What fine-tuning starts from: the encoder saved in ``encoder_folder`` under a linear probe, and its collator."""
-    if "kept-memory" in description.fast_paths:
-        keep_freed_memory()
     set_seed(seed)
-    encoder = load_model(encoder_folder, description.attention_implementation, head=False)
+    encoder = load_encoder(description, encoder_folder)
     kind = classifier or (WordClassifier if task.kind == "tokens" else MeanPoolingClassifier)
-    model = kind(encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names).to(
-        compute_device()
-    )
+    model = kind(encoder, len(task.labels) if task.labels else 1, "pair_input_ids" in splits["train"].column_names)
+    model.to(compute_device())
     budget = description.finetuning
     collate = Collator(tokenizer, budget.pad_to_multiple_of)
     start_from_probe(model, splits["train"], collate, reading_batch(budget), use_bf16(description.precision))
@@ -291,7 +277,7 @@ def finetune(
     test = tests.pop(task.languages[0], None)
     if keep:
         keep(model)
-    return FinetunedRun(seed, learning_rate, round(best["epoch"]), development, test, tests, frozen)
+    return FinetunedRun(round(best["epoch"]), development, test, tests, frozen)
 
 
 def _arguments(

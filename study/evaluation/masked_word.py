@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from study.data.pretrained import load_model
 from study.data.tasks import find_task, load_task, subsample
-from study.evaluation.finetune import Collator, Judging
+from study.evaluation.classifier import Collator, finite, read_batches
+from study.evaluation.finetune import Judging, load_encoder
 from study.files import StudyError
 from study.records import ProbeResult
-from study.runtime import autocast, compute_device, keep_freed_memory, use_bf16
+from study.runtime import use_bf16
 
 
 def guess_masked_words(
@@ -62,10 +61,7 @@ def masked_word_scores(
         StudyError: a text is too long, or the encoder's states are not finite.
     """
     task, dataset, budget = find_task(tasks, name), load_task(tasks, name), description.tasks[name]
-    if "kept-memory" in description.fast_paths:
-        keep_freed_memory()
-    encoder = load_model(folder, description.attention_implementation, head=False)
-    nn.Module.to(encoder, compute_device())
+    encoder = load_encoder(description, folder)
     collate, bf16 = Collator(tokenizer, description.finetuning.pad_to_multiple_of), use_bf16(description.precision)
 
     def states_and_words(split: str, language: str) -> tuple[np.ndarray, list[str]]:
@@ -89,21 +85,14 @@ def states_at_masks(
     Raises:
         StudyError: a text is longer than ``max_length`` tokens, or the states are not finite.
     """
-    encoder.eval()
     tokenizer = collate.tokenizer
     pairs = zip(rows["text"], rows["text_pair"], strict=True)
     ids = tokenizer([f"{before}{tokenizer.mask_token}{after}" for before, after in pairs])["input_ids"]
     longest = max(map(len, ids))
     if longest > max_length:
         raise StudyError(f"masked words: a text has {longest} tokens; allowed: at most max_length = {max_length}")
-    states = np.empty((len(ids), encoder.config.hidden_size), dtype=np.float32)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        batch = {key: x.to(encoder.device) for key, x in collate([{"input_ids": ids[i]} for i in chosen]).items()}
-        with autocast(encoder.device, bf16):
-            output = encoder(**batch).last_hidden_state
-        states[chosen] = output[batch["input_ids"] == tokenizer.mask_token_id].float().cpu().numpy()
-    if not np.isfinite(states).all():
-        raise StudyError("the encoder's states are not finite, no result written")
-    return states
+    states = torch.empty(len(ids), encoder.config.hidden_size)
+    texts = [{"input_ids": own} for own in ids]
+    for places, batch, found in read_batches(encoder, texts, collate, batch_size, bf16, by_length=True):
+        states[places] = found.last_hidden_state.float().cpu()[batch["input_ids"] == tokenizer.mask_token_id]
+    return finite(states).numpy()

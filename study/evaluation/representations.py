@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.data.corpus import load_corpus
-from study.data.pretrained import load_model, load_tokenizer
+from study.data.pretrained import load_model
 from study.data.tasks import find_task
-from study.descriptions import LayerComparison
+from study.descriptions import LayerComparison, Run
 from study.distillation import losses
 from study.distillation.taps import PROJECTIONS, Activations, read_activations
-from study.evaluation.finetune import Judging, linear_probe, splits_without_test
+from study.evaluation.finetune import Judging, linear_probe
+from study.evaluation.probes import Probes
 from study.evaluation.provenance import input_hashes, provenance, weights_hash
 from study.families import keep_layers
 from study.files import Layout, StudyError
 from study.records import Compared, Probe, RepresentationsResult, write_record
+from study.records_beside import Snapshot
 from study.runtime import compute_device
 
 
@@ -125,18 +128,77 @@ def probe_last_layers(
     """
     encoder: Any = load_model(folder, description.attention_implementation, head=False)
     keep_layers(encoder, encoder.config.num_hidden_layers - 1)
+
+    def score(saved: Path, name: str) -> float:
+        return round(linear_probe(description, saved, find_task(tasks, name), splits[name], tokenizer, seed), 4)
+
     with tempfile.TemporaryDirectory() as shortened:
         encoder.save_pretrained(shortened)
-        folders = {"last": folder, "last_but_one": Path(shortened)}
-        return {
-            name: Probe(
-                **{
-                    layer: round(linear_probe(description, saved, find_task(tasks, name), examples, tokenizer, seed), 4)
-                    for layer, saved in folders.items()
-                }
-            )
-            for name, examples in splits.items()
-        }
+        return {name: Probe(last=score(folder, name), last_but_one=score(Path(shortened), name)) for name in splits}
+
+
+class Microscope(Probes):
+    """Measures of all layers of an encoder; the data that they need are read when they are first needed.
+
+    Args:
+        description: of the comparison of layers, with the tasks that are probed.
+    """
+
+    description: LayerComparison
+
+    def __init__(self, description: LayerComparison, layout: Layout):
+        super().__init__(description, layout, description.finetuning.seeds[0])
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """Held-out sequences (N, T) on which layers are compared."""
+        rows: Any = load_corpus(self.layout.corpus)["validation"].with_format("torch")["input_ids"][:]
+        return torch.as_tensor(rows)[: self.description.representations.sequences].long().to(compute_device())
+
+    @cached_property
+    def teacher(self) -> Activations:
+        """The teacher's activations on them."""
+        return self.activations(load_model(self.layout.teacher, self.description.attention_implementation, head=False))
+
+    @torch.inference_mode()
+    def activations(self, model: PreTrainedModel) -> Activations:
+        """Hidden states, queries, keys and values of all layers on held-out text."""
+        nn.Module.to(model.eval(), compute_device())
+        layers = range(1, model.config.num_hidden_layers + 1)
+        return read_activations(model, self.ids, hidden_layers=layers, attention_layers=layers)
+
+    def likeness(self, model: PreTrainedModel) -> dict[str, Any]:
+        """:func:`compare_layers` of a model and the teacher."""
+        heads, sequences = self.description.relation_heads, self.description.representations.relation_sequences
+        return compare_layers(self.activations(model), self.teacher, heads, sequences)
+
+    def probes(self, folder: Path) -> dict[str, list[float]]:
+        """Task -> development score of a probe of each layer, 0 to the last, of the encoder saved in ``folder``.
+
+        Layer i is probed as the last of an encoder that ends with it.
+        """
+        encoder: Any = load_model(folder, self.description.attention_implementation, head=False)
+        scores: dict[str, list[float]] = {name: [] for name in self.description.tasks}
+        for depth in reversed(range(encoder.config.num_hidden_layers + 1)):
+            keep_layers(encoder, depth)
+            with tempfile.TemporaryDirectory() as shortened:
+                encoder.save_pretrained(shortened)
+                for name, own in scores.items():
+                    own.insert(0, round(self.score(Path(shortened), name), 4))
+        return scores
+
+    def look(self, run: Run, step: int, student: PreTrainedModel) -> Snapshot:
+        """A student as it is; neither its weights nor the state of random generators change."""
+        tokens = step * run.distillation.batch_size * self.ids.shape[1]
+        was_training, drawn = student.training, torch.get_rng_state()
+        with tempfile.TemporaryDirectory() as folder:
+            encoder: Any = student.base_model
+            encoder.save_pretrained(folder)
+            probes = self.probes(Path(folder))
+        likeness = self.likeness(student)
+        nn.Module.train(student, was_training)
+        torch.set_rng_state(drawn)
+        return Snapshot(step=step, tokens=tokens, probes=probes, **likeness)
 
 
 @torch.inference_mode()
@@ -150,24 +212,11 @@ def represent(description: LayerComparison, layout: Layout, output: Path) -> Rep
     Raises:
         StudyError: a model, a task or the corpus is missing, or the file cannot be written.
     """
-    budget, heads = description.representations, description.relation_heads
-    sequences = load_corpus(layout.corpus)["validation"].with_format("torch")["input_ids"][:]
-    device = compute_device()
-    ids = torch.as_tensor(sequences)[: budget.sequences].long().to(device)
-
-    def activations(folder: Path) -> Activations:
-        model = load_model(folder, description.attention_implementation, head=False).eval().to(device)
-        layers = range(1, model.config.num_hidden_layers + 1)
-        return read_activations(model, ids, hidden_layers=layers, attention_layers=layers)
-
-    teacher = activations(layout.teacher)
-    hashes = input_hashes(layout)
-    tokenizer, probe_seed = load_tokenizer(layout.teacher), description.finetuning.seeds[0]
-    splits = splits_without_test(description, layout, tokenizer, probe_seed)
-    models = []
+    microscope, hashes, models = Microscope(description, layout), input_hashes(layout), []
+    probed = microscope.splits, microscope.tokenizer, microscope.seed, layout.tasks
     for run in description.runs:
         folder = layout.student(run.model)
-        likeness = compare_layers(activations(folder), teacher, heads, budget.relation_sequences)
+        likeness = microscope.likeness(load_model(folder, description.attention_implementation, head=False))
         cka = [value for line in likeness["cka"] for value in line]
         if not all(value is None or math.isfinite(value) for value in cka):
             raise StudyError(f"{folder}: its hidden states are not finite")
@@ -177,7 +226,7 @@ def represent(description: LayerComparison, layout: Layout, output: Path) -> Rep
                 student=run.student,
                 seed=run.seed,
                 weights=weights_hash(folder),
-                probes=probe_last_layers(description, folder, splits, tokenizer, probe_seed, layout.tasks),
+                probes=probe_last_layers(description, folder, *probed),
                 **likeness,
             )
         )
@@ -185,9 +234,9 @@ def represent(description: LayerComparison, layout: Layout, output: Path) -> Rep
         print(f"{run.title} | compared with its teacher{collapsed * (None in cka)}", flush=True)
     result = RepresentationsResult(
         **provenance(description, layout, hashes),
-        sequences=len(ids),
-        relation_sequences=budget.relation_sequences,
-        relation_heads=heads,
+        sequences=len(microscope.ids),
+        relation_sequences=description.representations.relation_sequences,
+        relation_heads=description.relation_heads,
         models=models,
     )
     write_record(output, result)

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from study.data.pretrained import load_model
 from study.data.tasks import find_task, load_task, subsample
 from study.descriptions import Evaluation
-from study.evaluation.finetune import Collator, MeanPoolingClassifier, pooled_features
+from study.evaluation.finetune import Collator, MeanPoolingClassifier, load_encoder, pooled_features
 from study.records import ProbeResult
 from study.runtime import compute_device, use_bf16
 
@@ -36,8 +35,7 @@ def retrieve(
         that language, and accuracy, the mean of both.
     """
     task, dataset, budget = find_task(tasks, name), load_task(tasks, name), description.tasks[name]
-    encoder = load_model(folder, description.attention_implementation, head=False)
-    model = MeanPoolingClassifier(encoder, labels=1, pairs=False).to(compute_device())
+    model = MeanPoolingClassifier(load_encoder(description, folder), labels=1, pairs=False).to(compute_device())
     vectors: dict[tuple[str, ...], np.ndarray] = {}
     languages, examples = {}, 0
     first = "english" if task.languages[0] == "en" else task.languages[0]

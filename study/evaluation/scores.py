@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,23 +162,17 @@ def evaluate_task(
     dataset = load_task(tasks, name)
     drawn = {seed: random_seed(seed, description.seed) for seed in finetuning.seeds}
     splits = {s: encode(dataset, task, budget, tokenizer, finetuning.pairs, drawn[s]) for s in drawn}
-    rates = finetuning.learning_rates
-    if len(rates) > 1:
-        tried = {
-            rate: [
-                finetune(description, folder, task, splits[s], tokenizer, drawn[s], rate, look_at_test=False)
-                for s in drawn
-            ]
-            for rate in rates
-        }
-        mean = {rate: float(np.mean([run.development[task.metric] for run in runs])) for rate, runs in tried.items()}
-        rates = [max(mean, key=mean.__getitem__)]
-    scored = []
+    learn = {s: partial(finetune, description, folder, task, splits[s], tokenizer, drawn[s]) for s in drawn}
+
+    def development(rate: float) -> float:
+        return float(np.mean([learn[s](rate, look_at_test=False).development[task.metric] for s in drawn]))
+
+    rates, scored = finetuning.learning_rates, []
+    rate = max(rates, key=development) if len(rates) > 1 else rates[0]
     for seed in drawn:
         began = time.monotonic()
-        run = finetune(description, folder, task, splits[seed], tokenizer, drawn[seed], rates[0], look_at_test=True)
-        entry: dict[str, Any] = {"epoch": run.epoch, "development": run.development, "test": run.test}
-        scored.append(FinetuningRun(seed=seed, languages=run.languages, frozen=run.frozen, **entry))
+        run = learn[seed](rate, look_at_test=True)
+        scored.append(FinetuningRun(seed=seed, **asdict(run)))
         print(
             f"{description.title} | {name} seed {seed} | development {task.metric} {run.development[task.metric]:.3f}"
             f" | {time.monotonic() - began:.0f} s",
@@ -188,7 +183,7 @@ def evaluate_task(
         metric=task.metric,
         group=task.group,
         language=task.languages[0],
-        learning_rate=rates[0],
+        learning_rate=rate,
         train_examples=sizes["train"],
         development_examples=sizes["development"],
         test_examples=sizes["test"],

@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from study.evaluation.classifier import NO_WORD, Collator, MeanPoolingClassifier
+from study.evaluation.classifier import NO_WORD, Collator, MeanPoolingClassifier, finite, read_batches
 from study.files import StudyError
-from study.runtime import autocast
 
 #: Words that a probe is fitted on at most, the first of the training examples. Source: this study's choice.
 PROBED = 20_000
@@ -60,25 +60,17 @@ def align(texts: Sequence[str], tags: Sequence[Sequence[int]], tokenizer: PreTra
 
 @torch.no_grad()
 def word_features(
-    model: WordClassifier, rows: Dataset, collate: Collator, batch_size: int, bf16: bool, limit: int = PROBED
+    model: WordClassifier, rows: Dataset, collate: Collator, batch_size: int, bf16: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """States (N, H) of the first words of the examples, as the encoder gives them, and their tags (N,)."""
-    model.eval()
-    states, tags, device = [], [], next(model.parameters()).device
-    for first in range(0, len(rows), batch_size):
-        batch = collate([rows[i] for i in range(first, min(first + batch_size, len(rows)))])
-        labels = batch.pop("labels")
-        words = labels != NO_WORD
-        with autocast(device, bf16):
-            found = model.encoder(**{key: x.to(device) for key, x in batch.items()}).last_hidden_state.float().cpu()
-        states.append(found[words])
-        tags.append(labels[words])
-        if sum(map(len, tags)) >= limit:
+    """States (N, H) of the first PROBED words of the examples, as the encoder gives them, and their tags (N,)."""
+    states, tags = [], []
+    for _, batch, found in read_batches(model, rows, collate, batch_size, bf16, model.encoder):
+        words = batch["labels"] != NO_WORD
+        states.append(found.last_hidden_state.float().cpu()[words])
+        tags.append(batch["labels"][words])
+        if sum(map(len, tags)) >= PROBED:
             break
-    features = torch.cat(states)[:limit]
-    if not features.isfinite().all():
-        raise StudyError("the encoder's states are not finite, no result written")
-    return features.numpy(), torch.cat(tags)[:limit].numpy()
+    return finite(torch.cat(states)[:PROBED]).numpy(), torch.cat(tags)[:PROBED].numpy()
 
 
 @torch.no_grad()
@@ -86,18 +78,14 @@ def tagged(
     model: WordClassifier, rows: Dataset, collate: Collator, batch_size: int, bf16: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, T, labels) and tags (N, T) of examples by a model as it is; what stands for no word is NO_WORD."""
-    model.eval()
-    logits, labels, device = [], [], next(model.parameters()).device
-    for first in range(0, len(rows), batch_size):
-        batch = collate([rows[i] for i in range(first, min(first + batch_size, len(rows)))])
-        labels.append(batch.pop("labels").numpy())
-        with autocast(device, bf16):
-            logits.append(model(**{key: x.to(device) for key, x in batch.items()})["logits"].cpu().numpy())
-    longest = max(own.shape[1] for own in labels)
-    widths = [((0, 0), (0, longest - own.shape[1])) for own in labels]
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    for _, batch, found in read_batches(model, rows, collate, batch_size, bf16):
+        logits += found["logits"].cpu()
+        labels += batch["labels"]
     return (
-        np.concatenate([np.pad(own, (*width, (0, 0))) for own, width in zip(logits, widths, strict=True)]),
-        np.concatenate([np.pad(o, w, constant_values=NO_WORD) for o, w in zip(labels, widths, strict=True)]),
+        pad_sequence(logits, batch_first=True).numpy(),
+        pad_sequence(labels, batch_first=True, padding_value=NO_WORD).numpy(),
     )
 
 

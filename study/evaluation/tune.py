@@ -9,23 +9,18 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from datasets import Dataset
 from scipy.stats import sem
-from transformers import PreTrainedTokenizerBase
 
 from study import descriptions, records
-from study.data.pretrained import load_tokenizer
-from study.data.tasks import find_task
 from study.descriptions import Run
 from study.distillation.distil import distil
 from study.distillation.trainer import DivergedError
-from study.evaluation.finetune import linear_probe, splits_without_test
-from study.evaluation.masked_word import masked_word_scores
+from study.evaluation.probes import Probes
 from study.evaluation.provenance import input_hashes, provenance
 from study.files import Layout, StudyError
 from study.methods import Trained
 from study.records import Candidate, read_record, write_record
-from study.sections import BASE_BUDGET, Student
+from study.sections import BASE_BUDGET, MASKED_WORDS, Student
 
 
 def tune(description: descriptions.Tuning, layout: Layout, output: Path, others: Sequence[Run] = ()) -> records.Tuning:
@@ -46,11 +41,9 @@ def tune(description: descriptions.Tuning, layout: Layout, output: Path, others:
     """
     others = others or description.candidates
     first = description.candidates[0]
-    tokenizer = load_tokenizer(layout.teacher)
-    hashes = input_hashes(layout)
-    splits = splits_without_test(description, layout, tokenizer, first.seed)
+    probes = Probes(description, layout, first.seed)
     result = records.Tuning(
-        **provenance(description, layout, hashes),
+        **provenance(description, layout, input_hashes(layout)),
         method=description.method,
         student=description.student,
         budget=description.budget,
@@ -61,10 +54,7 @@ def tune(description: descriptions.Tuning, layout: Layout, output: Path, others:
     )
     known = _known(output, result)
     for run in description.candidates:
-        assert isinstance(run.objective, Trained)  # the plan tunes no others
-        candidate = known.get(run.objective.learning_rate)
-        if candidate is None:
-            candidate = _tried(description, layout, run, splits, tokenizer, others)
+        candidate = _tried(probes, run, others, known)
         result = result.model_copy(update={"tried": [*result.tried, candidate]})
         write_record(output, result)
     return result
@@ -81,29 +71,19 @@ def _known(output: Path, result: records.Tuning) -> dict[float, Candidate]:
     return {candidate.learning_rate: candidate for candidate in earlier.tried}
 
 
-def _tried(
-    description: descriptions.Tuning,
-    layout: Layout,
-    run: Run,
-    splits: dict[str, dict[str, Dataset]],
-    tokenizer: PreTrainedTokenizerBase,
-    others: Sequence[Run],
-) -> Candidate:
-    """One candidate trained, and probed on every task of ``splits``; or that it diverged."""
+def _tried(probes: Probes, run: Run, others: Sequence[Run], known: dict[float, Candidate]) -> Candidate:
+    """One candidate that is known or is trained, and probed on every task but retrieval; or that it diverged."""
     assert isinstance(run.objective, Trained)  # the plan tunes no others
     rate = run.objective.learning_rate
+    if rate in known:
+        return known[rate]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            curve = distil(run, layout, Path(folder), others)["training"]["curve"]
+            curve = distil(run, probes.layout, Path(folder), others)["training"]["curve"]
         except DivergedError as error:
             return Candidate(learning_rate=rate, diverged=str(error))
-        scores = {
-            name: linear_probe(description, Path(folder), find_task(layout.tasks, name), examples, tokenizer, run.seed)
-            for name, examples in splits.items()
-        }
-        for name in (name for name in description.tasks if find_task(layout.tasks, name).kind == "masked-word"):
-            languages = masked_word_scores(description, Path(folder), name, layout.tasks, tokenizer)
-            scores[name] = mean(own["development"] for own in languages.values())
+        masked = [name for name in probes.description.tasks if name in MASKED_WORDS]
+        scores = {name: probes.score(Path(folder), name) for name in (*probes.splits, *masked)}
     return Candidate(
         learning_rate=rate,
         development_mean=mean(scores.values()),

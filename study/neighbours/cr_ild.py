@@ -39,6 +39,7 @@ from study.evaluation.finetune import (
 from study.families import family_of, keep_layers
 from study.files import Layout, StudyError
 from study.neighbours.stages import (
+    Distillation,
     TargetCollator,
     attention_rows,
     both,
@@ -94,7 +95,7 @@ def mixed_embeddings(encoder: PreTrainedModel, weight: float) -> Iterator[None]:
         hook.remove()
 
 
-class IntermediateDistillation(nn.Module):
+class IntermediateDistillation(Distillation):
     r"""Stage 1; ``forward`` returns the loss D of mapped layers of student s and teacher t.
 
     .. math:: L = D(s(m), t(m)) + w \frac{e}{E} \left[\lambda D(s(m), s(x)) + (1 - \lambda) D(s(m), s(x'))\right]
@@ -112,8 +113,6 @@ class IntermediateDistillation(nn.Module):
         StudyError: attention is compared of a model that has other scores than those of queries and keys.
     """
 
-    accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
-
     def __init__(
         self,
         student: PreTrainedModel,
@@ -122,22 +121,15 @@ class IntermediateDistillation(nn.Module):
         mapping: str,
         consistency: float | None,
     ):
-        super().__init__()
+        super().__init__(student, teacher)
         if any(name in RELATIONS for name in objects):
             check_scores_exist(teacher, "model", "cr-ild")
-        self.student: Any = student
-        self._outside = (teacher.eval().requires_grad_(False),)
         self.objects, self.consistency = objects, consistency
         own, target = student.config.num_hidden_layers, teacher.config.num_hidden_layers
         self.pairs = {i: j for i, (j,) in layer_mapping(mapping, target, own).items()}
         self.states = self.pairs | ({0: 0} if mapping == "uniform" else {})
         self.last = {own: own}
         self.progress = 0.0  # e / E
-
-    @property
-    def teacher(self) -> Any:
-        """Outside the module tree: neither trained nor saved."""
-        return self._outside[0]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **others: Tensor) -> dict[str, Tensor]:
         if self.consistency is None or not self.training:

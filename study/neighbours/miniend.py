@@ -37,7 +37,7 @@ from study.distillation.taps import PROJECTIONS
 from study.evaluation.finetune import reading_batch
 from study.families import family_of, part
 from study.files import Layout, StudyError
-from study.neighbours.stages import attention_rows, both, corpus_texts, train_stage
+from study.neighbours.stages import Distillation, attention_rows, batches, both, corpus_texts, train_stage
 from study.neighbours.system import Measured, System
 from study.neighbours_options import MiniEnd, Stage
 from study.records_beside import Check
@@ -143,7 +143,7 @@ def decoded(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tenso
     return outcome.last_hidden_state[asked]
 
 
-class SpanDistillation(nn.Module):
+class SpanDistillation(Distillation):
     r"""``forward`` returns the loss of an arm; in evaluation, and without a teacher, that of spans alone.
 
     .. math:: L = (1 - w) L_{LM} + w \, OD + \sum_p \tfrac13 \sum_{X \in \{Q, K, V\}} R(X^S_p, X^T_p),
@@ -161,13 +161,10 @@ class SpanDistillation(nn.Module):
         StudyError: relation heads that do not divide a width.
     """
 
-    accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
-
     def __init__(self, student: Any, teacher: Any = None, arm: str = "scratch", heads: int = 1, temperature=1.0):
-        super().__init__()
-        self.student, self.parts = student, {*arm.split("+")} - {"scratch"}
+        super().__init__(student, None if arm == "scratch" else teacher)
+        self.parts = {*arm.split("+")} - {"scratch"}
         self.places = ["encoder", "decoder"] * ("self" in self.parts) + ["cross"] * ("cross" in self.parts)
-        self._outside = (teacher.eval().requires_grad_(False) if self.parts else None,)
         self.heads, self.temperature = heads, temperature
         for model in (student, teacher) if self.places else ():
             if (width := model.config.encoder.hidden_size) % heads:
@@ -180,10 +177,9 @@ class SpanDistillation(nn.Module):
         loss = F.cross_entropy(logits.float(), labels[labels != IGNORED])
         if not self.parts or not self.training:
             return {"loss": loss}
-        teacher: Any = self._outside[0]
-        with torch.no_grad(), projections(teacher) as target:
-            states = decoded(teacher, **texts)
-            target_logits = language_modelling_head(teacher.decoder)(states) if "od" in self.parts else None
+        with torch.no_grad(), projections(self.teacher) as target:
+            states = decoded(self.teacher, **texts)
+            target_logits = language_modelling_head(self.teacher.decoder)(states) if "od" in self.parts else None
         if target_logits is not None:
             loss = 0.5 * loss + 0.5 * output_distribution(logits, target_logits, self.temperature)
         encoder, decoder = attention_mask.bool(), labels != IGNORED
@@ -237,17 +233,11 @@ class Reader:
     collate: Any
     batch_size: int
 
-    def batches(self, rows: Dataset) -> Iterator[dict[str, Tensor]]:
-        """The rows in their order, padded."""
-        for batch in rows.iter(self.batch_size):
-            columns = [dict(zip(batch, own, strict=True)) for own in zip(*batch.values(), strict=True)]
-            yield {key: x.to(compute_device()) for key, x in self.collate(columns).items()}
-
     @torch.no_grad()
     def perplexity(self, model: Any, rows: Dataset) -> float:
         r""":math:`\exp(-\frac1N \sum_n \log p(y_n | y_{<n}, x))` over all N target tokens."""
         head, total, count = language_modelling_head(model.eval().decoder), 0.0, 0
-        for batch in self.batches(rows):
+        for batch in batches(rows, self.collate, self.batch_size):
             asked = batch["labels"][batch["labels"] != IGNORED]
             total += F.cross_entropy(head(decoded(model, **batch)).float(), asked, reduction="sum").item()
             count += len(asked)
@@ -257,7 +247,7 @@ class Reader:
     def written(self, model: Any, rows: Dataset, length: int) -> list[str]:
         """What a model writes to each input, greedily, of at most ``length`` tokens."""
         texts: list[str] = []
-        for batch in self.batches(rows):
+        for batch in batches(rows, self.collate, self.batch_size):
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
             ends = {"pad_token_id": self.tokenizer.pad_token_id, "eos_token_id": self.tokenizer.sep_token_id}
             ends |= {"decoder_start_token_id": self.tokenizer.cls_token_id, "max_new_tokens": length}

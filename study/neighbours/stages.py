@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from study.data.corpus import load_corpus
 from study.data.pretrained import load_tokenizer, save_model
 from study.data.tasks import Task, find_task, load_task
 from study.descriptions import NeighbourSystem
-from study.distillation.trainer import DistillationTrainer
+from study.distillation.trainer import DistillationTrainer, common_arguments
 from study.evaluation.finetune import (
     Collator,
     MeanPoolingClassifier,
@@ -63,12 +63,34 @@ def attention_rows(student: Tensor, teacher: Tensor, allowed: Tensor) -> Tensor:
     return rows.masked_fill(~counted[:, None], 0.0).sum() / (student.shape[1] * counted.sum().clamp(min=1))
 
 
+class Distillation(nn.Module):
+    """A student that is trained and its teacher, if any: outside the module tree, neither trained nor saved."""
+
+    accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
+
+    def __init__(self, student: Any, teacher: Any = None):
+        super().__init__()
+        self.student = student
+        self._outside = (None if teacher is None else teacher.eval().requires_grad_(False),)
+
+    @property
+    def teacher(self) -> Any:
+        return self._outside[0]
+
+
 class TargetCollator(Collator):
     """A collator that hands on the teacher's logits (B, classes) of its rows, where they have ``targets``."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         targets = {"targets": torch.tensor([row["targets"] for row in rows])} if "targets" in rows[0] else {}
         return super().__call__(rows) | targets
+
+
+def batches(rows: Dataset, collate: Callable[[list[dict[str, Any]]], Any], size: int) -> Iterator[dict[str, Tensor]]:
+    """The rows in their order, collated, where models are trained."""
+    for start in range(0, len(rows), size):
+        batch = collate([*rows.select(range(start, min(start + size, len(rows))))])
+        yield {key: x.to(compute_device()) for key, x in batch.items()}
 
 
 @torch.no_grad()
@@ -168,32 +190,25 @@ def train_stage(
     """
     task, chosen = keep if isinstance(keep, Task) else None, keep != "last"
     with tempfile.TemporaryDirectory() as folder:
+        own = {
+            "train_sampling_strategy": "group_by_length",
+            "eval_strategy": "epoch" if chosen else "no",
+            "save_strategy": "epoch" if chosen else "no",
+            "save_only_model": True,
+            "save_total_limit": 1,
+            "load_best_model_at_end": chosen,
+            "metric_for_best_model": task.metric if task else "loss",
+            "prediction_loss_only": task is None,
+            "logging_steps": 500,
+        }
+        common = common_arguments(use_bf16(description.precision), reading_batch(description.finetuning))
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=reading_batch(description.finetuning),
             learning_rate=learning_rate,
-            optim="adamw_torch_fused",
-            bf16=use_bf16(description.precision),
-            use_cpu=compute_device().type == "cpu",
-            train_sampling_strategy="group_by_length",
-            eval_strategy="epoch" if chosen else "no",
-            save_strategy="epoch" if chosen else "no",
-            save_only_model=True,
-            save_total_limit=1,
-            load_best_model_at_end=chosen,
-            metric_for_best_model=task.metric if task else "loss",
-            greater_is_better=task is not None,
-            logging_nan_inf_filter=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            prediction_loss_only=task is None,
             seed=seed,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            **schedule,
+            **common | own | schedule,
         )
         trainer = DistillationTrainer(
             model=model,
@@ -221,5 +236,6 @@ def corpus_texts(folder: Path, count: int, length: int, seed: int, split: str = 
     if len(corpus) < count:
         where = {"train": "training"}.get(split, split)
         raise StudyError(f"{folder}: {len(corpus):,} sequences for {where}; allowed: at least {count:,}")
-    drawn = corpus.shuffle(seed=seed).select(range(count))["input_ids"]
+    shuffled = corpus.shuffle(seed=seed, keep_in_memory=True)  # else its order is written beside the corpus
+    drawn = shuffled.select(range(count), keep_in_memory=True)["input_ids"]
     return Dataset.from_dict({"input_ids": [[*row[: length - 1], row[-1]] for row in drawn], "labels": [0] * count})

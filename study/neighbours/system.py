@@ -76,7 +76,8 @@ def run_system(system: System, description: NeighbourSystem, layout: Layout, out
             flush=True,
         )
     measures = system.measures(description)
-    arms = [_arm(name, system, finished, options.seeds) for name in _names(finished)]
+    names = dict.fromkeys(name for own in finished.values() for name in own.measured)
+    arms = [_arm(name, system, finished, options.seeds) for name in names]
     measured = {(arm.name, measure) for arm in arms for measure in arm.values}
     result = NeighbourResult(
         **provenance(description, layout, hashes),
@@ -118,10 +119,6 @@ def _run(system: System, description: NeighbourSystem, layout: Layout, job: tupl
         raise StudyError(f"{description.name}: {job[0]} seed {job[1]}: values are not finite, no result") from None
     write_file(file, finished.model_dump_json())
     return finished
-
-
-def _names(finished: Mapping[tuple[str, int], Finished]) -> list[str]:
-    return list(dict.fromkeys(name for own in finished.values() for name in own.measured))
 
 
 def _arm(name: str, system: System, finished: Mapping[tuple[str, int], Finished], seeds: list[int]) -> Arm:

@@ -33,7 +33,17 @@ from study.evaluation.finetune import MeanPoolingClassifier, reading_batch
 from study.evaluation.metrics import task_metrics
 from study.families import family_of
 from study.files import Layout, StudyError
-from study.neighbours.stages import TargetCollator, both, joint_splits, on_tasks, teacher_of, train_stage, with_targets
+from study.neighbours.stages import (
+    Distillation,
+    TargetCollator,
+    batches,
+    both,
+    joint_splits,
+    on_tasks,
+    teacher_of,
+    train_stage,
+    with_targets,
+)
 from study.neighbours.system import Measured, System
 from study.neighbours_options import XtremeDistil
 from study.records_beside import Check
@@ -88,7 +98,7 @@ class ClsClassifier(MeanPoolingClassifier):
         return first_token(states, attention_mask).float()
 
 
-class Representation(nn.Module):
+class Representation(Distillation):
     r"""Stage 1: states of student and teacher, at the teacher's width H through one map W a state.
 
     ========= =============================================================================================
@@ -105,10 +115,8 @@ class Representation(nn.Module):
         StudyError: an unknown variant, a student with more layers, or with other heads where attention is compared.
     """
 
-    accepts_loss_kwargs = False  # its losses are means: the Trainer has to divide under accumulation
-
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, variant: str):
-        super().__init__()
+        super().__init__(student, teacher)
         own, target = student.config, teacher.config
         if variant not in VARIANTS:
             raise StudyError(f"variant {variant!r} is unknown; allowed: {', '.join(VARIANTS)}")
@@ -121,8 +129,6 @@ class Representation(nn.Module):
             )
         if variant != "cls":
             check_scores_exist(teacher, "model", "xtremedistil")
-        self.student: Any = student
-        self._outside = (teacher.eval().requires_grad_(False),)
         self.heads, mapping = own.num_attention_heads, VARIANTS[variant]
         depth = own.num_hidden_layers
         if mapping is None:
@@ -139,8 +145,8 @@ class Representation(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **others: Tensor) -> dict[str, Tensor]:
         own = read_activations(self.student, input_ids, attention_mask, self.states, self.pairs)
         with torch.no_grad():
-            teacher = self._outside[0]
-            target = read_activations(teacher, input_ids, attention_mask, self.states.values(), self.pairs.values())
+            layers = self.states.values(), self.pairs.values()
+            target = read_activations(self.teacher, input_ids, attention_mask, *layers)
         counted = attention_mask if self.pairs else F.one_hot(attention_mask.argmax(1), attention_mask.shape[1])
         parts = [hidden_state(self.mapped(i, own.hidden[i]), target.hidden[j], counted) for i, j in self.states.items()]
         for i, j in self.pairs.items():
@@ -176,7 +182,7 @@ class StagedClassifier(nn.Module):
         last = str(self.encoder.config.num_hidden_layers)
         self.dense = first.maps[last] if first.maps else nn.Identity()
         self.dropout = first.dropout
-        self.output = _dense(first._outside[0].config.hidden_size, classes)  # widths are equal without a map
+        self.output = _dense(first.teacher.config.hidden_size, classes)  # widths are equal without a map
         self.from_logits = True
 
     def blocks(self) -> list[nn.Module]:
@@ -279,13 +285,10 @@ def distil(
 
 @torch.no_grad()
 def _score(description: NeighbourSystem, model: StagedClassifier, taught: Taught) -> float:
-    rows, size, logits = [*taught.development], reading_batch(description.finetuning), []
+    read = batches(taught.development, taught.collate, reading_batch(description.finetuning))
     model.eval()
-    for start in range(0, len(rows), size):
-        batch = taught.collate(rows[start : start + size])
-        logits.append(model(**{key: own.to(compute_device()) for key, own in batch.items()})["logits"].cpu())
-    labels = np.array([row["labels"] for row in rows])
-    return task_metrics(taught.task, torch.cat(logits).numpy(), labels)[taught.task.metric]
+    logits = torch.cat([model(**batch)["logits"].cpu() for batch in read])
+    return task_metrics(taught.task, logits.numpy(), np.array(taught.development["labels"]))[taught.task.metric]
 
 
 def jobs(options: XtremeDistil) -> list[str]:

@@ -22,25 +22,39 @@ from study.records import LatencyResult, RunResult, read_record
 from study.runtime import commit
 from study.shipping.parity import Parity
 
+_MEANS = """
+real = texts["attention_mask"][..., None]
+embeddings = (states * real).sum(1) / real.sum(1)  # means over real tokens"""
 _USE = {
-    "transformers": """from transformers import {auto}, AutoTokenizer
+    "transformers": """import torch
+from transformers import {auto}, AutoTokenizer
 
-tokenizer, model = AutoTokenizer.from_pretrained(folder), {auto}.from_pretrained(folder{options})""",
+folder = "."  # of this file
+tokenizer, model = AutoTokenizer.from_pretrained(folder), {auto}.from_pretrained(folder{options})
+texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="pt")
+with torch.inference_mode():
+    states = model(**texts, output_hidden_states=True).hidden_states[-1]"""
+    + _MEANS,
     "sentence-transformers": """from sentence_transformers import SentenceTransformer
 
+folder = "."  # of this file
 embeddings = SentenceTransformer(folder).encode(["A text.", "Another text."])""",
     "onnx": """from onnxruntime import InferenceSession
 from transformers import AutoTokenizer
 
+folder = "."  # of this file
 tokenizer, session = AutoTokenizer.from_pretrained(folder), InferenceSession(f"{{folder}}/model.onnx")
 texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="np")
-states = session.run(None, {{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]""",
+states = session.run(None, {{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]"""
+    + _MEANS,
     "openvino": """import openvino
 from transformers import AutoTokenizer
 
+folder = "."  # of this file
 tokenizer, model = AutoTokenizer.from_pretrained(folder), openvino.compile_model(f"{{folder}}/openvino_model.xml")
 texts = tokenizer(["A text.", "Another text."], padding=True, return_tensors="np")
-states = model({{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]""",
+states = model({{key: texts[key] for key in ("input_ids", "attention_mask")}})[0]"""
+    + _MEANS,
 }
 
 
@@ -74,27 +88,28 @@ def write_card(
         "base_model": setting.teacher.name,
         "tags": ["distillation", run.method, kind],
     }
+    auto, options = ("AutoModelForMaskedLM", "") if head else ("AutoModel", ", add_pooling_layer=False")
     yaml, header = YAML(), io.StringIO()
     yaml.dump(facts, header)
     parts = [
         f"---\n{header.getvalue()}---\n",
         f"# {run.name}\n",
         _what(run, setting.teacher.name, record, head),
-        f"```python\n{_use(kind, head)}\n```\n",
-        "## Scores\n\n" + _scores(run, layout),
+        f"```python\n{_USE['onnx' if 'onnx' in kind else kind].format(auto=auto, options=options)}\n```\n",
+        "## Scores\n\n" + _scores(plan, run, layout),
         *([f"## Beside the original\n\n{_parity(measured)}"] if measured else []),
         *([more] if more else []),
-        "## Latency\n\n" + _latency(run, layout),
+        "## Latency\n\n" + _latency(plan, run, layout),
         "## Limits\n\n" + _limits(languages),
         "## How to make it again\n\n" + provenance_section(plan, run, layout),
     ]
     write_file(folder / "README.md", "\n".join(parts))
 
 
-def _use(kind: str, head: bool) -> str:
-    template = _USE["onnx" if "onnx" in kind else kind]
-    auto, options = ("AutoModelForMaskedLM", "") if head else ("AutoModel", ", add_pooling_layer=False")
-    return template.format(auto=auto, options=options)
+def _command(plan: Plan, stage: str) -> str:
+    """What runs a stage, from the study's folder: another profile may have a stage of the same name."""
+    inside = "" if plan.folder == plan.root else f"cd {plan.folder.relative_to(plan.root).as_posix()} && "
+    return f"`{inside}dvc repro --single-item {stage}`"
 
 
 def _what(run: Run, teacher: str, record: dict[str, Any], head: bool) -> str:
@@ -108,14 +123,14 @@ def _what(run: Run, teacher: str, record: dict[str, Any], head: bool) -> str:
     )
 
 
-def _scores(run: Run, layout: Layout) -> str:
+def _scores(plan: Plan, run: Run, layout: Layout) -> str:
     def result(name: str) -> RunResult | None:
         path = layout.result(name)
         return read_record(path, RunResult) if path.is_file() else None
 
     own = result(run.model)
     if own is None:
-        return f"Not measured yet: run `dvc repro --single-item evaluate@{run.name}`.\n"
+        return f"Not measured yet: run {_command(plan, f'evaluate@{run.name}')}.\n"
     others = {"floor: untrained": result(model_name("none", run.student, run.seed)), "teacher": result(TEACHER)}
     models = {"this student": own} | {name: found for name, found in others.items() if found}
     lines = [f"| task | metric | {' | '.join(models)} |", "| --- | --- |" + " --- |" * len(models)]
@@ -149,13 +164,13 @@ def _parity(measured: Parity) -> str:
     return "\n".join([*lines, ""])
 
 
-def _latency(run: Run, layout: Layout) -> str:
+def _latency(plan: Plan, run: Run, layout: Layout) -> str:
     path = layout.analysis("runtimes") / "runtimes.json"
     if path.is_file():
         return _by_runtime(run, read_record(path, RuntimesResult))
     path = layout.results / "latency.json"
     if not path.is_file():
-        return f"Not measured yet: run `dvc repro --single-item latency@{run.setting}`.\n"
+        return f"Not measured yet: run {_command(plan, f'latency@{run.setting}')}.\n"
     measured = read_record(path, LatencyResult)
     rows = [m for m in measured.measurements if m.student == run.student]
     lines = [
@@ -196,7 +211,7 @@ def provenance_section(plan: Plan, run: Run, layout: Layout) -> str:
     hashes = {"weights of the student": weights_hash(layout.student(run.model))}
     hashes |= {f"{key} of its training": value for key, value in record["hashes"].items()}
     lines = [
-        f"`make repro PROFILE={plan.profile}`, or this student alone: `dvc repro --single-item distill@{run.name}`."
+        f"`make repro PROFILE={plan.profile}`, or this student alone: {_command(plan, f'distill@{run.name}')}."
         f" Commit {commit(plan.root) or 'unknown'}; trained with torch {record['environment']['torch']} and"
         f" transformers {record['environment']['transformers']}.\n",
         "| SHA-256 of | |",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,15 @@ def export_classifier(plan: Plan, name: str, task: str, kind: str, to: Path | No
         kept: list[MeanPoolingClassifier] = []
         seed, rate = description.finetuning.seeds[0], _learning_rate(description, layout, task)
         finetune(description, source, learnt, splits, tokenizer, seed, rate, look_at_test=False, keep=kept.append)
-        model = _Classifier(kept[0].cpu(), learnt.labels or ()).eval()
+        model: Any = kept[0].cpu().eval()
+        names = dict(enumerate(learnt.labels or ()))
+        model.encoder.config.id2label = names
+        model.encoder.config.label2id = {name: index for index, name in names.items()}
         _write(model, tokenizer, kind, folder, layout)
         collate = Collator(tokenizer, description.finetuning.pad_to_multiple_of)
         labels = np.array(splits["development"]["labels"])
-        pair = [_logits(model, splits["development"], collate)]
-        pair.append(_logits(_loaded(folder, kind), splits["development"], collate))
+        calls = (lambda inputs: model(**inputs)["logits"].numpy()), _loaded(folder, kind)
+        pair = [_logits(call, splits["development"], collate) for call in calls]
         scores = [task_metrics(learnt, logits, labels)[learnt.metric] for logits in pair]
         changed = float(np.mean(pair[0].argmax(axis=1) != pair[1].argmax(axis=1)))
         said = (
@@ -103,23 +107,7 @@ def _learning_rate(description: Evaluation, layout: Layout, task: str) -> float:
     return rates[0]
 
 
-class _Classifier(nn.Module):
-    """An encoder, the mean of its last states over real tokens and a linear layer: (B, T) ids to logits (B, labels)."""
-
-    def __init__(self, model: MeanPoolingClassifier, labels: tuple[str, ...]):
-        super().__init__()
-        self.encoder: Any = model.encoder
-        self.output: Any = model.output
-        self.encoder.config.id2label = dict(enumerate(labels))
-        self.encoder.config.label2id = {name: index for index, name in enumerate(labels)}
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weights = attention_mask[..., None].to(states.dtype)
-        return self.output((states * weights).sum(dim=1) / weights.sum(dim=1))
-
-
-def _write(model: _Classifier, tokenizer: Any, kind: str, folder: Path, layout: Layout) -> None:
+def _write(model: Any, tokenizer: Any, kind: str, folder: Path, layout: Layout) -> None:
     if kind == "sentence-transformers":
         with extra():
             from sentence_transformers import SentenceTransformer
@@ -138,29 +126,22 @@ def _write(model: _Classifier, tokenizer: Any, kind: str, folder: Path, layout: 
         quantise(folder)
 
 
-def _loaded(folder: Path, kind: str) -> Any:
+def _loaded(folder: Path, kind: str) -> Callable[[dict[str, Tensor]], np.ndarray]:
     with extra():
         from onnxruntime import InferenceSession
         from sentence_transformers import SentenceTransformer
     if kind == "sentence-transformers":
-        return SentenceTransformer(str(folder), device="cpu").eval()
-    return InferenceSession(str(folder / MODEL), providers=["CPUExecutionProvider"])
+        classify = SentenceTransformer(str(folder), device="cpu").eval()
+        return lambda inputs: classify(inputs)["sentence_embedding"].numpy()
+    session = InferenceSession(str(folder / MODEL), providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
 
 
 @torch.inference_mode()
-def _logits(model: Any, rows: Any, collate: Collator) -> np.ndarray:
-    """(N, labels), in the order of the rows."""
-    found = []
-    for row in rows:
-        batch = collate([{"input_ids": row["input_ids"]}])
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        if isinstance(model, _Classifier):
-            found.append(model(**inputs).numpy())
-        elif isinstance(model, nn.Module):
-            found.append(model(inputs)["sentence_embedding"].numpy())
-        else:
-            found.append(model.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
-    return np.concatenate(found)
+def _logits(call: Callable[[dict[str, Tensor]], np.ndarray], rows: Any, collate: Collator) -> np.ndarray:
+    """(N, labels), in the order of the rows, each read alone."""
+    batches = (collate([{"input_ids": row["input_ids"]}]) for row in rows)
+    return np.concatenate([call({key: own[key] for key in ("input_ids", "attention_mask")}) for own in batches])
 
 
 def _card(plan: Plan, run: Run, task: Task, kind: str, said: str, layout: Layout) -> str:

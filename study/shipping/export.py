@@ -57,7 +57,8 @@ def export(plan: Plan, name: str, kind: str, to: Path | None = None, texts: Path
     source = trained(plan, run)
     record = json.loads((source / "record.json").read_text())
     tokenizer = load_tokenizer(source)
-    head = has_trained_head(run)
+    architecture = OBJECTIVES.get(run.objective.objective)  # whether training reached the head
+    head = architecture is not None and architecture.trains_head(run.objective)
     model = load_model(source, run.attention_implementation, head).eval()
     target = to or plan.folder / "exports" / name / kind
     with draft_of(target) as folder:
@@ -104,12 +105,6 @@ def trained(plan: Plan, run: Run) -> Path:
     return source
 
 
-def has_trained_head(run: Run) -> bool:
-    """Whether training reached the student's language-modelling head."""
-    architecture = OBJECTIVES.get(run.objective.objective)
-    return architecture is not None and architecture.trains_head(run.objective)
-
-
 @contextmanager
 def draft_of(target: Path) -> Iterator[Path]:
     """A new folder to write an export to; with checksums and readable by anybody, it becomes ``target`` at the end.
@@ -133,22 +128,17 @@ def draft_of(target: Path) -> Iterator[Path]:
         os.replace(folder, target)
 
 
-def loaded(folder: Path, kind: str, config: Any) -> nn.Module:
-    """An exported encoder in its own runtime, to be called as the original is."""
-    return (
-        openvino_encoder(folder / OPENVINO_MODEL, config)
-        if kind == "openvino"
-        else onnx_encoder(folder / MODEL, config)
-    )
-
-
 def _measured(plan: Plan, run: Run, kind: str, model: Any, trimmed: Trimmed | None, folder: Path) -> Parity | None:
     """How far the export is from the original: states, on texts whose ids are renumbered if need be, and tasks."""
-    other_arithmetic = "onnx" in kind or kind == "openvino"
-    if not (other_arithmetic or trimmed):
-        return None
     layout, original = plan.layout(run.setting), model.base_model.eval()
-    exported = loaded(folder, kind, model.config) if other_arithmetic else original
+    if "onnx" in kind:
+        exported: nn.Module = onnx_encoder(folder / MODEL, model.config)
+    elif kind == "openvino":
+        exported = openvino_encoder(folder / OPENVINO_MODEL, model.config)
+    elif trimmed:
+        exported = original
+    else:
+        return None
     ids = torch.tensor(load_corpus(layout.corpus)["validation"][:TEXTS]["input_ids"])
     ids = trimmed.renumbered(ids) if trimmed else ids
     tokenizer = trimmed.tokenizer if trimmed else None

@@ -58,22 +58,19 @@ def _sentence_transformers(
         SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)
 
 
-class HiddenStates(nn.Module):
-    """An encoder as a function of token ids and attention mask (B, T), int64, to its last hidden states (B, T, H)."""
+class Output(nn.Module):
+    """One output of a model, as a function of token ids and attention mask (B, T), int64."""
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, name: str):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.name = encoder, name
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask)[self.name]
 
 
-def write_onnx(module: nn.Module, config: Any, output: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write ``model.onnx`` of a function of token ids and mask, any batch and length, with config and tokenizer.
-
-    Args:
-        output: name of what it returns.
+def write_onnx(model: nn.Module, config: Any, output: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write ``model.onnx`` from token ids and mask to an output of a model, any batch and length; config and tokenizer.
 
     Raises:
         StudyError: the extra ``export`` is not installed, or the operator set cannot express the model.
@@ -87,7 +84,7 @@ def write_onnx(module: nn.Module, config: Any, output: str, tokenizer: PreTraine
     with _quiet():
         try:
             program = torch.onnx.export(
-                module,
+                Output(model, output),
                 (example["input_ids"], example["attention_mask"]),
                 input_names=["input_ids", "attention_mask"],
                 output_names=[output],
@@ -109,7 +106,7 @@ def write_onnx(module: nn.Module, config: Any, output: str, tokenizer: PreTraine
 def _onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
     encoder: Any = model.base_model
     encoder.set_attn_implementation("eager")
-    write_onnx(HiddenStates(encoder), encoder.config, "last_hidden_state", tokenizer, folder)
+    write_onnx(encoder, encoder.config, "last_hidden_state", tokenizer, folder)
 
 
 def _onnx_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
@@ -133,13 +130,11 @@ def _onnx_int8_static(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         def get_next(self) -> Any:
             return next(self.batches, None)
 
-    whole = (folder / MODEL).rename(folder / "whole.onnx")
     operators = ["MatMul", "Gemm", "Gather"]
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    with _quiet():
+    with _replaced(folder) as whole:
         quant_pre_process(whole, whole, skip_symbolic_shape=True)
         quantize_static(whole, folder / MODEL, Texts(), per_channel=True, op_types_to_quantize=operators, **types)
-    whole.unlink()
 
 
 def _openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout) -> None:
@@ -154,9 +149,16 @@ def quantise(folder: Path) -> None:
     """ONNX Runtime's dynamic quantisation of the model in a folder: weights in 8 bits, activations as they come."""
     with extra():
         from onnxruntime.quantization import QuantType, quantize_dynamic
+    with _replaced(folder) as whole:
+        quantize_dynamic(whole, folder / MODEL, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Within the block the model of a folder is elsewhere, and gone behind it."""
     whole = (folder / MODEL).rename(folder / "whole.onnx")
     with _quiet():
-        quantize_dynamic(whole, folder / MODEL, weight_type=QuantType.QInt8)
+        yield whole
     whole.unlink()
 
 

@@ -34,13 +34,13 @@ def serve(runtime: str, folder: str, texts: list[str]) -> None:
                 call(input_ids=torch.tensor([tokenizer.encode(text).ids]))
 
 
-def peak() -> str:
-    """Largest resident set of this process so far, in bytes."""
+def peak() -> int | None:
+    """Largest resident set of this process so far, in bytes; None where the system does not say."""
     status = Path("/proc/self/status")  # ru_maxrss would count the parent, too
     lines = status.read_text().splitlines() if status.is_file() else []
-    return next((str(1024 * int(line.split()[1])) for line in lines if line.startswith("VmHWM")), "")
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 if __name__ == "__main__":
     serve(sys.argv[1], sys.argv[2], ["A text.", "A longer text of a few more words.", "word " * 30])
-    print(peak())
+    print(peak() or "")

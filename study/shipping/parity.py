@@ -165,19 +165,18 @@ def probe_scores(
     """
     folder, own = description.folder(layout), load_tokenizer(description.folder(layout))
     description = description.model_copy(update={"precision": "fp32"})
+    splits, pad = splits_without_test(description, layout, own, seed), description.finetuning.pad_to_multiple_of
+    others = [
+        (encoder, splits_without_test(description, layout, t, seed) if t else splits, Collator(t or own, pad))
+        for encoder, t in exported
+    ]
     scores: dict[str, list[float]] = {}
-    splits = splits_without_test(description, layout, own, seed)
-    others = [splits if t is None else splits_without_test(description, layout, t, seed) for _, t in exported]
     for name in splits:
         task = find_task(layout.tasks, name)
         model, collate = probed_classifier(description, folder, task, splits[name], own, seed)
-        models = [(model.encoder, splits, collate)]
-        for (encoder, tokenizer), texts in zip(exported, others, strict=True):
-            collated = Collator(tokenizer, description.finetuning.pad_to_multiple_of) if tokenizer else collate
-            models.append((encoder, texts, collated))  # type: ignore[arg-type]
         scores[name] = []
-        for encoder, texts, collated in models:
-            model.encoder = encoder
+        for encoder, texts, collated in [(model.encoder, splits, collate), *others]:
+            model.encoder = encoder  # type: ignore[assignment]
             score = frozen_score(description, model, task, texts[name]["development"], collated)
             scores[name].append(float(np.round(score, 6)))
     return scores

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from study.analysis.numbers.analysis import analyse
 from study.descriptions import TEACHER, Comparison, Run, model_name
+from study.files import StudyError
 from study.plan import Plan
 from study.records import RunResult, read_record
 
@@ -17,8 +18,11 @@ def recommended(plan: Plan) -> Iterator[tuple[Run, float, bool]]:
         The run of the first seed, the seconds that training it took, and whether it is recommended.
 
     Raises:
-        StudyError: results of the profile are missing.
+        StudyError: results of the profile are missing, or its report compares no students.
     """
+    if "comparison" not in plan.analyses():
+        made = ", ".join(plan.analyses())
+        raise StudyError(f"profile {plan.profile}: its report has {made} alone and recommends no student to train")
     for comparison in plan.of(Comparison):
         layout = plan.layout(comparison.setting)
         table = analyse(comparison, layout).recommendation

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,15 @@ from study.plan import Plan
 from study.records import write_record
 from study.runtime import PROCESSOR, use_bf16
 from study.sections import Encoder, Runtimes
-from study.shipping import parity
+from study.shipping import memory, parity
 from study.shipping.formats import MODEL, WRITERS, quantise
 
 #: Passes of one model in a row: the first brings its weights into the caches again and is not counted.
 BLOCK = 5
 #: Seconds between two models where several threads work: threads of the one before stop waiting for work.
 PAUSE = 0.005
+#: Token ids and mask (B, T) to hidden states (B, T, H).
 Forward = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Served:
-    """One model in one runtime: ``call`` turns token ids and mask (B, T) into hidden states (B, T, H)."""
-
-    model: str
-    runtime: str
-    call: Forward
 
 
 def measure_runtimes(plan: Plan, setting: str, output: Path) -> RuntimesResult:
@@ -73,7 +65,9 @@ def measure_runtimes(plan: Plan, setting: str, output: Path) -> RuntimesResult:
     """
     layout, protocol = plan.layout(setting), plan.params.runtimes
     (description,) = plan.of(LatencyMeasurement, setting)
-    absent = _absent(protocol)
+    absent = {}
+    if "bf16" in protocol.runtimes and not use_bf16("auto", PROCESSOR):
+        absent["bf16"] = "the processor has no bf16 instructions"
     runtimes: list[str] = [name for name in protocol.runtimes if name not in absent]
     began = os.getloadavg()[0]
     threads_before = torch.get_num_threads()
@@ -83,12 +77,11 @@ def measure_runtimes(plan: Plan, setting: str, output: Path) -> RuntimesResult:
         timings = []
         for threads in protocol.threads:
             torch.set_num_threads(threads)
-            served = [
-                _served(name, runtime, model, Path(folder), threads)
-                for name, model in models.items()
-                for runtime in runtimes
-            ]
-            timings += _timings(served, protocol, threads, layout, next(iter(models.values())).config)
+            served = {
+                (name, runtime): _served(Path(folder) / name, runtime, models[name], threads)
+                for name, runtime in product(models, runtimes)
+            }
+            timings += _timings(served, protocol, threads, layout, models[TEACHER].config)
             torch.compiler.reset()
         torch.set_num_threads(threads_before)
         qualities = _qualities(plan, layout, runtimes)
@@ -102,12 +95,6 @@ def measure_runtimes(plan: Plan, setting: str, output: Path) -> RuntimesResult:
     )
     write_record(output, result)
     return result
-
-
-def _absent(protocol: Runtimes) -> dict[str, str]:
-    if "bf16" in protocol.runtimes and not use_bf16("auto", PROCESSOR):
-        return {"bf16": "the processor has no bf16 instructions"}
-    return {}
 
 
 def _exported(description: LatencyMeasurement, layout: Layout, folder: Path) -> dict[str, Any]:
@@ -126,18 +113,19 @@ def _exported(description: LatencyMeasurement, layout: Layout, folder: Path) -> 
     return models
 
 
-def _served(name: str, runtime: str, model: Any, folder: Path, threads: int) -> Served:
-    def of(module: Any) -> Forward:
-        return lambda ids, mask: module(input_ids=ids, attention_mask=mask).last_hidden_state
-
+def _served(folder: Path, runtime: str, model: Any, threads: int) -> Forward:
     if runtime.startswith("onnx"):
-        return Served(name, runtime, of(parity.onnx_encoder(folder / name / runtime / MODEL, model.config, threads)))
-    if runtime == "bf16":
-        return Served(name, runtime, of(copy.deepcopy(model).to(torch.bfloat16)))
-    return Served(name, runtime, of(torch.compile(model, dynamic=True) if runtime == "compiled" else model))
+        model = parity.onnx_encoder(folder / runtime / MODEL, model.config, threads)
+    elif runtime == "bf16":
+        model = copy.deepcopy(model).to(torch.bfloat16)
+    elif runtime == "compiled":
+        model = torch.compile(model, dynamic=True)
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
-def _timings(served: list[Served], protocol: Runtimes, threads: int, layout: Layout, config: Any) -> list[Timing]:
+def _timings(
+    served: dict[tuple[str, str], Forward], protocol: Runtimes, threads: int, layout: Layout, config: Any
+) -> list[Timing]:
     texts, tokenizer = _texts(layout, protocol.texts), load_tokenizer(layout.teacher)
     lengths = [length for length in protocol.lengths if length <= positions(config)]
     timings = []
@@ -145,9 +133,14 @@ def _timings(served: list[Served], protocol: Runtimes, threads: int, layout: Lay
         inputs: dict[str, Callable[[Forward, int], None]] = {TEXTS: _as_served(texts, tokenizer, batch_size)}
         inputs |= {str(length): _sequences(batch_size, length, config.vocab_size) for length in lengths}
         for name, feed in inputs.items():
-            seconds = _interleaved([partial(feed, one.call) for one in served], protocol, threads)
-            for one, counted in zip(served, seconds, strict=True):
-                timings.append(_timing(one, name, batch_size, threads, np.array(counted)))
+            seconds = _interleaved([partial(feed, call) for call in served.values()], protocol, threads)
+            for (model, runtime), counted in zip(served, seconds, strict=True):
+                lower, p50, upper, p90, p99 = map(float, np.percentile(counted, [25, 50, 75, 90, 99]))
+                timings.append(Timing(
+                    model=model, runtime=runtime, input=name, batch_size=batch_size, threads=threads,
+                    runs=len(counted), lower_quartile=lower, p50=p50, upper_quartile=upper, p90=p90,
+                    p99=p99 if len(counted) >= 100 else None,
+                ))  # fmt: skip
             shown = " | ".join(f"{t.model} {t.runtime} {1000 * t.p50:.1f}" for t in timings[-len(served) :])
             print(f"threads {threads} batch {batch_size} {name}: {timings[-1].runs} runs, ms: {shown}", flush=True)
     return timings
@@ -214,35 +207,18 @@ def _interleaved(calls: list[Callable[[int], None]], protocol: Runtimes, threads
             return seconds
 
 
-def _timing(served: Served, name: str, batch_size: int, threads: int, seconds: np.ndarray) -> Timing:
-    lower, p50, upper, p90, p99 = (float(value) for value in np.percentile(seconds, [25, 50, 75, 90, 99]))
-    return Timing(
-        model=served.model, runtime=served.runtime, input=name, batch_size=batch_size, threads=threads,
-        runs=len(seconds), lower_quartile=lower, p50=p50, upper_quartile=upper, p90=p90,
-        p99=p99 if len(seconds) >= 100 else None,
-    )  # fmt: skip
-
-
-def _footprints(models: dict[str, Any], runtimes: list[str], folder: Path) -> list[Footprint]:
+def _footprints(models: Iterable[str], runtimes: list[str], folder: Path) -> list[Footprint]:
     found = []
-    script = Path(__file__).with_name("memory.py")
-    for name in models:
-        for runtime in runtimes:
-            source = folder / name / (runtime if runtime.startswith("onnx") else "transformers")
-            file = source / (MODEL if runtime.startswith("onnx") else "model.safetensors")
-            command = [sys.executable, str(script), runtime, str(source)]
-            outcome = subprocess.run(command, capture_output=True, text=True)
-            if outcome.returncode:
-                raise StudyError(f"memory of {name} in {runtime}: {outcome.stderr.strip().splitlines()[-1]}")
-            peak = outcome.stdout.strip()
-            size = file.stat().st_size // (2 if runtime == "bf16" else 1)
-            found.append(
-                Footprint(model=name, runtime=runtime, file_bytes=size, memory_bytes=int(peak) if peak else None)
-            )
-            print(
-                f"memory: {name} {runtime} | {size / 1e6:.1f} MB file | {int(peak or 0) / 1e6:.0f} MB process",
-                flush=True,
-            )
+    for name, runtime in product(models, runtimes):
+        kind, weights = (runtime, MODEL) if runtime.startswith("onnx") else ("transformers", "model.safetensors")
+        source = folder / name / kind
+        outcome = subprocess.run([sys.executable, memory.__file__, runtime, source], capture_output=True, text=True)
+        if outcome.returncode:
+            raise StudyError(f"memory of {name} in {runtime}: {outcome.stderr.strip().splitlines()[-1]}")
+        size = (source / weights).stat().st_size // (2 if runtime == "bf16" else 1)
+        peak = int(outcome.stdout.strip() or 0)
+        found.append(Footprint(model=name, runtime=runtime, file_bytes=size, memory_bytes=peak or None))
+        print(f"memory: {name} {runtime} | {size / 1e6:.1f} MB file | {peak / 1e6:.0f} MB process", flush=True)
     return found
 
 
@@ -276,10 +252,8 @@ def _qualities(plan: Plan, layout: Layout, runtimes: list[str]) -> list[Quality]
             for place, (precision, model) in enumerate({"fp32": original, **others}.items()):
                 cosine = parity.deviation(original, model, ids)["cosine"]
                 tasks = {task: values[place] for task, values in scores.items()}
-                entry = Quality(
-                    model=shape, method=method, run=model_name, precision=precision, cosine=cosine, tasks=tasks
-                )
-                found.append(entry)
+                own = {"model": shape, "method": method, "run": model_name, "precision": precision}
+                found.append(Quality(**own, cosine=cosine, tasks=tasks))
                 mean = 100 * sum(tasks.values()) / len(tasks)
                 print(f"quality: {model_name} {precision} | {mean:.1f} | cosine {cosine:.5f}", flush=True)
     return found

@@ -59,13 +59,9 @@ def trim(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Path
     if not occurring:
         raise StudyError(f"{texts}: has no text; allowed: a text file, or a folder with *.txt that are not empty")
     kept = pieces_to_keep(tokenizer, occurring)
-    before = [len(tokenizer), _parameters(model)]
+    encoder: Any = model.base_model
+    before = encoder.num_parameters()
     new: Any = trim_tokenizer(tokenizer, kept)
     trim_embeddings(model, kept)
-    facts = {"pieces": [before[0], len(kept)], "parameters": [before[1], _parameters(model)]}
+    facts = {"pieces": [len(tokenizer), len(kept)], "parameters": [before, encoder.num_parameters()]}
     return Trimmed(new, kept, int(new.unk_token_id), facts)
-
-
-def _parameters(model: PreTrainedModel) -> int:
-    encoder: Any = model.base_model
-    return sum(parameter.numel() for parameter in encoder.parameters())

@@ -12,12 +12,11 @@ import os
 import re
 import resource
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -47,8 +46,9 @@ from study.files import StudyError, write_json
 from study.methods import FastPath, Trained
 from study.runtime import PROCESSOR, autocast, environment, keep_freed_memory, use_bf16
 from study.sections import Encoder
+from study.shipping.memory import peak
 from study.speed.floor import floor
-from study.speed.parts import PARTS, StepTimer
+from study.speed.parts import PARTS, StepTimer, timed
 from study.speed.peers import PEERS
 
 SHARED: FastPath = "shared-teacher"
@@ -109,22 +109,38 @@ def benchmark(params: Params, output: str | os.PathLike) -> dict[str, Any]:
         for count in range(len(paths) + 1)
     ]
     subjects += [{"kind": "peer", "name": name, "precision": "fp32"} for name in settings.peers]
+    measure = partial(measure_subject, threads=settings.threads)
+    return in_rounds(params, subjects, measure, PROCESSOR, "benchmark", output)
+
+
+def in_rounds(
+    params: Params,
+    subjects: Sequence[Subject],
+    measure: Callable[[Params, Subject], dict[str, Any]],
+    device: torch.device,
+    title: str,
+    output: str | os.PathLike,
+) -> dict[str, Any]:
+    """Measure every subject in turn, and all of them again in the next round; the file is written after every round.
+
+    Returns:
+        As :func:`benchmark` says.
+    """
     result: dict[str, Any] = {
-        "benchmark": settings.model_dump(),
+        "benchmark": params.benchmark.model_dump(),
         "subjects": [subject | {"rounds": []} for subject in subjects],
-        "peaks": _in_a_process(params, {"kind": "peaks"}),
-        "environment": environment(PROCESSOR),
+        "peaks": _in_processes(measure, params, {"kind": "peaks"})[0],
+        "environment": environment(device),
     }
-    for turn in range(settings.rounds):
-        for i, subject in enumerate(subjects):
-            measured = _in_a_process(params, subject)
-            result["subjects"][i]["rounds"].append(measured)
+    done, of_all = 0, params.benchmark.rounds * len(subjects)
+    for turn in range(params.benchmark.rounds):
+        for subject, own in zip(subjects, result["subjects"], strict=True):
+            (measured,) = _in_processes(measure, params, subject)
+            own["rounds"].append(measured)
+            done += 1
             speed = "left out: {left_out}" if "left_out" in measured else "{tokens_per_second:,.0f} tokens/s"
-            print(
-                f"benchmark round {turn + 1}/{settings.rounds} [{i + 1}/{len(subjects)}] {label(subject)} | "
-                + speed.format(**measured),
-                flush=True,
-            )
+            place = f"round {turn + 1} [{done}/{of_all}]"
+            print(f"{title} {place} {label(subject)} | {speed.format(**measured)}", flush=True)
         result["benchmark"]["rounds"] = turn + 1
         write_json(output, result)  # a round that was finished is kept, whatever happens to the next
     return result
@@ -150,10 +166,10 @@ def levers(params: Params, output: str | os.PathLike) -> dict[str, Any]:
             subject: Subject = {"kind": "method", "name": method, "precision": precision, "fast_paths": paths}
             rounds = []
             for _ in range(params.benchmark.rounds):
-                speeds = [
-                    sum(measured["tokens_per_second"] for measured in _in_processes(params, tried, processes))
-                    for tried, processes in ((subject, 1), (subject | {"lever": name}, lever.processes))
-                ]
+                speeds = []
+                for tried, processes in ((subject, 1), (subject | {"lever": name}, lever.processes)):
+                    measure = partial(measure_subject, threads=max(1, params.benchmark.threads // processes))
+                    speeds.append(sum(m["tokens_per_second"] for m in _in_processes(measure, params, tried, processes)))
                 rounds.append(dict(zip(("without", "with"), speeds, strict=True)))
                 print(f"benchmark {name} | {method} | {speeds[1] / speeds[0]:.2f} x as fast", flush=True)
             result["levers"].append({"lever": name, "method": method, "rounds": rounds})
@@ -186,32 +202,41 @@ def label(subject: Subject) -> str:
     return f"{subject['name']} {subject['precision']}{paths}"
 
 
-def _in_a_process(params: Params, subject: Subject) -> dict[str, Any]:
-    (measured,) = _in_processes(params, subject, 1)
-    return measured
-
-
-def _in_processes(params: Params, subject: Subject, count: int) -> list[dict[str, Any]]:
-    """What ``count`` processes side by side measure, which share the threads."""
-    threads = max(1, params.benchmark.threads // count)
+def _in_processes(
+    measure: Callable[[Params, Subject], dict[str, Any]], params: Params, subject: Subject, count: int = 1
+) -> list[dict[str, Any]]:
+    """What ``count`` processes side by side measure."""
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(_measure, params, subject, threads) for _ in range(count)]
+        running = [pool.submit(measure, params, subject) for _ in range(count)]
         return [process.result() for process in running]
 
 
-def _measure(params: Params, subject: Subject, threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
+def measure_subject(
+    params: Params,
+    subject: Subject,
+    threads: int | None = None,
+    device: torch.device = PROCESSOR,
+    method: Callable[[Params, Subject], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """What this process measures of a subject, or why it is ``left_out``.
+
+    Args:
+        threads: of torch; None: as they are. method: what measures a method, by default :func:`measure_method`.
+
+    Returns:
+        Of steps their median and quartiles, tokens per second, memory in MiB, and what else is measured of a method.
+    """
+    if threads:
+        torch.set_num_threads(threads)
     if subject["kind"] == "peaks":
-        return measure_peaks()
+        return measure_peaks(device)
     try:
-        result = (measure_peer if subject["kind"] == "peer" else measure_method)(params, subject)
+        of_peer = subject["kind"] == "peer"
+        result = measure_peer(params, subject, device) if of_peer else (method or measure_method)(params, subject)
     except StudyError as error:  # a peer that is not installed
         return {"left_out": str(error)}
-    return summary(params, result)
-
-
-def summary(params: Params, result: dict[str, Any]) -> dict[str, Any]:
-    """Median and quartiles of ``seconds`` of the steps, tokens per second, memory, and what else ``result`` has."""
+    except torch.OutOfMemoryError:
+        return {"left_out": "does not fit in the memory of the card"}
     lower, median, upper = np.percentile(result.pop("seconds"), [25, 50, 75])
     tokens = params.benchmark.batch_size * params.benchmark.sequence_length
     return {
@@ -219,17 +244,16 @@ def summary(params: Params, result: dict[str, Any]) -> dict[str, Any]:
         "lower_quartile_seconds": float(lower),
         "upper_quartile_seconds": float(upper),
         "tokens_per_second": float(tokens / median),
-        "memory": _peak_memory(),
+        "memory": _peak_memory(device),
         **result,
     }
 
 
-def _peak_memory() -> float:
-    """Highest resident memory of this process in MiB; Linux's getrusage would count the parent's before it started."""
-    if sys.platform == "linux":
-        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(peak) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+def _peak_memory(device: torch.device) -> float:
+    """In MiB: of this process, or of its GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (peak() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**20
 
 
 def measure_method(params: Params, subject: Subject) -> dict[str, Any]:
@@ -242,55 +266,74 @@ def measure_method(params: Params, subject: Subject) -> dict[str, Any]:
     update = {"precision": subject["precision"], "fast_paths": subject["fast_paths"]}
     params = params.model_copy(update=update | lever.params)
     settings, bf16 = params.benchmark, subject["precision"] == "bf16"
-    objective = objective_of(params, subject["name"])
+    objective, stream = prepared(params, subject["name"])
     if lever.compiled:
         objective.losses = ModuleType("compiled")
         for loss in (losses.output_distribution, losses.attention_relation):
             setattr(objective.losses, loss.__name__, torch.compile(loss))
-    steps = settings.warmup_steps + settings.steps
-    stream = sequences(params, steps * settings.batch_size)
-    batch = default_data_collator([stream[i] for i in range(settings.batch_size)])
-    freeze_untrained(objective, {key: value[:1] for key, value in batch.items()})
-    timer = StepTimer(objective)
+
+    def batch(first: int) -> dict[str, Tensor]:
+        return default_data_collator([stream[first + i] for i in range(settings.batch_size)])
+
+    def forward_and_backward() -> None:
+        with autocast(PROCESSOR, bf16):
+            loss = objective(**first_batch)["loss"]
+        loss.backward()
+        objective.zero_grad()
+
+    timer, first_batch = StepTimer(objective), batch(0)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=1e-5,
-            seed=0,
-            **common_arguments(bf16, settings.batch_size)
-            | {"eval_strategy": "no", "save_strategy": "no", "use_cpu": True}
-            | lever.arguments,
-        )
         shape = len(stream), settings.sequence_length
         start_fast_paths(params.fast_paths, bf16, objective, Path(folder) / "teacher", shape)
-        if objective.teacher_outputs:
-            _fill(objective, stream, settings.batch_size, bf16)
+        if objective.teacher_outputs:  # are on disk, as for every run of the grid but the first that needs them
+            with torch.no_grad(), autocast(PROCESSOR, bf16):
+                for first in range(0, len(stream), settings.batch_size):
+                    objective.read_teacher(batch(first))
         objective.accepts_loss_kwargs = False  # type: ignore[assignment]  # as in the study's training
         trainer = DistillationTrainer(
-            model=objective, args=arguments, train_dataset=stream, data_collator=default_data_collator
+            model=objective,
+            args=arguments(params, bf16, folder, {"use_cpu": True} | lever.arguments),
+            train_dataset=stream,
+            data_collator=default_data_collator,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(timer)
         trainer.train()
     counted = timer.steps[settings.warmup_steps :]
-    parts = {part: statistics.median(step[part] for step in counted) for part in PARTS}
     return {
         "seconds": [sum(step.values()) for step in counted],
-        "parts": parts,
-        "floor_seconds": floor(lambda: _forward_and_backward(objective, batch, bf16)),
+        "parts": {part: statistics.median(step[part] for step in counted) for part in PARTS},
+        "floor_seconds": floor(forward_and_backward),
     }
 
 
-def objective_of(params: Params, name: str) -> Objective:
-    """The objective of a method on the benchmark's models."""
+def prepared(params: Params, name: str, device: torch.device = PROCESSOR) -> tuple[Objective, MaskedSequences]:
+    """The objective of a method on the benchmark's models, frozen as in training, and the text of its steps."""
     teacher, student = models(params)
     switch_off_dropout(student)
     method = params.methods[name]
     assert isinstance(method, Trained)
     fused = "fused-losses" in params.fast_paths
-    return OBJECTIVES[method.objective](student, teacher, method, params.distillation.inputs, fused)
+    objective = OBJECTIVES[method.objective](student, teacher, method, params.distillation.inputs, fused)
+    for model in (objective, objective.teacher):
+        if model is not None:
+            nn.Module.to(model, device)
+    stream = sequences(params, (params.benchmark.warmup_steps + params.benchmark.steps) * params.benchmark.batch_size)
+    freeze_untrained(objective, {key: x.to(device) for key, x in default_data_collator([stream[0]]).items()})
+    return objective, stream
+
+
+def arguments(params: Params, bf16: bool, folder: str, changes: dict[str, Any]) -> TrainingArguments:
+    """Those of a training of the benchmark's steps, without evaluation and checkpoints."""
+    settings = params.benchmark
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=settings.warmup_steps + settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=1e-5,
+        seed=0,
+        **common_arguments(bf16, settings.batch_size) | {"eval_strategy": "no", "save_strategy": "no"} | changes,
+    )
 
 
 def measure_peer(params: Params, subject: Subject, device: torch.device = PROCESSOR) -> dict[str, Any]:
@@ -300,23 +343,11 @@ def measure_peer(params: Params, subject: Subject, device: torch.device = PROCES
     batch = default_data_collator([stream[i] for i in range(settings.batch_size)])
     teacher, student = (nn.Module.to(model, device) for model in models(params))
     step = PEERS[subject["name"]].step(teacher, student, {key: x.to(device) for key, x in batch.items()})
-    seconds = []
-    for _ in range(settings.warmup_steps + settings.steps):
-        began = idle(device)
-        with autocast(device, subject["precision"] == "bf16"):
-            step()
-        seconds.append(idle(device) - began)
-    return {"seconds": seconds[settings.warmup_steps :]}
+    step = autocast(device, subject["precision"] == "bf16")(step)
+    return {"seconds": timed(step, settings.warmup_steps + settings.steps, device)[settings.warmup_steps :]}
 
 
-def idle(device: torch.device) -> float:
-    """The time at which a device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def measure_peaks(repeats: int = 10, device: torch.device = PROCESSOR) -> dict[str, float]:
+def measure_peaks(device: torch.device = PROCESSOR) -> dict[str, float]:
     """What a device can do: FLOP/s of large square matrix products per precision, bytes/s of copying a large tensor.
 
     Matrices are 2048 wide and the tensor has 256 MiB; on a GPU 8192 and 4 GiB.
@@ -325,12 +356,7 @@ def measure_peaks(repeats: int = 10, device: torch.device = PROCESSOR) -> dict[s
     gpu = device.type == "cuda"
 
     def fastest(call: Callable[[], Any]) -> float:
-        seconds = []
-        for _ in range(repeats):
-            began = idle(device)
-            call()
-            seconds.append(idle(device) - began)
-        return min(seconds)
+        return min(timed(call, 10, device))
 
     peaks, side, length = {}, 8192 if gpu else 2048, 2**30 if gpu else 2**26
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -347,18 +373,22 @@ def models(params: Params) -> tuple[BertForMaskedLM, BertForMaskedLM]:
     """Teacher and student of the benchmark's sizes with random weights."""
     torch.manual_seed(0)
     settings = params.benchmark
+    attention = params.attention_implementation
+    teacher, student = (bert(own, settings.vocabulary, attention) for own in (settings.teacher, settings.student))
+    return teacher.eval(), student
 
-    def model(sizes: Encoder) -> BertForMaskedLM:
-        config = BertConfig(
-            vocab_size=settings.vocabulary,
-            num_hidden_layers=sizes.layers,
-            hidden_size=sizes.width,
-            num_attention_heads=sizes.heads,
-            intermediate_size=sizes.intermediate,
-        )
-        return BertForMaskedLM._from_config(config, attn_implementation=params.attention_implementation)
 
-    return model(settings.teacher).eval(), model(settings.student)
+def bert(sizes: Encoder, vocabulary: int, attention: str, positions: int = 512) -> BertForMaskedLM:
+    """A masked language model with random weights."""
+    config = BertConfig(
+        vocab_size=vocabulary,
+        num_hidden_layers=sizes.layers,
+        hidden_size=sizes.width,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.intermediate,
+        max_position_embeddings=positions,
+    )
+    return BertForMaskedLM._from_config(config, attn_implementation=attention)
 
 
 def sequences(params: Params, length: int) -> MaskedSequences:
@@ -371,17 +401,3 @@ def sequences(params: Params, length: int) -> MaskedSequences:
     backend = Tokenizer(WordLevel(pieces, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]")
     return MaskedSequences(Dataset.from_dict({"input_ids": tokens}), params.masking, tokenizer, 0, length)
-
-
-def _fill(objective: Objective, stream: MaskedSequences, batch_size: int, bf16: bool) -> None:
-    """Have the teacher's outputs on disk, as for every run of the grid but the first that needs them."""
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        for first in range(0, len(stream), batch_size):
-            objective.read_teacher(default_data_collator([stream[first + i] for i in range(batch_size)]))
-
-
-def _forward_and_backward(objective: Objective, batch: dict[str, Tensor], bf16: bool) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        loss = objective(**batch)["loss"]
-    loss.backward()
-    objective.zero_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -22,7 +22,6 @@ import torch
 from scipy.optimize import nnls
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForMaskedLM
 
 from study.analysis.numbers.results import TEACHER, Results
 from study.config import Params
@@ -45,11 +44,12 @@ from study.methods import (
     OutputDistribution,
     SentenceEmbedding,
     Sum,
+    Untrained,
     parts_of,
 )
 from study.plan import Plan
 from study.sections import Benchmark, Encoder
-from study.speed.benchmark import SHARED, applicable
+from study.speed.benchmark import SHARED, applicable, bert
 
 
 @dataclass(frozen=True)
@@ -146,19 +146,17 @@ def count(workload: Workload) -> Counts:
     """
     teacher, student, length = workload.teacher, workload.student, workload.sequence_length
     size = 2 if workload.precision == "bf16" else 4
-    teacher_layers, student_layers, values, kept = _objective(workload)
+    student_layers, values, kept = _loss(workload, workload.method, "fused-losses" in workload.fast_paths)
+    method: Any = workload.method
+    layers = OBJECTIVES[method.objective].layers_read(method, teacher.layers, student.layers)
+    deepest = max(layers.get("hidden_layers", ()), default=0)
+    projected = max(layers.get("attention_layers", ()), default=1)  # its projections, behind the layers below it
     shared = SHARED in workload.fast_paths
-    read, others = _products(
-        _shape(teacher),
-        _shape(student),
-        workload.method.model_dump_json(),
-        workload.vocabulary,
-        length,
-        workload.predicted,
-    )
+    shapes = (Encoder(**own.model_dump(include=set(Encoder.model_fields))) for own in (teacher, student))
+    read, others = _products(*shapes, method.model_dump_json(), workload.vocabulary, length, workload.predicted)
     scores = length if workload.attention == "eager" else 0  # of a token and head, that reach memory
     values += 3 * student_layers * _layer_values(student, scores)
-    values += 0 if shared else teacher_layers * _layer_values(teacher, scores)
+    values += 0 if shared else max(deepest, projected - 1) * _layer_values(teacher, scores)
     kept += student_layers * (
         WIDTH_KEPT * student.width + INTERMEDIATE_KEPT * student.intermediate + SCORES_KEPT * student.heads * scores
     )
@@ -172,53 +170,39 @@ def count(workload: Workload) -> Counts:
     )
 
 
-def _objective(workload: Workload) -> tuple[int, int, float, float]:
-    """What depends on the objective.
-
-    Whole layers that a step runs of teacher and student; per token, values that the loss moves and values that it keeps
-    for the backward pass.
-    """
-    teacher, student, method = workload.teacher, workload.student, workload.method
-    if isinstance(method, Sum):  # one pass of each model, as deep as the deepest part, and every part's loss
-        parts = [_objective(replace(workload, method=own)) for own in parts_of(method)]
-        return (
-            max(part[0] for part in parts),
-            max(part[1] for part in parts),
-            sum(part[2] for part in parts),
-            sum(part[3] for part in parts),
-        )
-    fused, share = "fused-losses" in workload.fast_paths, workload.predicted / workload.sequence_length
-    if isinstance(method, AttentionRelation | DirectAttention):  # layers below the projections that are compared
-        depths = teacher.layers - method.teacher_layer_from_top - 1, student.layers - 1
-        if isinstance(method, DirectAttention):
-            return *depths, 3 * 12 * teacher.width, 3 * 2 * teacher.width
+def _loss(workload: Workload, method: Method, fused: bool) -> tuple[int, float, float]:
+    """Whole layers of the student that a step runs; per token, values that the loss moves and that it keeps."""
+    teacher, student = workload.teacher, workload.student
+    if isinstance(method, Sum):  # one pass, as deep as the deepest part, and every part's loss
+        depths, moved, kept = zip(*(_loss(workload, own, fused) for own in parts_of(method)), strict=True)
+        return max(depths), sum(moved), sum(kept)
+    share, scores = workload.predicted / workload.sequence_length, student.heads * workload.sequence_length
+    if isinstance(method, AttentionRelation):
         scores = 3 * method.relation_heads * workload.sequence_length
-        return *depths, scores * DIVERGENCE_PASSES[fused], 0 if fused else 4 * scores
-    if isinstance(method, AttentionScore | AttentionDistribution):
-        strategy = method.mapping if isinstance(method, AttentionScore) else "last"
-        mapping = layer_mapping(strategy, teacher.layers, student.layers)
-        top = 0 if isinstance(method, AttentionScore) else method.teacher_layer_from_top
-        depths = max(map(max, mapping.values())) - top - 1, max(mapping) - 1
-        scores = student.heads * workload.sequence_length
-        if isinstance(method, AttentionScore):
-            pairs = sum(map(len, mapping.values()))
-            return *depths, pairs * scores * 12, pairs * scores * 2
+        return student.layers - 1, scores * DIVERGENCE_PASSES[fused], 0 if fused else 4 * scores
+    if isinstance(method, DirectAttention):
+        return student.layers - 1, 3 * 12 * teacher.width, 3 * 2 * teacher.width
+    if isinstance(method, AttentionScore):
+        mapping = layer_mapping(method.mapping, teacher.layers, student.layers)
+        scores *= sum(map(len, mapping.values()))
+        return max(mapping) - 1, scores * 12, scores * 2
+    if isinstance(method, AttentionDistribution):
         relations = DIVERGENCE_PASSES[False] + DIVERGENCE_PASSES[fused] * method.value_relation
-        return *depths, scores * relations, scores * (4 + (0 if fused else 4) * method.value_relation)
+        return student.layers - 1, scores * relations, scores * (4 + (0 if fused else 4) * method.value_relation)
     if isinstance(method, HiddenState):
         mapping = layer_mapping(method.mapping, teacher.layers, student.layers)
-        deepest, pairs = max(map(max, mapping.values())), sum(map(len, mapping.values())) + bool(method.embeddings)
-        return deepest, student.layers, pairs * 12 * teacher.width, pairs * 2 * teacher.width
+        pairs = sum(map(len, mapping.values())) + bool(method.embeddings)
+        return student.layers, pairs * 12 * teacher.width, pairs * 2 * teacher.width
     if isinstance(method, SentenceEmbedding):  # both are averaged over tokens; what follows has one row a sequence
-        return teacher.layers, student.layers, 3 * student.width + teacher.width, 0
+        return student.layers, 3 * student.width + teacher.width, 0
+    masked = share * workload.vocabulary
     if isinstance(method, MaskedLanguageModelling):
-        logits = share * workload.vocabulary
-        return 0, student.layers, logits * CROSS_ENTROPY_PASSES, logits * 3
+        return student.layers, masked * CROSS_ENTROPY_PASSES, masked * 3
     if isinstance(method, OutputDistribution):
-        logits = (1 if method.positions == "all" else share) * workload.vocabulary
-        masked_logits = share * workload.vocabulary if method.mlm_weight else 0
-        values = logits * DIVERGENCE_PASSES[fused] + masked_logits * CROSS_ENTROPY_PASSES
-        return teacher.layers, student.layers, values, logits * 5 + masked_logits * 3
+        logits = workload.vocabulary if method.positions == "all" else masked
+        masked = masked if method.mlm_weight else 0
+        values = logits * DIVERGENCE_PASSES[fused] + masked * CROSS_ENTROPY_PASSES
+        return student.layers, values, logits * 5 + masked * 3
     raise StudyError(f"the cost model does not know objective {method.objective!r}; allowed: those it counts (cost.py)")
 
 
@@ -232,15 +216,7 @@ def _products(
     """
     method: Any = METHOD.validate_json(described)
     with FakeTensorMode():
-        config = BertConfig(
-            vocab_size=vocabulary,
-            num_hidden_layers=teacher.layers,
-            hidden_size=teacher.width,
-            num_attention_heads=teacher.heads,
-            intermediate_size=teacher.intermediate,
-            max_position_embeddings=length,
-        )
-        model = BertForMaskedLM._from_config(config, attn_implementation="eager")
+        model = bert(teacher, vocabulary, "eager", length)
         lengths = {"input_ids": length, "masked_input_ids": length, "positions": predicted, "labels": predicted}
         lengths["sampled"] = predicted
         batch = {name: torch.zeros(1, size, dtype=torch.long) for name, size in lengths.items()}
@@ -253,9 +229,35 @@ def _products(
     return read, whole - read
 
 
-def _shape(encoder: Encoder) -> Encoder:
-    """The shape alone, of a teacher or student with a name or learning rates."""
-    return Encoder(**encoder.model_dump(include=set(Encoder.model_fields)))
+def workload_of(plan: Plan, run: Run, vocabulary: int, precision: str = "bf16") -> Workload:
+    """The work of a run's training; steps of equal compute are those of equal products.
+
+    Args:
+        vocabulary: tokens of the teacher's tokenizer, which a plan does not know.
+
+    Raises:
+        StudyError: the run is not trained.
+    """
+    if isinstance(run.objective, Untrained):
+        raise StudyError(f"{run.name} is not trained; allowed: runs that have steps")
+    work = Workload(
+        plan.params.settings[run.setting].teacher,
+        run.sizes,
+        run.objective.model_copy(update={"learning_rate": 1.0}),  # which is no work: shapes are counted once
+        vocabulary,
+        run.distillation.batch_size,
+        plan.params.corpus.sequence_length,
+        steps=run.distillation.steps,
+        masked=run.masking.fraction,
+        precision=precision,
+        fast_paths=tuple(path for path in run.fast_paths if path != SHARED),  # a GPU computes it sooner
+        attention=plan.params.attention_implementation,
+    )
+    if run.equal_compute is None:
+        return work
+    reference = replace(work, method=run.equal_compute.objective)
+    steps = round(run.equal_compute.steps * count(reference).flops / count(work).flops)
+    return replace(work, steps=max(1, steps))
 
 
 def fit(workloads: Sequence[Workload], seconds_per_step: Sequence[float], device: Device) -> Efficiency:
@@ -301,6 +303,21 @@ def predict(workload: Workload, device: Device, efficiency: Efficiency, devices:
     }
 
 
+def benchmark_workload(params: Params, sizes: Benchmark, subject: dict[str, Any]) -> Workload:
+    """The work of a step of a method of the benchmark."""
+    return Workload(
+        sizes.teacher,
+        sizes.student,
+        params.methods[subject["name"]],
+        sizes.vocabulary,
+        sizes.batch_size,
+        sizes.sequence_length,
+        masked=params.masking.fraction,
+        precision=subject["precision"],
+        fast_paths=tuple(subject["fast_paths"]),
+    )
+
+
 def benchmark_steps(result: dict, params: Params) -> pd.DataFrame:
     """The benchmark's steps with every fast path of one process, and with a shared teacher: what the study runs.
 
@@ -319,17 +336,7 @@ def benchmark_steps(result: dict, params: Params) -> pd.DataFrame:
         method = params.methods[subject["name"]]
         if set(applicable(method.objective, subject["precision"])) - {SHARED, *subject["fast_paths"]}:
             continue
-        workload = Workload(
-            sizes.teacher,
-            sizes.student,
-            method,
-            sizes.vocabulary,
-            sizes.batch_size,
-            sizes.sequence_length,
-            masked=params.masking.fraction,
-            precision=subject["precision"],
-            fast_paths=tuple(subject["fast_paths"]),
-        )
+        workload = benchmark_workload(params, sizes, subject)
         seconds = statistics.median(r["median_seconds"] for r in subject["rounds"])
         memory = statistics.median(r["memory"] for r in subject["rounds"]) * 2**20
         rows.append((subject["name"], subject["precision"], ", ".join(workload.fast_paths), seconds, memory, workload))
@@ -348,24 +355,15 @@ def stage_steps(results: Results, plan: Plan) -> pd.DataFrame:
     Returns:
         columns method, student, precision, threads, seconds (per step, mean) and workload.
     """
-    setting, params, rows = results.comparison.setting, plan.params, []
+    setting, rows = results.comparison.setting, []
     trained = results.runs[results.runs["student"] != TEACHER].dropna(subset="tokens_per_second")
     if "processes" in trained:
         trained = trained[trained["processes"].isna()]
     for row in trained.to_dict("records"):
         run = plan.run(setting, row["method"], row["student"], row["distillation_seed"])
-        workload = Workload(
-            params.settings[setting].teacher,
-            run.sizes,
-            run.objective,
-            round(row["embedding_parameters"] / run.sizes.width),
-            run.distillation.batch_size,
-            params.corpus.sequence_length,
-            masked=run.masking.fraction,
-            precision=row["precision"],
-            fast_paths=tuple(row["fast_paths"]),
-            attention=params.attention_implementation,
-        )
+        vocabulary = round(row["embedding_parameters"] / run.sizes.width)
+        workload = workload_of(plan, run, vocabulary, row["precision"])
+        workload = replace(workload, steps=1, fast_paths=tuple(row["fast_paths"]))
         seconds = workload.tokens / row["tokens_per_second"]
         rows.append((run.method, run.student, row["precision"], row["training_threads"], seconds, workload))
     return pd.DataFrame(rows, columns=["method", "student", "precision", "threads", "seconds", "workload"])
@@ -405,13 +403,20 @@ def stage_seconds(plan: Plan) -> pd.DataFrame:
     return table.groupby("stage", sort=False)["seconds"].agg(count="count", seconds="sum").reset_index()
 
 
-def cross_validate(steps: pd.DataFrame, groups: str, device: Device) -> pd.Series:
-    """Seconds per step of every row, predicted from efficiencies fitted to the rows of all other ``groups``."""
+def cross_validate(
+    steps: pd.DataFrame,
+    groups: str,
+    device: Device,
+    fitted: Callable[[pd.DataFrame, Device], Efficiency] | None = None,
+) -> pd.Series:
+    """Seconds per step of every row, predicted from efficiencies ``fitted`` (:func:`fit`) to all other ``groups``."""
     predicted = pd.Series(index=steps.index, dtype=float)
     for group in steps[groups].unique():
         inside = steps[groups] == group
-        efficiency = fit(steps["workload"][~inside], steps["seconds"][~inside], device)
-        predicted[inside] = [predict(each, device, efficiency)["seconds"] for each in steps["workload"][inside]]
+        others = steps[~inside]
+        efficiency = fitted(others, device) if fitted else fit(others["workload"], others["seconds"], device)
+        works = [replace(work, steps=1) for work in steps["workload"][inside]]
+        predicted[inside] = [predict(work, device, efficiency)["seconds"] for work in works]
     return predicted
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from study.speed.parts import timed
 
 #: Operators that multiply matrices, as PyTorch dispatches them -> where their two matrices stand.
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_": 1}
@@ -24,26 +26,23 @@ def floor(step: Callable[[], Any], repeats: int = 12) -> float:
     """
     with _Products() as recorded:
         step()
-    operands: dict[Matrix, Tensor] = {}
-    results: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
-    calls = []
-    for pair in recorded.pairs:
-        for shape, strides, dtype in pair:
-            if (shape, strides, dtype) not in operands:
-                length = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-                operands[shape, strides, dtype] = torch.randn(length).to(dtype).as_strided(shape, strides)
-        left, right = (operands[matrix] for matrix in pair)
-        result = (*left.shape[:-1], right.shape[-1]), left.dtype
-        if result not in results:
-            results[result] = torch.empty(result[0], dtype=result[1])
-        calls.append((torch.mm if left.dim() == 2 else torch.bmm, left, right, results[result]))
-    seconds = []
-    for _ in range(repeats + 2):
-        began = time.perf_counter()
+
+    @cache
+    def operand(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        length = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        return torch.randn(length).to(dtype).as_strided(shape, strides)
+
+    result, calls = cache(torch.empty), []
+    for first, second in recorded.pairs:
+        left, right = operand(*first), operand(*second)
+        out = result((*left.shape[:-1], right.shape[-1]), dtype=left.dtype)
+        calls.append((torch.mm if left.dim() == 2 else torch.bmm, left, right, out))
+
+    def products() -> None:
         for product, left, right, out in calls:
             product(left, right, out=out)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[2:])
+
+    return statistics.median(timed(products, repeats + 2)[2:])
 
 
 class _Products(TorchDispatchMode):

@@ -19,7 +19,7 @@ from study.files import StudyError
 from study.methods import Untrained
 from study.plan import Plan
 from study.records import RunResult, read_record
-from study.speed.cost import Device, Efficiency, Workload, count, predict
+from study.speed.cost import Device, Efficiency, count, cross_validate, predict, workload_of
 
 #: Share of a GPU's peak that large matrix products reach: small models cannot tell it. Source: this study's assumption.
 PRODUCTS = 0.5
@@ -35,37 +35,6 @@ def known_results(plan: Plan) -> dict[str, Results]:
     return {c.setting: load_results(c, plan.layout(c.setting)) for c in there}
 
 
-def workload_of(plan: Plan, run: Run, vocabulary: int, precision: str = "bf16") -> Workload:
-    """The work of a run's training; steps of equal compute are those of equal products.
-
-    Args:
-        vocabulary: tokens of the teacher's tokenizer, which a plan does not know.
-
-    Raises:
-        StudyError: the run is not trained.
-    """
-    if isinstance(run.objective, Untrained):
-        raise StudyError(f"{run.name} is not trained; allowed: runs that have steps")
-    work = Workload(
-        plan.params.settings[run.setting].teacher,
-        run.sizes,
-        run.objective.model_copy(update={"learning_rate": 1.0}),  # which is no work: shapes are counted once
-        vocabulary,
-        run.distillation.batch_size,
-        plan.params.corpus.sequence_length,
-        steps=run.distillation.steps,
-        masked=run.masking.fraction,
-        precision=precision,
-        fast_paths=tuple(path for path in run.fast_paths if path != "shared-teacher"),  # a GPU computes it sooner
-        attention=plan.params.attention_implementation,
-    )
-    if run.equal_compute is None:
-        return work
-    reference = replace(work, method=run.equal_compute.objective)
-    steps = round(run.equal_compute.steps * count(reference).flops / count(work).flops)
-    return replace(work, steps=max(1, steps))
-
-
 def shared_card_steps(plan: Plan, setting: str, beside: Mapping[str, int]) -> pd.DataFrame:
     """Steps of a setting's runs that were trained side by side on one card.
 
@@ -79,10 +48,10 @@ def shared_card_steps(plan: Plan, setting: str, beside: Mapping[str, int]) -> pd
         columns method, budget, seconds (of the card, a step) and workload.
     """
     rows, layout = [], plan.layout(setting)
-    runs = {run.name: run for run in plan.of(Run, setting)}
+    runs = {run.name: run for run in _trained(plan, setting)}
     for evaluation in plan.of(Evaluation, setting):
         run = runs.get(evaluation.name)
-        if run is None or evaluation.budget not in beside or isinstance(run.objective, Untrained):
+        if run is None or evaluation.budget not in beside:
             continue
         record = read_record(layout.results / f"{evaluation.model}.json", RunResult)
         assert record.distillation is not None
@@ -105,13 +74,7 @@ def fit_traffic(steps: pd.DataFrame, device: Device, products: float = PRODUCTS)
 
 def unseen(steps: pd.DataFrame, device: Device) -> pd.Series:
     """Error in percent of every step's seconds, predicted from the steps of all other methods."""
-    errors = pd.Series(index=steps.index, dtype=float)
-    for method in steps["method"].unique():
-        inside = steps["method"] == method
-        found = fit_traffic(steps[~inside], device)
-        predicted = [predict(replace(work, steps=1), device, found)["seconds"] for work in steps["workload"][inside]]
-        errors[inside] = 100 * (np.array(predicted) / steps["seconds"][inside].to_numpy(float) - 1)
-    return errors
+    return 100 * (cross_validate(steps, "method", device, fit_traffic) / steps["seconds"] - 1)
 
 
 def grid_cost(
@@ -131,11 +94,9 @@ def grid_cost(
         StudyError: a setting without a vocabulary.
     """
     rows: list[dict[str, Any]] = []
-    runs = [("distill", run, 1) for run in plan.of(Run)]
+    runs = [("distill", run, 1) for run in _trained(plan)]
     runs += [("tune", tuning.candidates[0], len(tuning.candidates)) for tuning in plan.of(Tuning)]
     for kind, run, number in runs:
-        if isinstance(run.objective, Untrained):
-            continue
         if run.setting not in vocabularies:
             raise StudyError(f"vocabularies: setting {run.setting!r} is missing; allowed: tokens of every setting")
         work = workload_of(plan, run, vocabularies[run.setting])
@@ -170,6 +131,9 @@ def predicted_stages(
     plan: Plan, vocabularies: Mapping[str, int], device: Device, efficiency: Efficiency, devices: int = 1
 ) -> dict[str, float]:
     """Name of a stage -> seconds of its training, as :func:`grid_cost` has them."""
-    trained = [run for run in plan.of(Run) if not isinstance(run.objective, Untrained)]
-    works = {run.name: workload_of(plan, run, vocabularies[run.setting]) for run in trained}
+    works = {run.name: workload_of(plan, run, vocabularies[run.setting]) for run in _trained(plan)}
     return {f"distill@{name}": predict(work, device, efficiency, devices)["seconds"] for name, work in works.items()}
+
+
+def _trained(plan: Plan, setting: str | None = None) -> list[Run]:
+    return [run for run in plan.of(Run, setting) if not isinstance(run.objective, Untrained)]

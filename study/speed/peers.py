@@ -46,13 +46,11 @@ class Peer:
     Attributes:
         name: as in ``params.benchmark.peers``.
         requirement: package and measured version, ``package==version``.
-        does: what a step computes, in a sentence.
         prepare: (teacher, student, inputs) -> step, with inputs ``{"input_ids": (B, T)}``; imports the package.
     """
 
     name: str
     requirement: str
-    does: str
     prepare: Callable[[BertForMaskedLM, BertForMaskedLM, Inputs], Step]
 
     def step(self, teacher: BertForMaskedLM, student: BertForMaskedLM, batch: Inputs) -> Step:
@@ -226,47 +224,12 @@ def _complete(optimizer: torch.optim.Optimizer, forward: Step) -> Step:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(
-            "bertdistiller-minilmv2",
-            BERTDISTILLER,
-            "MiniLMv2 with 12 relation heads by its own Trainer, on whole encoders.",
-            partial(bertdistiller, relation_heads=12),
-        ),
-        Peer(
-            "bertdistiller-minilmv2-48-heads",
-            BERTDISTILLER,
-            "MiniLMv2 with 48 relation heads by its own Trainer, on whole encoders.",
-            partial(bertdistiller, relation_heads=48),
-        ),
-        Peer(
-            "textbrewer-hidden-and-logits",
-            TEXTBREWER,
-            "Hidden states by the uniform mapping, and cross-entropy of the distributions at all positions.",
-            partial(textbrewer, logits_weight=1),
-        ),
-        Peer(
-            "textbrewer-hidden",
-            TEXTBREWER,
-            "Hidden states by the uniform mapping; the logits' loss is computed at all positions and weighted 0.",
-            partial(textbrewer, logits_weight=0),
-        ),
-        Peer(
-            "textbrewer-hidden-encoders",
-            TEXTBREWER,
-            "Hidden states by the uniform mapping, of encoders without language-modelling heads.",
-            partial(textbrewer, logits_weight=0, heads=False),
-        ),
-        Peer(
-            "torchdistill-logits",
-            TORCHDISTILL,
-            "Divergence of the distributions at all positions by its KDLoss, in a plain loop.",
-            torchdistill,
-        ),
-        Peer(
-            "trainer-full-vocabulary",
-            "transformers==5.23.0",
-            "Divergence of the distributions at all positions as the loss of a Trainer.",
-            full_vocabulary,
-        ),
+        Peer("bertdistiller-minilmv2", BERTDISTILLER, partial(bertdistiller, relation_heads=12)),
+        Peer("bertdistiller-minilmv2-48-heads", BERTDISTILLER, partial(bertdistiller, relation_heads=48)),
+        Peer("textbrewer-hidden-and-logits", TEXTBREWER, partial(textbrewer, logits_weight=1)),
+        Peer("textbrewer-hidden", TEXTBREWER, partial(textbrewer, logits_weight=0)),
+        Peer("textbrewer-hidden-encoders", TEXTBREWER, partial(textbrewer, logits_weight=0, heads=False)),
+        Peer("torchdistill-logits", TORCHDISTILL, torchdistill),
+        Peer("trainer-full-vocabulary", "transformers==5.23.0", full_vocabulary),
     )
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -39,28 +41,32 @@ def load_benchmark(file: str | os.PathLike) -> dict:
     return json.loads(file.read_text())
 
 
-def steps(result: dict) -> pd.DataFrame:
-    """One row per subject: what it is, medians over rounds, and the lowest and highest round's tokens per second.
+def measured(result: dict) -> Iterator[tuple[dict[str, Any], list[dict]]]:
+    """Of every subject that was measured, the columns that all tables of steps have, and its rounds.
 
-    Times are milliseconds per step, ``memory`` MiB, ``efficiency`` floor / step.
+    subject, precision, fast_paths; tokens_per_second (also of the lowest and highest round) and step (milliseconds),
+    medians over rounds.
     """
-    rows = []
     for subject in result["subjects"]:
         rounds = [r for r in subject["rounds"] if "left_out" not in r]
         if not rounds:
             continue
         speeds = [r["tokens_per_second"] for r in rounds]
-        paths = subject.get("fast_paths", [])
-        row = {
-            "subject": subject["name"],
-            "precision": subject["precision"],
-            "fast_paths": ", ".join(paths) if paths else NO_FAST_PATH if subject["kind"] == "method" else "",
-            "tokens_per_second": statistics.median(speeds),
-            "lowest": min(speeds),
-            "highest": max(speeds),
-            "step": 1e3 * statistics.median(r["median_seconds"] for r in rounds),
-        }
-        if subject["kind"] == "method":
+        without = NO_FAST_PATH if subject["kind"] == "method" else ""
+        row = {"subject": subject["name"], "precision": subject["precision"]}
+        row["fast_paths"] = ", ".join(subject.get("fast_paths", [])) or without
+        row |= {"tokens_per_second": statistics.median(speeds), "lowest": min(speeds), "highest": max(speeds)}
+        yield row | {"step": 1e3 * statistics.median(r["median_seconds"] for r in rounds)}, rounds
+
+
+def steps(result: dict) -> pd.DataFrame:
+    """One row per subject: what :func:`measured` says, milliseconds of the step's parts and floor, memory.
+
+    ``memory`` is in MiB, ``efficiency`` floor / step.
+    """
+    rows = []
+    for row, rounds in measured(result):
+        if "parts" in rounds[0]:
             row |= {part: 1e3 * statistics.median(r["parts"][part] for r in rounds) for part in PARTS}
             row["floor"] = 1e3 * statistics.median(r["floor_seconds"] for r in rounds)
             row["efficiency"] = statistics.median(r["floor_seconds"] / r["median_seconds"] for r in rounds)
@@ -142,10 +148,8 @@ def step_times(result: dict, precision: str) -> Figure:
         heights, [f"{name}: {rung}" for name, g in zip(names, groups, strict=True) for rung in rungs[: len(g)]]
     )
     axes.set_ylim(heights[-1] + 0.7, -0.7)
-    axes.set_xlabel(f"milliseconds per step of {_step_size(result)} tokens, {precision}")
+    sizes = result["benchmark"]
+    tokens = f"{sizes['batch_size']} × {sizes['sequence_length']}"
+    axes.set_xlabel(f"milliseconds per step of {tokens} tokens, {precision}")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
-
-
-def _step_size(result: dict) -> str:
-    return f"{result['benchmark']['batch_size']} × {result['benchmark']['sequence_length']}"

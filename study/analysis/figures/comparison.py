@@ -36,9 +36,12 @@ from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.results import FLOOR, RUN, TEACHER
 from study.analysis.numbers.statistics import performance_profile
+from study.descriptions import REFERENCE
 
 SHOWN = {SUPPORTED: "shown as claimed", CONTRADICTED: "shown not to be so", UNDECIDED: "not shown either way"}
 VERDICT_STYLES = {SUPPORTED: ("#0072b2", "o"), CONTRADICTED: ("#b84a00", "X"), UNDECIDED: ("#6b6b6b", "D")}
+#: The columns of the table of scores by language that are languages.
+LANGUAGES = slice(5, -3)
 #: How light red, green and blue are.
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 #: Held-out losses above this share of the loss before training lie outside the panels of learning curves.
@@ -51,7 +54,8 @@ CAPTIONS = {
     " interval (an arrow: it goes on), the best on top. Dotted: the floor, the same student as initialised; dashed: the"
     " teacher. Ringed: the student's best method on development data.",
     "quality_latency": "Macro test score against the median latency of one sequence. Large, with black edge and 95 %"
-    " interval: the method chosen on development data. The line is the Pareto front of these and the teacher.",
+    " interval: the method chosen on development data. The line is the Pareto front of these and the teacher. Hollow,"
+    " where there are any: rows beside the students, which no method here trained.",
     "per_task": "Test score of every method in every task. Ticks are single fine-tuning runs (means over the task's"
     " languages), marks their mean; the dashed line is the teacher, the dotted ones are the untrained students.",
     "per_language": "What each method adds to the untrained student's score in every language, points of 0–100; below"
@@ -69,8 +73,9 @@ CAPTIONS = {
 
 
 def names(analysis: Analysis) -> list[str]:
-    """The figures that these results give: one by language only where a task has several."""
-    return [name for name in CAPTIONS if name != "per_language" or not analysis.per_language.empty]
+    """The figures that these results give: one by language only where there are several."""
+    several = len(analysis.per_language.columns[LANGUAGES]) > 1
+    return [name for name in CAPTIONS if name != "per_language" or several]
 
 
 @drawn
@@ -103,7 +108,10 @@ def quality(analysis: Analysis) -> Figure:
 
 @drawn
 def quality_latency(analysis: Analysis) -> Figure:
-    """Macro test score against latency (ms, smallest batch and number of threads) with the Pareto front."""
+    """Macro test score against latency (ms, smallest batch and number of threads) with the Pareto front.
+
+    Rows beside the students are drawn, too, but are no part of the front.
+    """
     look, measured = styles(analysis.comparison) | {TEACHER: Style("teacher", "black", "o")}, analysis.timed
     latency = 1000 * measured["median_seconds"]
     table = analysis.summary.assign(latency=lambda rows: rows["student"].map(latency))
@@ -126,6 +134,12 @@ def quality_latency(analysis: Analysis) -> Figure:
     for place, (model, x) in enumerate(ordered.items()):
         side = "left" if 0 < place < len(ordered) - 1 else "right"
         note(axes, f"{model}\n{x:.3g} ms", (x, tops[model]), (0, 5), ha=side, va="bottom", fontsize=8)
+    if beside := analysis.results.references:
+        own = Analysis(beside)
+        for row in own.per_task[own.per_task["student"] == REFERENCE].itertuples():
+            at = (1000 * own.timed.loc[row.method, "median_seconds"], 100 * row.macro)
+            axes.plot(*at, "D", color=GREY, markersize=6, fillstyle="none", zorder=3)
+            note(axes, f"{row.method}\n{at[0]:.3g} ms", at, (6, 0), va="center", fontsize=7, color=GREY)
     batch, threads = measured.loc[TEACHER, ["batch_size", "threads"]].astype(int)
     tokens = int(analysis.results.latency["sequence_length"].iloc[0])
     words = f"batch of {batch}, {tokens} tokens, {threads} {'thread' if threads == 1 else 'threads'}"
@@ -206,7 +220,7 @@ def per_language(analysis: Analysis) -> Figure:
     base = FLOOR if FLOOR in look else TEACHER
     students, tasks = list(analysis.comparison.students), list(table["task"].unique())
     shown = [method for method in (TEACHER, *look) if method != base]
-    scores = 100 * table.set_index(["student", "task", "method"])[table.columns[5:-3]]
+    scores = 100 * table.set_index(["student", "task", "method"])[table.columns[LANGUAGES]]
     by_task = {task: scores.xs(task, level="task").dropna(axis=1, how="all") for task in tasks}
 
     def of(student: str, task: str, method: str) -> pd.Series:

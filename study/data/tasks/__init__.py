@@ -12,38 +12,23 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from study.data.storage import load, save
-from study.data.tasks import commands, context, questions, retrieval, sentiment, similarity, topics
+from study.data.tasks import commands, context, published, retrieval, topics
 from study.data.tasks.own import labels_of, load_own, task_from_json, task_to_json
-from study.data.tasks.task import SPLITS, Splits, Task, split_in, subsample, test_split
+from study.data.tasks.task import SPLITS as SPLITS
+from study.data.tasks.task import Splits, Task
+from study.data.tasks.task import subsample as subsample
 from study.declarations import check_content
 from study.descriptions import TaskData
 from study.files import Layout, StudyError, content_hash, find_root, profile_of
 from study.records import SCHEMA, TaskSplits
 from study.runtime import commit, environment
 
-__all__ = [
-    "SPLITS",
-    "TASKS",
-    "Task",
-    "build_tasks",
-    "describe_tasks",
-    "find_task",
-    "heldout_texts",
-    "load_task",
-    "split_in",
-    "subsample",
-    "task_texts",
-    "test_split",
-]
-
 #: File beside the splits of a task of one's own: all that is known of it.
 DECLARED = "task.json"
 
 #: Name in params.yaml -> task, of those that the study brings.
 TASKS: dict[str, Task] = {
-    task.name: task
-    for family in (sentiment, similarity, questions, topics, commands, retrieval, context)
-    for task in family.TASKS
+    task.name: task for family in (published, topics, commands, retrieval, context) for task in family.TASKS
 }
 
 
@@ -73,13 +58,8 @@ def build_tasks(description: TaskData, output: Path) -> list[dict[str, Any]]:
         for split in task.splits:
             if not splits.get(split):
                 raise StudyError(f"task {name}: split {split!r} has no examples; allowed: at least one")
-        save(
-            DatasetDict(
-                {split: Dataset.from_list(examples, features=task.features) for split, examples in splits.items()}
-            ),
-            Path(output) / name,
-            beside,
-        )
+        data = {split: Dataset.from_list(examples, features=task.features) for split, examples in splits.items()}
+        save(DatasetDict(data), Path(output) / name, beside)
         rows += _rows(task, splits)
         sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in splits.items())
         print(f"tasks: {name}: {sizes}", flush=True)

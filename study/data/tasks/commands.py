@@ -20,8 +20,8 @@ from hassil.intents import Intents, RangeSlotList, SlotList, TextSlotList
 from hassil.recognize import recognize_all
 
 from study.data import sources
-from study.data.strings import collapse
-from study.data.tasks.task import Splits, Task, empty_splits, fraction, test_split
+from study.data.strings import collapse, in_language
+from study.data.tasks.task import Splits, Task, empty_splits, fraction
 from study.files import StudyError
 
 #: Intents with at least ten distinct strings in each of the languages.
@@ -90,7 +90,7 @@ def load_intents(languages: Iterable[str] | None = None) -> Splits:
         commands = _Commands(language)
         for intent in INTENTS:
             templates = sorted(commands.templates[intent], key=fraction)
-            shares = {test_split(language): templates}
+            shares = {in_language("test", language): templates}
             if language == "en":
                 test, development = (max(1, round(share * len(templates))) for share in (0.25, 0.2))
                 shares = {

