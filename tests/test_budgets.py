@@ -72,6 +72,20 @@ def gap_table(budgets: Budgets) -> pd.DataFrame:
     return table(budgets, all_closed(budgets))
 
 
+def test_a_start_that_is_not_trained_is_judged_by_its_scores_alone():
+    """Pruned students have no rate, no loss and no curve; tables and picture show them all the same."""
+    made = constructed()
+    start = Budgets(made.comparison, made.scores, made.training.query("method != 'hs-last'"))
+    row = gap_table(start).set_index(["group", "budget", "method"]).loc[("context", "base", "hs-last")]
+    assert row["closed"] == pytest.approx(60, abs=1) and row["learnt"]
+    assert np.isnan(row["learning_rate"]) and np.isnan(row["loss_share"])
+    tables = budget_tables(start)
+    assert set(tables["gap"]["method"]) == set(METHODS)
+    rates = readable.training("english", tables).data
+    assert len(rates) == len(readable.training("english", budget_tables(made)).data)
+    assert draw(start.comparison, tables["gap"]).axes
+
+
 def judged_and_compared(budgets: Budgets) -> tuple[pd.DataFrame, pd.DataFrame]:
     return verdicts(budgets, all_closed(budgets), gap_table(budgets))
 

@@ -168,7 +168,7 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     Columns: group, budget, tokens, method, closed, low, high (:func:`statistics.estimate`; NaN of one model), score
     (macro, 0-100), retained (of the teacher's, percent), models (distilled), learning_rate, loss_share, rank (within
     group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of the group's
-    tasks lies above the floor's).
+    tasks lies above the floor's). A start that is not trained has no rate and no loss: its scores alone count.
 
     Args:
         closed: :func:`all_closed`.
@@ -185,11 +185,11 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
                 | estimate(replicates(100 * shares)).named("closed")
                 | {"score": 100 * macro}
                 | {"retained": 100 * macro / macros[group][BASE_BUDGET, TEACHER], "models": claims.models(shares)}
-                | {"learning_rate": rates[budget, method], "loss_share": losses[budget, method]}
+                | {"learning_rate": rates.get((budget, method)), "loss_share": losses.get((budget, method))}
             )
-    rows = pd.DataFrame(listed)
+    rows = pd.DataFrame(listed).astype({"learning_rate": float, "loss_share": float})
     rows["rank"] = rows.groupby(["group", "budget"])["closed"].rank(ascending=False).astype(int)
-    return rows.assign(learnt=(rows["loss_share"] < LEARNT) & (rows["closed"] > 0))
+    return rows.assign(learnt=~(rows["loss_share"] >= LEARNT) & (rows["closed"] > 0))
 
 
 def gains(budgets: Budgets) -> pd.DataFrame:
