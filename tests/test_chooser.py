@@ -193,6 +193,13 @@ def test_development_scores_choose_where_a_task_has_none(tmp_path):
     assert trained and all(set(model["signals"]) == {"development", "oracle"} for model in trained)
 
 
+def test_a_start_that_is_not_trained_is_ranked_and_has_no_curve(tmp_path):
+    budgets, layout, _ = several_budgets(tmp_path)
+    pruned = replace(budgets, training=budgets.training.query("method != 'od'"))
+    curves = {model["method"]: model["curve"] for model in budgets_data(pruned, layout)["models"] if "signals" in model}
+    assert curves["od"] == [] and curves["mlm"]
+
+
 def test_the_page_is_small_loads_nothing_and_is_the_same_from_the_same_results(tmp_path):
     analysis, path = page(tmp_path, (1,))
     made = resolve(root=tmp_path)

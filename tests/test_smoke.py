@@ -78,12 +78,20 @@ def test_the_smoke_profile_end_to_end(tmp_path):
     # waits for ever for a widget's answer (jupyter/nbclient#312).
     own = (tmp_path / "notebooks" / "70_explore.ipynb").read_text()
     own = own.replace(r"profile = \"laptop\"", r"profile = \"smoke\"")
-    (tmp_path / "explored.ipynb").write_text(own.replace(r"student = \"L3-H384\"", r"student = \"L3-H192\""))
+    own = own.replace(r"student = \"L3-H384\"", r"student = \"L3-H192\"")
+    (tmp_path / "explored.ipynb").write_text(own)
     ipython = ["ipython", "--colors=NoColor", "explored.ipynb"]
     outcome = command(tmp_path, *ipython, seconds=600, PYTHONPATH=str(tmp_path))
     assert outcome.returncode == 0 and "Error" not in outcome.stdout, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     shown = ("<Figure size", "teacher layer", "[MASK] rank")
     assert all(text in outcome.stdout for text in shown) and outcome.stdout.count("interactive(") == 3
+    still = json.loads(own)
+    still["cells"] = [cell for cell in still["cells"] if "interact(" not in "".join(cell["source"])]
+    (tmp_path / "still.ipynb").write_text(json.dumps(still))
+    outcome = command(
+        tmp_path, sys.executable, "-m", "study", "run", "still.ipynb", "--executed", "seen.ipynb", seconds=300
+    )
+    assert outcome.returncode == 0 and '"image/png"' in (tmp_path / "seen.ipynb").read_text()  # a picture, not its name
 
     # A second time nothing is done, although Python left its bytecode in folders that stages depend on.
     assert list((tmp_path / "study" / "analysis" / "numbers").glob("__pycache__/*.pyc"))

@@ -58,7 +58,7 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
     Trained models have a ``budget``. ``fixed``: intervals leave out the teacher's chance, as those of the gap do.
     """
     models, seeds = [], dict[str, int]()
-    trained = budgets.training.groupby(["method", "student", "budget"])
+    trained = dict(iter(budgets.training.groupby(["method", "student", "budget"])["curve"]))  # of starts there is none
     for (method, student, budget), rows in budgets.scores.groupby(["method", "student", "budget"], sort=False):
         flat = [
             {"task": row.task, "distillation_seed": row.seed, "finetuning_seed": row.finetuning_seed}
@@ -72,7 +72,7 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
             known = {RULE_OF[name]: round(value, 6) for name, value in of_task.mean().dropna().items()}
             model |= {"budget": budget, "signals": known}
             model |= _place(layout, model_name(method, student, rows["seed"].iloc[0], budget))
-            points = [point for curve in trained.get_group((method, student, budget))["curve"] for point in curve]
+            points = [point for curve in trained.get((method, student, budget), ()) for point in curve]
             model["curve"] = _curve(pd.DataFrame(points, columns=["tokens", "loss"]))
             seeds[budget] = max(seeds.get(budget, 0), rows["seed"].nunique())
         models.append(model)

@@ -8,7 +8,6 @@ from pandas.io.formats.style import Styler
 from study.analysis.figures.style import number, with_interval
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.presentation import styled
-from study.descriptions import REFERENCE
 from study.methods import Published
 
 #: What a reader has to know of each kind.
@@ -21,11 +20,9 @@ def reference_table(analysis: Analysis) -> pd.DataFrame:
     Columns beside those: ``marked`` (what it is), ``model`` (its published name), parameters, encoder_parameters and
     ``speed_up_batch_<size>``, with the first number of threads.
     """
-    found = analysis.results.references
+    found, table = analysis.results.references, analysis.beside
     if found is None:
-        return pd.DataFrame()
-    table = Analysis(found).per_task
-    table = table[table["student"] == REFERENCE]
+        return table
     options = analysis.comparison.references or {}
     sizes = found.runs.set_index("method")[["parameters", "encoder_parameters"]]
     table = table.join(sizes, on="method").assign(

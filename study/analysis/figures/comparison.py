@@ -36,7 +36,6 @@ from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.results import FLOOR, RUN, TEACHER
 from study.analysis.numbers.statistics import performance_profile
-from study.descriptions import REFERENCE
 
 SHOWN = {SUPPORTED: "shown as claimed", CONTRADICTED: "shown not to be so", UNDECIDED: "not shown either way"}
 VERDICT_STYLES = {SUPPORTED: ("#0072b2", "o"), CONTRADICTED: ("#b84a00", "X"), UNDECIDED: ("#6b6b6b", "D")}
@@ -134,12 +133,10 @@ def quality_latency(analysis: Analysis) -> Figure:
     for place, (model, x) in enumerate(ordered.items()):
         side = "left" if 0 < place < len(ordered) - 1 else "right"
         note(axes, f"{model}\n{x:.3g} ms", (x, tops[model]), (0, 5), ha=side, va="bottom", fontsize=8)
-    if beside := analysis.results.references:
-        own = Analysis(beside)
-        for row in own.per_task[own.per_task["student"] == REFERENCE].itertuples():
-            at = (1000 * own.timed.loc[row.method, "median_seconds"], 100 * row.macro)
-            axes.plot(*at, "D", color=GREY, markersize=6, fillstyle="none", zorder=3)
-            note(axes, f"{row.method}\n{at[0]:.3g} ms", at, (6, 0), va="center", fontsize=7, color=GREY)
+    for row in analysis.beside.itertuples():
+        at = (row.milliseconds, 100 * row.macro)
+        axes.plot(*at, "D", color=GREY, markersize=6, fillstyle="none", zorder=3)
+        note(axes, f"{row.method}\n{row.milliseconds:.3g} ms", at, (6, 0), va="center", fontsize=7, color=GREY)
     batch, threads = measured.loc[TEACHER, ["batch_size", "threads"]].astype(int)
     tokens = int(analysis.results.latency["sequence_length"].iloc[0])
     words = f"batch of {batch}, {tokens} tokens, {threads} {'thread' if threads == 1 else 'threads'}"

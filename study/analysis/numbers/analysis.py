@@ -11,7 +11,7 @@ from study.analysis.numbers import ablations, claims, statistics, tables
 from study.analysis.numbers.recommendation import recommendation
 from study.analysis.numbers.results import Results, load_results, macro
 from study.analysis.numbers.selection import selection
-from study.descriptions import Comparison
+from study.descriptions import REFERENCE, Comparison
 from study.files import Layout
 
 
@@ -45,6 +45,9 @@ class Analysis:
     aggregates = cached_property(lambda own: own._placed(statistics.aggregates(own.scores, own.teacher_scores)))
     differences = cached_property(lambda own: own._placed(statistics.differences(own.scores)))
 
+    #: Rows beside the students: of ``per_task``, with ``milliseconds`` of a sequence as in ``timed``; empty: none.
+    beside = cached_property(lambda own: own._beside())
+
     #: Results of the ablated students, methods of the grid and their variants; where none were run, of the grid.
     ablated = cached_property(lambda own: own.results.ablations or own.results)
     ablation_scores = cached_property(lambda own: statistics.score_array(own.ablated))
@@ -55,6 +58,13 @@ class Analysis:
     contrasts = cached_property(lambda own: own._placed(claims.contrasts(own.claim_scores)))
     verdicts = cached_property(lambda own: own._placed(claims.verdicts(own.claim_scores, own.contrasts)))
     _of_variants = cached_property(lambda own: own.ablation_scores if own.results.ablations else None)
+
+    def _beside(self) -> pd.DataFrame:
+        if self.results.references is None:
+            return pd.DataFrame()
+        own = Analysis(self.results.references)
+        rows = own.per_task[own.per_task["student"] == REFERENCE]
+        return rows.assign(milliseconds=1000 * rows["method"].map(own.timed["median_seconds"]))
 
     def _placed(self, table: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "setting", self.setting)
