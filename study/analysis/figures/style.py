@@ -65,6 +65,7 @@ STYLES = {
     "pruned-top": Style("pruned: last layers", "#a3447c", "v", "||"),
     "pruned-bottom": Style("pruned: first layers", "#557a00", "D", ""),
     "pruned-mlm": Style("pruned: every other, MLM", "#262626", "^", "xx"),
+    "pruned-bottom-mlm": Style("pruned: first, MLM", "#595959", "D", "oo"),
     "pruned-hs": Style("pruned: every other, HS", "#2578b8", "p", "--"),
     "pruned-bottom-hs": Style("pruned: first, HS", "#00441b", "d", ".."),
 }
