@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -60,7 +60,12 @@ def _new(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     """Write the descriptions of a profile's stages, and the list of them."""
-    count = write_plan(resolve(options.profile), options.listed)
+    plan = resolve(options.profile)
+    count = write_plan(plan, options.listed)
+    if options.unlock:
+        from study.cells import unlock
+
+        unlock(plan)
     print(f"plan: {count} descriptions of profile {options.profile}")
 
 
@@ -183,8 +188,14 @@ def _students(options: argparse.Namespace) -> None:
         print(run.name)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse arguments in one line, with the exit code 2."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m study", description="The commands of the study.")
+    parser = _Parser(prog="python -m study", description="The commands of the study.")
     commands = parser.add_subparsers(dest="command", required=True)
     profile = argparse.ArgumentParser(add_help=False)
     profile.add_argument("profile", nargs="?", default=DEFAULT_PROFILE, help="a folder of profiles/ (laptop: none)")
@@ -198,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         command(run, profile)
     add = command(_plan, profile)
     add("--listed", action="store_true", help="descriptions alone: plan.yaml must be right")
+    add("--unlock", action="store_true", help="drop DVC's locks of processes that have ended: dvc runs next")
     add = command(_cells, profile)
     add("--commands", action="store_true", help="one a line, for the study's folder")
     add("--record", action="store_true", help="put what has finished on record (one process)")

@@ -23,6 +23,7 @@ from typing import Any
 
 from networkx import topological_sort
 
+from study.execution import runs
 from study.files import StudyError
 from study.plan import Plan, write_plan
 
@@ -189,6 +190,42 @@ class Cells:
                 yield repository, list(repository.stage.load_all())
         except DvcException as error:
             raise StudyError(f"DVC: {' '.join(str(error).split())}") from None
+
+
+def unlock(plan: Plan) -> None:
+    """Drop DVC's locks on files of a profile whose processes have ended, which DVC would tell in a warning for each.
+
+    To be called where DVC runs next: it takes processes of other machines for ended, too. Locks of processes that run
+    stay, and so do those of other profiles.
+
+    Raises:
+        StudyError: the file of these locks is damaged.
+    """
+    file, folder, others = (
+        plan.root / ".dvc" / "tmp" / "rwlock",
+        plan.folder.resolve(),
+        plan.root.resolve() / "profiles",
+    )
+    if not file.is_file() or file.read_bytes() == b"{}":
+        return
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.rwlock import _edit_rwlock
+
+    def stays(path: str, holder: dict[str, Any]) -> bool:
+        theirs = folder != others.parent or not Path(path).is_relative_to(others)
+        return runs(holder["pid"]) or not (Path(path).is_relative_to(folder) and theirs)
+
+    try:
+        with chdir(plan.folder), Repo() as repository:
+            hardlink = repository.config["core"].get("hardlink_lock", False)
+            with _edit_rwlock(repository.tmp_dir, repository.fs, hardlink) as lock:
+                lock["write"] = {path: own for path, own in lock["write"].items() if stays(path, own)}
+                readers = {path: [own for own in all_ if stays(path, own)] for path, all_ in lock["read"].items()}
+                lock["read"] = {path: own for path, own in readers.items() if own}
+    except DvcException as error:
+        told = " ".join(str(error).split())
+        raise StudyError(f"DVC: {told}; delete {file} if no other `make` or `dvc` runs") from None
 
 
 def _of_kind(stages: list[Any], kind: str | None) -> list[Any]:

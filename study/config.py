@@ -119,8 +119,10 @@ class Params(Section):
         """What is wrong between sections; what comes later rests on what comes before it."""
         yield from self._problems_of_names()
         yield from self._problems_of_tasks()
+        yield from self._problems_of_tuning()
         grid = self.grid
         for setting in grid.settings:
+            yield from self._problems_of_adaptation(setting)
             for student in grid.students[setting]:
                 yield from self._problems_of_student(student, setting)
                 for method in grid.methods:
@@ -207,6 +209,25 @@ class Params(Section):
                     yield f"{key}: {name!r} has no entry under finetuning.tasks"
             if not self.learnt_tasks(setting):
                 yield f"{key} = {chosen.tasks} are probes alone; allowed: at least one task that is learnt"
+
+    def _problems_of_tuning(self) -> Iterator[str]:
+        """Rates are chosen on a seed that no student of the grid is then judged by."""
+        run = {"grid.seeds": self.grid.seeds}
+        named = dict.fromkeys(name for names in self.grid.budgets.values() for name in names)
+        run |= {f"budgets.{name}.seeds": self.budgets[name].seeds or [] for name in named}
+        for key, seeds in run.items():
+            if self.tuning.seed in seeds:
+                yield f"tuning.seed = {self.tuning.seed} is one of {key} = {seeds}; allowed: any other seed"
+
+    def _problems_of_adaptation(self, setting: str) -> Iterator[str]:
+        """Of the adaptation of a setting's teacher, unless it is taken with its own head."""
+        own, shared = self.settings[setting].adaptation, self.adaptation
+        steps, warmup = own.steps or shared.steps, own.warmup_steps
+        key = "adaptation" if warmup is None else f"settings.{setting}.adaptation"
+        warmup = shared.warmup_steps if warmup is None else warmup
+        if warmup >= steps and self.settings[setting].teacher.head != "own":
+            where = f"settings.{setting}.adaptation" if own.steps else "adaptation"
+            yield f"{key}.warmup_steps = {warmup}: {where}.steps = {steps}; allowed: 0 to {steps - 1}"
 
     def _problems_of_ablations(self, setting: str, ablations: Ablations) -> Iterator[str]:
         where, grid = f"grid.ablations.{setting}", self.grid

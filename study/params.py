@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -55,7 +55,7 @@ def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str,
                     first = error.errors(include_url=False)[0]
                     option = str(first["loc"][-1]) if len(first["loc"]) > 1 else ""
                     value = f".{option} = {first['input']!r}" if option else ""
-                    raise ValueError(f"{key}{value}: of {base}: {words_of(first)}") from None
+                    raise ValueError(f"{key}{value}: of {base}: {words_of(first, METHOD)}") from None
                 made[method] = values
                 memberships[method] = {"extends": base, "variant": name, "changes": changes}
     return made, memberships
@@ -181,7 +181,7 @@ def one_line(error: ValidationError) -> str:
         del location[place]
     key = ".".join(str(part) for part in location if part != "[key]")
     value = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f" = {first['input']!r}"
-    message = "key is missing" if first["type"] == "missing" else words_of(first)
+    message = words_of(first, TypeAdapter(Params) if error.title == Params.__name__ else None)
     beside = [own for own in others if own["type"] == "missing" and own["loc"][:-1] == first["loc"][:-1]]
     if first["type"] == "extra_forbidden" and beside:
         message += f", where {', '.join(str(own['loc'][-1]) for own in beside)} is missing"

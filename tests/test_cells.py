@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from study import cells
-from study.cells import Cells
+from study import StudyError, cells
+from study.cells import Cells, unlock
 from study.plan import Plan
 
 PIPELINE = """
@@ -143,6 +144,34 @@ def test_a_command_removes_no_folder_that_the_environment_names(study, tmp_path_
     monkeypatch.setenv(name, str(precious))
     assert run(study, study.ready()[0][0]) == 0
     assert precious.is_dir()
+
+
+def test_locks_of_ended_processes_are_dropped_without_a_word(study):
+    """And no others: of a process that runs, DVC refuses the stage; of another profile, the lock stays."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    file, out = study.plan.root / ".dvc" / "tmp" / "rwlock", str(study.plan.folder / "out")
+    dead, alive = ({"pid": process, "cmd": "dvc repro"} for process in (ended.pid, os.getpid()))
+    other = str(study.plan.root / "profiles" / "other" / "out")
+
+    def repro(**write) -> subprocess.CompletedProcess:
+        file.write_text(json.dumps({"write": write, "read": {other: [dead], f"{out}/two": [dead]}}))
+        return shell(study.plan.folder, "dvc repro make@one")
+
+    assert b"had been killed" in repro(**{f"{out}/one": dead}).stderr
+    shutil.rmtree(out)
+    file.write_text(
+        json.dumps({"write": {f"{out}/one": dead, other: dead, f"{out}/two": alive}, "read": {out: [dead]}})
+    )
+    unlock(study.plan)
+    assert json.loads(file.read_text()) == {"write": {other: dead, f"{out}/two": alive}, "read": {}}
+    outcome = shell(study.plan.folder, "dvc repro make@one")
+    assert outcome.returncode == 0 and b"had been killed" not in outcome.stderr
+    outcome = shell(study.plan.folder, "dvc repro make@two")
+    assert outcome.returncode and b"is busy" in outcome.stderr
+    file.write_text('{"write": {')
+    with pytest.raises(StudyError, match=f"corrupted; delete {file} if no other"):
+        unlock(study.plan)
 
 
 def test_machines_without_a_shared_folder_hand_outcomes_on_by_a_remote_of_dvc(study):
