@@ -108,9 +108,10 @@ students: plan  ## the students that the report of PROFILE recommends: pulled wh
 	  if dvc remote list | grep -q .; then dvc pull $$runs; else dvc repro plan notebooks && dvc repro $$runs; fi
 
 tune: plan  ## choose learning rates on development data (writes reports/tuning of the profile)
+	@python -m study tunings $(PROFILE) > $(FOLDER)/scratch/tunings
 	$(IN) dvc repro plan notebooks
 	$(IN) grep '^teacher@' scratch/stages | xargs dvc repro
-	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	export STUDY_STARTER=$$PPID && < $(FOLDER)/scratch/tunings xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed $(FOLDER)/scratch/executed/tune_$$0_$$1.ipynb \
 	  -p description ../$(FOLDER)/plan/tune/$$0_$$1.json -p output ../$$2/$$0/$$1.json'
 	rm -rf $(FOLDER)/scratch/teacher_outputs

@@ -105,7 +105,11 @@ def _tuned(options: argparse.Namespace) -> None:
     from study.evaluation.tune import chosen_rates
 
     plan = resolve(options.profile)
-    for key, rate in chosen_rates(own_tuning_folder(plan.folder), plan.params.students).items():
+    folder = own_tuning_folder(plan.folder)
+    rates = chosen_rates(folder, plan.params.students)
+    if not rates:
+        raise StudyError(f"{folder}: nothing was tried; `make tune PROFILE={plan.profile}` does it")
+    for key, rate in rates.items():
         print(f"{key}: {rate}")
 
 
@@ -197,10 +201,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m study", description="The commands of the study.")
     commands = parser.add_subparsers(dest="command", required=True)
-    profile = argparse.ArgumentParser(add_help=False)
+    profile = _Parser(add_help=False)
     profile.add_argument("profile", nargs="?", default=DEFAULT_PROFILE, help="a folder of profiles/ (laptop: none)")
 
-    def command(run: Callable[[argparse.Namespace], None], *parents: argparse.ArgumentParser) -> Callable[..., Any]:
+    def command(run: Callable[[argparse.Namespace], None], *parents: _Parser) -> Callable[..., Any]:
         made = commands.add_parser(run.__name__[1:], help=run.__doc__, parents=parents)
         made.set_defaults(run=run)
         return made.add_argument

@@ -199,7 +199,7 @@ def unlock(plan: Plan) -> None:
     stay, and so do those of other profiles.
 
     Raises:
-        StudyError: the file of these locks is damaged.
+        StudyError: a process that runs writes files of the profile, or the file of these locks is damaged.
     """
     file, folder, others = (
         plan.root / ".dvc" / "tmp" / "rwlock",
@@ -212,17 +212,25 @@ def unlock(plan: Plan) -> None:
     from dvc.repo import Repo
     from dvc.rwlock import _edit_rwlock
 
+    def own(path: str) -> bool:
+        below = Path(path).is_relative_to
+        return below(folder) and not (folder == others.parent and below(others))
+
     def stays(path: str, holder: dict[str, Any]) -> bool:
-        theirs = folder != others.parent or not Path(path).is_relative_to(others)
-        return runs(holder["pid"]) or not (Path(path).is_relative_to(folder) and theirs)
+        return runs(holder["pid"]) or not own(path)
 
     try:
         with chdir(plan.folder), Repo() as repository:
             hardlink = repository.config["core"].get("hardlink_lock", False)
             with _edit_rwlock(repository.tmp_dir, repository.fs, hardlink) as lock:
-                lock["write"] = {path: own for path, own in lock["write"].items() if stays(path, own)}
-                readers = {path: [own for own in all_ if stays(path, own)] for path, all_ in lock["read"].items()}
-                lock["read"] = {path: own for path, own in readers.items() if own}
+                for path, holder in lock["write"].items():
+                    if own(path) and runs(holder["pid"]):
+                        who = f"process {holder['pid']} ({holder['cmd']})"
+                        allowed = f"one at a time (if it is none of DVC's, delete {file})"
+                        raise StudyError(f"profile {plan.profile}: {who} runs its stages already; allowed: {allowed}")
+                lock["write"] = {path: holder for path, holder in lock["write"].items() if stays(path, holder)}
+                readers = {path: [h for h in holders if stays(path, h)] for path, holders in lock["read"].items()}
+                lock["read"] = {path: holders for path, holders in readers.items() if holders}
     except DvcException as error:
         told = " ".join(str(error).split())
         raise StudyError(f"DVC: {told}; delete {file} if no other `make` or `dvc` runs") from None

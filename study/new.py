@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,7 +124,11 @@ def _student(params: Params, teacher: dict[str, Any], name: str | None) -> tuple
 def _text(value: str, language: str) -> str | dict[str, Any]:
     if value in TEXTS:
         return value
-    read = _yaml(value)
+    if re.fullmatch(r"[\w-]*", value):
+        raise StudyError(
+            f"--text {value}: unknown; allowed: {', '.join(TEXTS)}, 'files/*.txt' or '{{files: ..., ...}}'"
+        )
+    read = _yaml("--text", value)
     own = read if isinstance(read, dict) else {"files": value}
     return own if "language" in own else own | {"language": language}
 
@@ -135,7 +140,7 @@ def _tasks(params: Params, values: Sequence[str], language: str) -> tuple[list[s
         name, equals, declaration = value.partition("=")
         names.append(name)
         if equals:
-            own = _yaml(declaration)
+            own = _yaml(f"--task {name}", declaration)
             if not isinstance(own, dict):
                 raise StudyError(f"--task {value}: allowed: name={{files: ..., text: ..., label: ..., metric: ...}}")
             splits = own.get("files") or own.get("splits")
@@ -147,11 +152,12 @@ def _tasks(params: Params, values: Sequence[str], language: str) -> tuple[list[s
     return names, declared
 
 
-def _yaml(value: str) -> Any:
+def _yaml(option: str, value: str) -> Any:
     try:
         return YAML(typ="safe").load(value)
     except YAMLError as error:
-        raise StudyError(f"{value!r} is not valid YAML: {' '.join(str(error).split())[:120]}") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise StudyError(f"{option}: {value!r} is not valid YAML: {problem}") from None
 
 
 def _flow(value: Any) -> str:

@@ -31,7 +31,11 @@ def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str,
     for name, raw in variants.items():
         if not isinstance(raw, dict) or not raw.get("extends"):
             raise ValueError(f"variants.{name} extends nothing; allowed: extends: one or more of {', '.join(methods)}")
-        variant, key = Variant.model_validate(raw), f"variants.{name}"
+        try:
+            variant, key = Variant.model_validate(raw), f"variants.{name}"
+        except ValidationError:
+            told = f"variants.{name}.extends = {raw['extends']!r}"
+            raise ValueError(f"{told}; allowed: one or more of {', '.join(methods)}") from None
         if not variant.changes:
             raise ValueError(f"{key} changes nothing; allowed: at least one key of a method")
         lists = [option for option, value in variant.changes.items() if isinstance(value, list)]

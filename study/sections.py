@@ -17,6 +17,8 @@ BASE_BUDGET = "base"
 #: Tasks that guess masked words; these and retrieval are probes of the encoder as it is.
 MASKED_WORDS = ("masked-word", "masked-word-multilingual")
 PROBES = (*MASKED_WORDS, "retrieval")
+#: Embedded tasks whose labels are numbers.
+OF_NUMBERS = ("sts-b",)
 
 AnalysisName = Literal["comparison", "ablations", "representations", "budgets", "neighbours"]
 #: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.

@@ -147,7 +147,7 @@ def test_a_command_removes_no_folder_that_the_environment_names(study, tmp_path_
 
 
 def test_locks_of_ended_processes_are_dropped_without_a_word(study):
-    """And no others: of a process that runs, DVC refuses the stage; of another profile, the lock stays."""
+    """And no others: of another profile, the lock stays; a process that runs is told before DVC meets it."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     file, out = study.plan.root / ".dvc" / "tmp" / "rwlock", str(study.plan.folder / "out")
@@ -160,15 +160,21 @@ def test_locks_of_ended_processes_are_dropped_without_a_word(study):
 
     assert b"had been killed" in repro(**{f"{out}/one": dead}).stderr
     shutil.rmtree(out)
-    file.write_text(
-        json.dumps({"write": {f"{out}/one": dead, other: dead, f"{out}/two": alive}, "read": {out: [dead]}})
-    )
+    held = {"write": {f"{out}/one": dead, other: dead}, "read": {out: [dead, alive], other: [dead]}}
+    file.write_text(json.dumps(held))
     unlock(study.plan)
-    assert json.loads(file.read_text()) == {"write": {other: dead, f"{out}/two": alive}, "read": {}}
+    assert json.loads(file.read_text()) == {"write": {other: dead}, "read": {out: [alive], other: [dead]}}
+    file.write_text(json.dumps({"write": {other: alive}, "read": {}}))
+    unlock(study.plan)
     outcome = shell(study.plan.folder, "dvc repro make@one")
     assert outcome.returncode == 0 and b"had been killed" not in outcome.stderr
-    outcome = shell(study.plan.folder, "dvc repro make@two")
-    assert outcome.returncode and b"is busy" in outcome.stderr
+    file.write_text(json.dumps(held | {"write": {f"{out}/one": alive, f"{out}/two": dead}}))
+    before = file.read_bytes()
+    with pytest.raises(
+        StudyError, match=rf"profile small: process {os.getpid()} \(dvc repro\) runs its stages already"
+    ):
+        unlock(study.plan)
+    assert file.read_bytes() == before
     file.write_text('{"write": {')
     with pytest.raises(StudyError, match=f"corrupted; delete {file} if no other"):
         unlock(study.plan)

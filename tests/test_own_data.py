@@ -465,7 +465,14 @@ def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):
             "reviews={files: reviews.csv}",
             "tasks.reviews.files = 'reviews.csv': .*test: name",
         ),
-        ("all-minilm-l6-v2", "{files: ", "topic", "is not valid YAML"),
+        ("all-minilm-l6-v2", "{files: ", "topic", "^--text: '{files: ' is not valid YAML: "),
+        ("all-minilm-l6-v2", "sotu", "reviews={files: ", "^--task reviews: '{files: ' is not valid YAML: "),
+        (
+            "all-minilm-l6-v2",
+            "wiki",
+            "topic",
+            r"^--text wiki: unknown; allowed: wikipedia, .*, 'files/\*.txt' or '{files",
+        ),
     ):
         with pytest.raises(StudyError, match=message) as error:
             new_study("other", teacher, [text], [task], "en", None)

@@ -65,6 +65,7 @@ def both(*changes):
 
 
 METHOD = ("methods", "mha-minilmv2")
+MPNET = {"layers": 12, "width": 768, "heads": 12, "intermediate": 3072}
 RATES = ("students", "L4-H192", "learning_rates")
 MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
     "a student's rate for a method that does not exist": (
@@ -336,6 +337,40 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ["tasks.mine.files: test = {}", "one for each language"],
     ),
     "an unknown analysis": (put(["budget"], "grid", "analyses"), ["grid.analyses", "'budget'", "comparison"]),
+    "a variant that extends a number": (
+        put(5, "variants", "plain", "extends"),
+        ["variants.plain.extends = 5; allowed: one or more of none, mlm"],
+    ),
+    "attention scores of a teacher that has others": (
+        both(
+            put({"name": "all-mpnet-base-v2", **MPNET}, "settings", "english", "teacher"),
+            put({"objective": "attention_score", "mapping": "last", "learning_rate": 0.1}, "methods", "maps"),
+            put(["none", "maps"], "grid", "methods"),
+            put(["L3-H192"], "grid", "students", "english"),
+        ),
+        ["methods.maps: objective attention_score: english is mpnet", "allowed: bert, roberta, xlm-roberta"],
+    ),
+    "attention scores of a teacher that has others, in a system": (
+        both(
+            put({"name": "all-mpnet-base-v2", **MPNET}, "settings", "english", "teacher"),
+            put({"english": ["cr-ild"]}, "grid", "neighbours"),
+        ),
+        ["neighbours.cr-ild.model = teacher: mpnet has no scores", "allowed: a model of bert, roberta"],
+    ),
+    "a decoder made of an encoder that has none": (
+        both(
+            put({"name": "all-mpnet-base-v2", **MPNET}, "settings", "english", "teacher"),
+            put({"english": ["miniend"]}, "grid", "neighbours"),
+        ),
+        ["neighbours.miniend.model = teacher: mpnet has no decoder", "allowed: a model of bert, roberta"],
+    ),
+    "a source task whose labels are numbers": (
+        both(
+            put({"english": ["xtremedistil"]}, "grid", "neighbours"),
+            put({"xtremedistil": {"source": "sts-b"}}, "neighbours"),
+        ),
+        ["neighbours.xtremedistil.source: labels of 'sts-b' are numbers", "allowed: sentiment, boolq"],
+    ),
     "rates chosen on a seed of the grid": (
         put([0, 1], "grid", "seeds"),
         ["tuning.seed = 0", "grid.seeds = [0, 1]", "allowed: any other seed"],
