@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -169,12 +170,14 @@ def test_locks_of_ended_processes_are_dropped_without_a_word(study):
     outcome = shell(study.plan.folder, "dvc repro make@one")
     assert outcome.returncode == 0 and b"had been killed" not in outcome.stderr
     file.write_text(json.dumps(held | {"write": {f"{out}/one": alive, f"{out}/two": dead}}))
-    before = file.read_bytes()
-    with pytest.raises(
-        StudyError, match=rf"profile small: process {os.getpid()} \(dvc repro\) runs its stages already"
-    ):
-        unlock(study.plan)
-    assert file.read_bytes() == before
+    with pytest.raises(StudyError, match=rf"small: process {os.getpid()} \(dvc repro\) runs its stages already"):
+        unlock(study.plan, seconds=0)
+    assert json.loads(file.read_text())["write"] == {f"{out}/one": alive}
+    ending = subprocess.Popen(["sleep", "1"])  # of a call that was killed
+    Thread(target=ending.wait).start()  # else it stays a number without a process
+    file.write_text(json.dumps({"write": {f"{out}/one": {"pid": ending.pid, "cmd": "dvc repro"}}, "read": {}}))
+    unlock(study.plan)
+    assert json.loads(file.read_text()) == {"write": {}, "read": {}}
     file.write_text('{"write": {')
     with pytest.raises(StudyError, match=f"corrupted; delete {file} if no other"):
         unlock(study.plan)
