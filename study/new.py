@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from ruamel.yaml.error import YAMLError
 from study.config import NAME, NAMES, Params
 from study.data.examine import check_data
 from study.data.teachers import check_teachers
+from study.families import SIZES
 from study.files import DEFAULT_PROFILE, StudyError, find_root, write_file
 from study.methods import TEXTS, TaskName
 from study.params import load_params
 from study.plan import resolve
-from study.teachers import EMBEDDED_SIZES, complete
+from study.teachers import EMBEDDED_SIZES, read_teacher
 
 TEMPLATE = """\
 # {profile}: a study of one's own. `make repro PROFILE={profile}` runs it; deleting this folder undoes it.
@@ -59,8 +61,10 @@ def new_study(
     """
     root = find_root()
     folder = root / "profiles" / profile
-    if not NAME.fullmatch(profile) or profile == DEFAULT_PROFILE:
+    if not NAME.fullmatch(profile):
         raise StudyError(f"profile {profile!r} cannot be a name of files and stages; allowed: {NAMES}")
+    if profile == DEFAULT_PROFILE:
+        raise StudyError(f"profile {profile!r} is params.yaml itself; allowed: a new name")
     if folder.exists():
         raise StudyError(f"profiles/{profile} is there already; allowed: a new name, or delete that folder")
     params = load_params(root=root)
@@ -95,9 +99,13 @@ def _teacher(params: Params, name: str, root: Path) -> tuple[dict[str, Any], dic
     for setting in params.settings.values():
         if setting.teacher.name == name:
             return {"name": name}, setting.teacher.model_dump(), setting.vocabulary
-    told = complete(name, {"name": name}, root)
     if name in EMBEDDED_SIZES:
+        told = dict(zip(SIZES, EMBEDDED_SIZES[name], strict=True))
         return {"name": name}, told, "trimmed" if name.startswith("multilingual") else "full"
+    try:
+        told = read_teacher(name, root)
+    except StudyError as error:
+        raise StudyError(f"--teacher: {error}") from None
     return {"name": name, "head": told["head"]}, told, "full"
 
 
@@ -116,7 +124,11 @@ def _student(params: Params, teacher: dict[str, Any], name: str | None) -> tuple
 def _text(value: str, language: str) -> str | dict[str, Any]:
     if value in TEXTS:
         return value
-    read = _yaml(value)
+    if re.fullmatch(r"[\w-]*", value):
+        raise StudyError(
+            f"--text {value}: unknown; allowed: {', '.join(TEXTS)}, 'files/*.txt' or '{{files: ..., ...}}'"
+        )
+    read = _yaml("--text", value)
     own = read if isinstance(read, dict) else {"files": value}
     return own if "language" in own else own | {"language": language}
 
@@ -128,10 +140,11 @@ def _tasks(params: Params, values: Sequence[str], language: str) -> tuple[list[s
         name, equals, declaration = value.partition("=")
         names.append(name)
         if equals:
-            own = _yaml(declaration)
+            own = _yaml(f"--task {name}", declaration)
             if not isinstance(own, dict):
                 raise StudyError(f"--task {value}: allowed: name={{files: ..., text: ..., label: ..., metric: ...}}")
-            several = isinstance((own.get("files") or own.get("splits") or {}).get("test"), dict)
+            splits = own.get("files") or own.get("splits")
+            several = isinstance(splits, dict) and isinstance(splits.get("test"), dict)
             declared[name] = own if several or "language" in own else own | {"language": language}
         elif name not in get_args(TaskName) and name not in params.tasks:
             allowed = ", ".join([*get_args(TaskName), *params.tasks])
@@ -139,11 +152,12 @@ def _tasks(params: Params, values: Sequence[str], language: str) -> tuple[list[s
     return names, declared
 
 
-def _yaml(value: str) -> Any:
+def _yaml(option: str, value: str) -> Any:
     try:
         return YAML(typ="safe").load(value)
     except YAMLError as error:
-        raise StudyError(f"{value!r} is not valid YAML: {' '.join(str(error).split())[:120]}") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise StudyError(f"{option}: {value!r} is not valid YAML: {problem}") from None
 
 
 def _flow(value: Any) -> str:

