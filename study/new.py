@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from ruamel.yaml.error import YAMLError
 
 from study.config import NAME, NAMES, Params
 from study.data.examine import check_data
-from study.data.teachers import check_teachers
+from study.data.teachers import check_teachers, longest
 from study.families import SIZES
 from study.files import DEFAULT_PROFILE, StudyError, find_root, write_file
-from study.methods import TEXTS, TaskName
+from study.methods import TEXTS, AttentionRelation, TaskName
 from study.params import load_params
 from study.plan import resolve
 from study.teachers import EMBEDDED_SIZES, read_teacher
@@ -37,8 +38,12 @@ settings:
     texts:                # embedded names, or files / dataset with language, column, limit, name, licence
 {texts}
     tasks: [{tasks}]
-{students}{declared}# distillation: {{steps: 100}}
+{students}{fitted}{declared}# For a first try in minutes, whose scores mean nothing, take the # away:
+# adaptation: {{steps: 10, warmup_steps: 2, evaluate_every: 5}}  # of a teacher without a head of its own
+# distillation: {{steps: 8, evaluate_every: 4, save_every: 4}}
 """
+#: Tokens of a sequence and of a task's text, unless the teacher reads fewer.
+LENGTH = 128
 
 
 def new_study(
@@ -70,10 +75,12 @@ def new_study(
     params = load_params(root=root)
     written_teacher, sizes, vocabulary = _teacher(params, teacher, root)
     chosen, made = _student(params, sizes, student)
+    width = math.gcd(sizes["width"], made["width"] if made else params.students[chosen].width)
     named, declared = _tasks(params, tasks, language)
     listed = "\n".join(f"      - {_flow(_text(text, language))}" for text in texts)
     written = "".join(f"  {name}: {_flow(own)}\n" for name, own in declared.items())
-    budget = "{train: null, development: null, test: null, max_length: 128}"
+    length = min(LENGTH, longest(teacher, root))
+    budget = f"{{train: null, development: null, test: null, max_length: {length}}}"
     budgets = "".join(f"    {name}: {budget}\n" for name in declared)
     content = TEMPLATE.format(
         profile=profile,
@@ -83,6 +90,7 @@ def new_study(
         texts=listed,
         tasks=", ".join(named),
         students=f"students:\n  {chosen}: {_flow(made)}\n" if made else "",
+        fitted=_fitted(params, width, length),
         declared=f"tasks:\n{written}finetuning:\n  tasks:  # examples used; null: all\n{budgets}" if declared else "",
     )
     try:
@@ -111,6 +119,8 @@ def _teacher(params: Params, name: str, root: Path) -> tuple[dict[str, Any], dic
 
 def _student(params: Params, teacher: dict[str, Any], name: str | None) -> tuple[str, dict[str, Any] | None]:
     if name is not None:
+        if name not in params.students:
+            raise StudyError(f"--student {name}: unknown; allowed: {', '.join(params.students)}")
         return name, None
     for known, own in params.students.items():
         fits = all(getattr(own, size) <= teacher[size] for size in ("layers", "width", "intermediate"))
@@ -119,6 +129,26 @@ def _student(params: Params, teacher: dict[str, Any], name: str | None) -> tuple
     layers = max(1, teacher["layers"] // 2)
     sizes = {key: teacher[key] for key in ("width", "heads", "intermediate")}
     return f"L{layers}-H{teacher['width']}", {"layers": layers, **sizes}
+
+
+def _fitted(params: Params, width: int, length: int) -> str:
+    """Lines for what the values of params.yaml would be too many for: relation heads, and tokens of a sequence.
+
+    Args:
+        width: the greatest common divisor of the teacher's and the student's. length: tokens the teacher reads.
+    """
+    lines, heads = [], {}
+    for name in params.grid.methods:
+        own = params.methods[name]
+        if isinstance(own, AttentionRelation) and width % own.relation_heads:
+            most = max(count for count in range(1, own.relation_heads) if width % count == 0)
+            heads[name] = {"relation_heads": most}
+    if heads:
+        lines.append(f"methods: {_flow(heads)}  # a divisor of both widths\n")
+    for key in ("corpus", "latency"):
+        if getattr(params, key).sequence_length > length:
+            lines.append(f"{key}: {{sequence_length: {length}}}  # the teacher reads no more\n")
+    return "".join(lines)
 
 
 def _text(value: str, language: str) -> str | dict[str, Any]:

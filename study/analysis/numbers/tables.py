@@ -153,14 +153,15 @@ def distillation(results: Results) -> pd.DataFrame:
     """What each training run took, one row per run that trained; the teacher's is its adaptation to MLM.
 
     ``last_interval_percent``: fall of the held-out loss between its last two evaluations, in percent of its whole fall.
-    Near 0 the curve has flattened; at N evaluations a straight line would have 100 / N.
+    Near 0 the curve has flattened; at N evaluations a straight line would have 100 / N. NaN where the loss ends as it
+    began, as that of a head that was measured once.
     """
     columns = [*RUN, "objective", "learning_rate", "steps", "tokens", "seconds", "tokens_per_second", "initialisation"]
     columns += ["inputs", "precision", "training_threads", "mlm_loss", "mlm_accuracy"]
-    falls = results.curves.groupby(RUN, sort=False)["loss"].agg(
-        lambda losses: 100 * (losses.iloc[-2:].iloc[0] - losses.iloc[-1]) / (losses.iloc[0] - losses.iloc[-1])
-    )
-    falls = falls.rename("last_interval_percent").reset_index()
+    losses = results.curves.groupby(RUN, sort=False)["loss"]
+    last = losses.agg(lambda curve: curve.iloc[-2:].iloc[0] - curve.iloc[-1])
+    whole = losses.agg(lambda curve: curve.iloc[0] - curve.iloc[-1])
+    falls = (100 * last / whole.where(whole != 0)).rename("last_interval_percent").reset_index()
     table = results.runs.reindex(columns=columns).dropna(subset="objective").merge(falls, how="left", on=RUN)
     return table.astype({"steps": int, "tokens": int, "training_threads": int})
 
