@@ -101,8 +101,9 @@ def table(advice: pd.DataFrame) -> Styler | None:
     if students["speed_up"].isna().all():
         how = f"Speed was {NOT_TIMED}: scores alone decide."
     caption = f"Score kept, and floor: in percent of the teacher's. {how}"
-    looks: dict[str, Any] = {"words": ["setting", "tasks", "take"], "groups": "setting"}
-    return styled(rows, "recommendation", caption, wide=["distilled by", "not told apart from", "recommended"], **looks)
+    looks: dict[str, Any] = {"words": ["setting", "take"], "groups": "setting"}
+    looks["wide"] = ["tasks", "distilled by", "not told apart from", "recommended"]
+    return styled(rows, "recommendation", caption, **looks)
 
 
 def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
@@ -114,7 +115,7 @@ def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
         tasks, languages = row["tasks"].split(","), row["languages"].split(",")
         spoken = "English" if languages == ["en"] else f"{len(languages)} languages ({', '.join(languages)})"
         left_out = [task for task in asked[setting] if task not in tasks]
-        beside = f"; not in it: {', '.join(left_out)}, for which nothing is fine-tuned" if left_out else ""
+        beside = f"; not in it: {', '.join(left_out)}, which is scored without fine-tuning" if left_out else ""
         mean = f"the score is the mean of {', '.join(tasks)}, in {spoken}{beside}"
         names = " or ".join(students["student"])
         said.append(f"<b>{setting}</b>: {names} after {millions(row['tokens'])} tokens; {html.escape(mean)}.")

@@ -352,11 +352,15 @@ def differences(analysis: Analysis) -> list[Styler | None]:
     """Paired differences between all methods, a matrix for each student and, of several, one for their mean."""
     students = analysis.scores["student"].to_numpy().tolist()
     each = {student: paired(analysis.scores.sel(student=[student])) for student in students}
-    every = {"mean over students": analysis.differences} if len(students) > 1 else {}
-    return [_matrix(analysis, name, table) for name, table in (each | every).items()]
+    every = {"Mean over students": analysis.differences} if len(students) > 1 else {}
+    tables = each | every
+    said = [f"{name}: points" for name in tables]
+    said[-1] += " (intervals: differences.csv below)"
+    shown = enumerate(zip(said, tables.values(), strict=True))
+    return [_matrix(analysis, what, table, f"differences-{place}") for place, (what, table) in shown]
 
 
-def _matrix(analysis: Analysis, name: str, table: pd.DataFrame) -> Styler | None:
+def _matrix(analysis: Analysis, what: str, table: pd.DataFrame, name: str) -> Styler | None:
     """The best method first; pairs told apart are marked."""
     mirrored = table.assign(first=table["second"], second=table["first"], effect=-table["effect"])
     both = pd.concat([table, mirrored]).set_index(["first", "second"])
@@ -374,11 +378,8 @@ def _matrix(analysis: Analysis, name: str, table: pd.DataFrame) -> Styler | None
         if told.get((first, other), False)
     }
     family = f"Holm over the {len(table)} pairs of this table, 5 %"
-    caption = (
-        f"{name.capitalize() if ' ' in name else name}: points; over {_seeds(analysis)}. Marked: told apart ({family})."
-    )
-    looks: dict[str, Any] = {"words": ["row less column"], "marked": marked, "cards": False}
-    return styled(rows, f"differences-{name.replace(' ', '-')}", caption, **looks)
+    caption = f"{what}; over {_seeds(analysis)}. Marked: told apart ({family})."
+    return styled(rows, name, caption, words=["row less column"], marked=marked, cards=False)
 
 
 def aggregates(analysis: Analysis) -> Styler | None:

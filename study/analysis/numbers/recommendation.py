@@ -118,8 +118,8 @@ def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:
     macro = runs.groupby([*MODEL, "distillation_seed"], sort=False).mean().reset_index()
     macro = macro.rename(columns={"score": "test"}).assign(retained=lambda table: table["test"] / float(teacher.mean()))
     languages = dict.fromkeys(name for scored in own["languages"] for name in scored)
-    place = {"group": group, "tasks": ",".join(own["task"].unique()), "languages": ",".join(languages)}
-    place |= {"tokens": budgets.tokens[budget]}
+    place: dict[str, Any] = {"group": group, "tasks": ",".join(own["task"].unique())}
+    place |= {"languages": ",".join(languages), "tokens": budgets.tokens[budget]}
     return recommendation(headline_of(budgets.comparison, summary(macro, scores, teacher), scores), scores, place)
 
 
