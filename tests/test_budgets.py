@@ -302,7 +302,7 @@ def test_points_far_below_the_floor_are_numbers_at_the_edge():
 
 def overlapping(figure) -> list[str]:
     """Pairs of words of a figure that cover each other, those within half a pixel apart."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     words = [text for axes in figure.axes for text in (*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label)]
     words += [tick for axes in figure.axes for tick in (*axes.get_xticklabels(), *axes.get_yticklabels())]
     words += [text for legend in figure.legends for text in legend.get_texts()]

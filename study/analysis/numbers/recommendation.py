@@ -112,7 +112,8 @@ def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:
     own = own.rename(columns={"seed": "distillation_seed"})
     scores = complete_array(own.set_index(["method", *AXES])["score"], f"budget {budget}")
     ceiling = rows[rows["method"] == TEACHER]
-    teacher = ceiling.groupby("task", sort=False)["score"].mean().to_xarray().expand_dims(finetuning_seed=[0])
+    means = ceiling.groupby("task", sort=False)["score"].mean().to_xarray()
+    teacher = means.expand_dims(finetuning_seed=scores["finetuning_seed"].to_numpy())  # taken as it is: no chance
     every = pd.concat([ceiling.rename(columns={"seed": "distillation_seed"}), own]).assign(setting=setting)
     runs = every.groupby([*MODEL, "distillation_seed", "task"], sort=False)[["development", "score"]].mean()
     macro = runs.groupby([*MODEL, "distillation_seed"], sort=False).mean().reset_index()
