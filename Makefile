@@ -81,10 +81,11 @@ else
 	$(IN) dvc repro
 endif
 
+# The page shows what other profiles recommend, too, of which DVC does not know: always made anew.
 report: plan  ## figures and pages of PROFILE again, from its committed results alone
 	$(IN) dvc repro plan notebooks
 	@$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
-	@$(IN) $(STAGES) '^report$$' | $(ONE_BY_ONE)
+	$(IN) dvc repro --single-item --force report
 
 notebooks: report costs  ## pages of the notebooks that stand alone, executed anew, beside those that runs left: reports/notebooks
 	python -m study run notebooks/05_methods.ipynb --executed $(FOLDER)/runs/notebooks/05_methods.ipynb
