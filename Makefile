@@ -27,10 +27,14 @@ THREADS_PER_JOB := $(shell n=$$(( $(CORES) / $(JOBS) )); [ $$n -gt 0 ] && echo $
 FOLDER := $(if $(filter laptop,$(PROFILE)),.,profiles/$(PROFILE))
 # Every recipe runs in the profile's folder; a stage ends when this process does.
 IN = cd $(FOLDER) && export STUDY_STARTER=$$PPID &&
-STAGES = < scratch/stages grep -E
+# A stage is given as the number of its line in scratch/stages, which are in the order that they run in, and its name.
+STAGES = < scratch/stages grep -nE
+STAGE = sh -c '[ "$$1" ] || exit 0; echo "stage $${1%%:*} of $$(($$(wc -l < scratch/stages))): $${1\#*:}"; \
+  exec dvc --wait-for-lock repro --single-item "$${1\#*:}"' stage
+ONE_BY_ONE = xargs -n 1 $(STAGE)
 # GNU xargs numbers what runs side by side: each takes the GPU of its number.
 NUMBERED := $(shell xargs --process-slot-var=STUDY_JOB true < /dev/null 2> /dev/null && echo --process-slot-var=STUDY_JOB)
-SIDE_BY_SIDE = xargs $(NUMBERED) -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) dvc --wait-for-lock repro --single-item
+SIDE_BY_SIDE = xargs $(NUMBERED) -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) $(STAGE)
 
 .PHONY: help environment check new plan repro report notebooks attention translations export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
 
@@ -44,7 +48,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.14 is needed (make PYTHON=python3.12 ...)" >&2; exit 1; }
 	@[ "$$(uname -sm)" != "Darwin x86_64" ] || { echo "error: PyTorch is there for macOS 14 on Apple silicon, not for Intel" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[export]"
+	@echo "installing the packages of constraints.txt into $(VENV): a few minutes, longer where PyTorch comes with CUDA"
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[export]"
 	touch $@
 
 check: environment  ## validate params.yaml under PROFILE (default: laptop)
@@ -54,29 +59,33 @@ new: environment  ## a study of one's own: NAME=my-study ARGS="--teacher ... --t
 	@python -m study new $(NAME) $(ARGS)
 
 plan: environment  ## resolve params.yaml under PROFILE: a description of every stage
-	@python -m study plan $(PROFILE)
+	@python -m study plan $(PROFILE) $(UNLOCK)
 	@cd $(FOLDER) && mkdir -p scratch && dvc stage list --name-only > scratch/stages
+
+repro report students tune: UNLOCK := $(if $(filter make,$(ENGINE)),--unlock)
 
 repro: plan  ## the whole study, or PROFILE=smoke|overnight|evidence|paper; JOBS=2 runs side by side; ENGINE=ray RAY_ADDRESS=auto CPUS=1 GPUS=0.5 on a cluster
 ifeq ($(ENGINE),ray)
 	@export STUDY_STARTER=$$PPID && python -m study grid $(PROFILE) $(if $(RAY_ADDRESS),--address $(RAY_ADDRESS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(GPUS),--gpus $(GPUS))
 else
-	$(IN) dvc repro plan notebooks sources
-	$(IN) $(STAGES) '^tasks@' | $(SIDE_BY_SIDE)
-	$(IN) $(STAGES) '^corpus@' | $(SIDE_BY_SIDE)
-	$(IN) $(STAGES) '^teacher@' | xargs dvc repro --single-item
-	$(IN) $(STAGES) '^(distill|reference)@' | $(SIDE_BY_SIDE)
-	rm -rf $(FOLDER)/scratch/teacher_outputs
-	$(IN) $(STAGES) '^(admit|evaluate|represent|neighbour)@' | $(SIDE_BY_SIDE)
-	$(IN) $(STAGES) '^latency@' | xargs dvc repro --single-item
-	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
+	@$(IN) $(STAGES) '^(plan|notebooks|sources)$$' | $(ONE_BY_ONE)
+	@$(IN) $(STAGES) '^tasks@' | $(SIDE_BY_SIDE)
+	@$(IN) $(STAGES) '^corpus@' | $(SIDE_BY_SIDE)
+	@$(IN) $(STAGES) '^teacher@' | $(ONE_BY_ONE)
+	@$(IN) $(STAGES) '^(reference|distill)@' | $(SIDE_BY_SIDE)
+	@rm -rf $(FOLDER)/scratch/teacher_outputs
+	@$(IN) $(STAGES) '^(admit|evaluate|represent|neighbour)@' | $(SIDE_BY_SIDE)
+	@$(IN) $(STAGES) '^latency@' | $(ONE_BY_ONE)
+	@$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
+	@$(IN) $(STAGES) '^report$$' | $(ONE_BY_ONE)
 	$(IN) dvc repro
 endif
 
+# The page shows what other profiles recommend, too, of which DVC does not know: always made anew.
 report: plan  ## figures and pages of PROFILE again, from its committed results alone
 	$(IN) dvc repro plan notebooks
-	$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
-	$(IN) dvc repro --single-item report
+	@$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
+	$(IN) dvc repro --single-item --force report
 
 notebooks: report costs  ## pages of the notebooks that stand alone, executed anew, beside those that runs left: reports/notebooks
 	python -m study run notebooks/05_methods.ipynb --executed $(FOLDER)/runs/notebooks/05_methods.ipynb
@@ -100,9 +109,10 @@ students: plan  ## the students that the report of PROFILE recommends: pulled wh
 	  if dvc remote list | grep -q .; then dvc pull $$runs; else dvc repro plan notebooks && dvc repro $$runs; fi
 
 tune: plan  ## choose learning rates on development data (writes reports/tuning of the profile)
+	@python -m study tunings $(PROFILE) > $(FOLDER)/scratch/tunings
 	$(IN) dvc repro plan notebooks
-	$(IN) $(STAGES) '^teacher@' | xargs dvc repro
-	export STUDY_STARTER=$$PPID && python -m study tunings $(PROFILE) | xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
+	$(IN) grep '^teacher@' scratch/stages | xargs dvc repro
+	export STUDY_STARTER=$$PPID && < $(FOLDER)/scratch/tunings xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed $(FOLDER)/scratch/executed/tune_$$0_$$1.ipynb \
 	  -p description ../$(FOLDER)/plan/tune/$$0_$$1.json -p output ../$$2/$$0/$$1.json'
 	rm -rf $(FOLDER)/scratch/teacher_outputs

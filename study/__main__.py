@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -60,7 +60,12 @@ def _new(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     """Write the descriptions of a profile's stages, and the list of them."""
-    count = write_plan(resolve(options.profile), options.listed)
+    plan = resolve(options.profile)
+    count = write_plan(plan, options.listed)
+    if options.unlock:
+        from study.cells import unlock
+
+        unlock(plan)
     print(f"plan: {count} descriptions of profile {options.profile}")
 
 
@@ -100,7 +105,11 @@ def _tuned(options: argparse.Namespace) -> None:
     from study.evaluation.tune import chosen_rates
 
     plan = resolve(options.profile)
-    for key, rate in chosen_rates(own_tuning_folder(plan.folder), plan.params.students).items():
+    folder = own_tuning_folder(plan.folder)
+    rates = chosen_rates(folder, plan.params.students)
+    if not rates:
+        raise StudyError(f"{folder}: nothing was tried; `make tune PROFILE={plan.profile}` does it")
+    for key, rate in rates.items():
         print(f"{key}: {rate}")
 
 
@@ -183,13 +192,19 @@ def _students(options: argparse.Namespace) -> None:
         print(run.name)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse arguments in one line, with the exit code 2."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m study", description="The commands of the study.")
+    parser = _Parser(prog="python -m study", description="The commands of the study.")
     commands = parser.add_subparsers(dest="command", required=True)
-    profile = argparse.ArgumentParser(add_help=False)
+    profile = _Parser(add_help=False)
     profile.add_argument("profile", nargs="?", default=DEFAULT_PROFILE, help="a folder of profiles/ (laptop: none)")
 
-    def command(run: Callable[[argparse.Namespace], None], *parents: argparse.ArgumentParser) -> Callable[..., Any]:
+    def command(run: Callable[[argparse.Namespace], None], *parents: _Parser) -> Callable[..., Any]:
         made = commands.add_parser(run.__name__[1:], help=run.__doc__, parents=parents)
         made.set_defaults(run=run)
         return made.add_argument
@@ -198,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         command(run, profile)
     add = command(_plan, profile)
     add("--listed", action="store_true", help="descriptions alone: plan.yaml must be right")
+    add("--unlock", action="store_true", help="drop DVC's locks of processes that have ended: dvc runs next")
     add = command(_cells, profile)
     add("--commands", action="store_true", help="one a line, for the study's folder")
     add("--record", action="store_true", help="put what has finished on record (one process)")

@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import socket
+import time
 from collections.abc import Collection, Iterator
 from contextlib import chdir, contextmanager
 from glob import escape
@@ -23,6 +24,7 @@ from typing import Any
 
 from networkx import topological_sort
 
+from study.execution import runs
 from study.files import StudyError
 from study.plan import Plan, write_plan
 
@@ -189,6 +191,53 @@ class Cells:
                 yield repository, list(repository.stage.load_all())
         except DvcException as error:
             raise StudyError(f"DVC: {' '.join(str(error).split())}") from None
+
+
+def unlock(plan: Plan, seconds: int = 20) -> None:
+    """Drop DVC's locks on files of a profile whose processes have ended, which DVC would tell in a warning for each.
+
+    To be called where DVC runs next: it takes processes of other machines for ended, too. Locks of processes that run
+    stay, and so do those of other profiles.
+
+    Args:
+        seconds: for which a process that writes files of the profile is waited for: what a killed call began ends soon.
+
+    Raises:
+        StudyError: such a process runs on, or the file of these locks is damaged.
+    """
+    file, folder = plan.root / ".dvc" / "tmp" / "rwlock", plan.folder.resolve()
+    others = plan.root.resolve() / "profiles"
+    if not file.is_file() or file.read_bytes() == b"{}":
+        return
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.rwlock import _edit_rwlock
+
+    def own(path: str) -> bool:
+        below = Path(path).is_relative_to
+        return below(folder) and not (folder == others.parent and below(others))
+
+    def stays(path: str, holder: dict[str, Any]) -> bool:
+        return runs(holder["pid"]) or not own(path)
+
+    try:
+        with chdir(plan.folder), Repo() as repository:
+            hardlink = repository.config["core"].get("hardlink_lock", False)
+            for left in range(seconds, -1, -1):
+                with _edit_rwlock(repository.tmp_dir, repository.fs, hardlink) as lock:
+                    lock["write"] = {path: holder for path, holder in lock["write"].items() if stays(path, holder)}
+                    readers = {path: [h for h in held if stays(path, h)] for path, held in lock["read"].items()}
+                    lock["read"] = {path: held for path, held in readers.items() if held}
+                    writers = [holder for path, holder in lock["write"].items() if own(path)]
+                if not writers:
+                    return
+                time.sleep(min(left, 1))
+    except DvcException as error:
+        told = " ".join(str(error).split())
+        raise StudyError(f"DVC: {told}; delete {file} if no other `make` or `dvc` runs") from None
+    who = f"process {writers[0]['pid']} ({writers[0]['cmd']})"
+    allowed = f"one at a time (if it is none of DVC's, delete {file})"
+    raise StudyError(f"profile {plan.profile}: {who} runs its stages already; allowed: {allowed}")
 
 
 def _of_kind(stages: list[Any], kind: str | None) -> list[Any]:

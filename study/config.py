@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Literal, get_args
 
-from study.declarations import OwnTask
-from study.families import FAMILIES
+from study.declarations import NUMBER_METRICS, OwnTask
+from study.families import AS_BERT, FAMILIES
 from study.methods import (
     PRUNING,
     TAKEN,
@@ -27,9 +27,10 @@ from study.methods import (
     Variant,
     parts_of,
 )
-from study.neighbours_options import Neighbour
+from study.neighbours_options import DECODERS, TEACHER, CrIld, MiniEnd, Neighbour, XtremeDistil
 from study.sections import (
     BASE_BUDGET,
+    OF_NUMBERS,
     PROBES,
     Ablations,
     Adaptation,
@@ -119,8 +120,10 @@ class Params(Section):
         """What is wrong between sections; what comes later rests on what comes before it."""
         yield from self._problems_of_names()
         yield from self._problems_of_tasks()
+        yield from self._problems_of_tuning()
         grid = self.grid
         for setting in grid.settings:
+            yield from self._problems_of_adaptation(setting)
             for student in grid.students[setting]:
                 yield from self._problems_of_student(student, setting)
                 for method in grid.methods:
@@ -208,6 +211,25 @@ class Params(Section):
             if not self.learnt_tasks(setting):
                 yield f"{key} = {chosen.tasks} are probes alone; allowed: at least one task that is learnt"
 
+    def _problems_of_tuning(self) -> Iterator[str]:
+        """Rates are chosen on a seed that no student of the grid is then judged by."""
+        run = {"grid.seeds": self.grid.seeds}
+        named = dict.fromkeys(name for names in self.grid.budgets.values() for name in names)
+        run |= {f"budgets.{name}.seeds": self.budgets[name].seeds or [] for name in named}
+        for key, seeds in run.items():
+            if self.tuning.seed in seeds:
+                yield f"tuning.seed = {self.tuning.seed} is one of {key} = {seeds}; allowed: any other seed"
+
+    def _problems_of_adaptation(self, setting: str) -> Iterator[str]:
+        """Of the adaptation of a setting's teacher, unless it is taken with its own head."""
+        own, shared = self.settings[setting].adaptation, self.adaptation
+        steps, warmup = own.steps or shared.steps, own.warmup_steps
+        key = "adaptation" if warmup is None else f"settings.{setting}.adaptation"
+        warmup = shared.warmup_steps if warmup is None else warmup
+        if warmup >= steps and self.settings[setting].teacher.head != "own":
+            where = f"settings.{setting}.adaptation" if own.steps else "adaptation"
+            yield f"{key}.warmup_steps = {warmup}: {where}.steps = {steps}; allowed: 0 to {steps - 1}"
+
     def _problems_of_ablations(self, setting: str, ablations: Ablations) -> Iterator[str]:
         where, grid = f"grid.ablations.{setting}", self.grid
         variants, students = ablations.variants, ablations.students
@@ -232,6 +254,25 @@ class Params(Section):
             if source and (source not in tasks or len(tasks) == 1):
                 why = f"has to be one of at least two tasks {learns} and {name} looks at"
                 yield f"{key}.source: {source!r} {why}; allowed: {', '.join(tasks)}"
+            if source and self._of_numbers(source):
+                classes = [task for task in tasks if not self._of_numbers(task)]
+                yield f"{key}.source: labels of {source!r} are numbers; allowed: {', '.join(classes) or 'none here'}"
+            family = self._family(own.model, setting)
+            compared = isinstance(own, CrIld) and "attention" in own.objects
+            compared |= isinstance(own, XtremeDistil) and {*own.variants} != {"cls"}
+            if compared and family not in AS_BERT:
+                allowed = f"a model of {', '.join(AS_BERT)}"
+                yield f"{key}.model = {own.model}: {family} has no scores of queries and keys alone; allowed: {allowed}"
+            if isinstance(own, MiniEnd) and family not in DECODERS:
+                yield f"{key}.model = {own.model}: {family} has no decoder; allowed: a model of {', '.join(DECODERS)}"
+
+    def _of_numbers(self, task: str) -> bool:
+        return self.tasks[task].metric in NUMBER_METRICS if task in self.tasks else task in OF_NUMBERS
+
+    def _family(self, model: str, setting: str) -> str:
+        """Of the teacher or, by the name of a run, of a student; embedded teachers that are BERT do not say theirs."""
+        student = self.students.get(model.split("_")[1]) if model != TEACHER and "_" in model else None
+        return (student and student.family) or self.settings[setting].teacher.family or "bert"
 
     def _problems_of_student(self, name: str, setting: str) -> Iterator[str]:
         student, teacher = self.students[name], self.settings[setting].teacher
@@ -281,6 +322,12 @@ class Params(Section):
             if isinstance(own, AttentionScore | AttentionDistribution) and student.heads != teacher.heads:
                 why = f"{key} compares attention head by head; allowed: {teacher.heads}, as the teacher has"
                 yield f"students.{student_name}.heads = {student.heads}: {why}"
+            if isinstance(own, AttentionScore | AttentionDistribution):
+                of_teacher = teacher.family or "bert"
+                for where, family in ((setting, of_teacher), (student_name, student.family or of_teacher)):
+                    if family not in AS_BERT:
+                        why = f"{where} is {family}, which has no scores of queries and keys alone"
+                        yield f"{key}: objective {own.objective}: {why}; allowed: {', '.join(AS_BERT)}"
             if (below := getattr(own, "teacher_layer_from_top", 0)) > top:
                 yield f"{key}.teacher_layer_from_top = {below} leaves no teacher layer; allowed: 0 to {top}"
             for width in (teacher.width, student.width) if isinstance(own, AttentionRelation) else ():

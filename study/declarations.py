@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from study.files import StudyError, file_hash
 from study.methods import TEXT_LANGUAGES, Positive, Sparse
@@ -24,7 +24,7 @@ TAG_METRICS = ("entity_f1", "accuracy")
 #: Share of the training examples that development takes where it is not declared. Source: this study's choice.
 DEVELOPMENT_SHARE = 0.1
 
-Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$", examples=["en"])]
 Text = Annotated[str, Field(min_length=1)]
 #: No hyphen: one sets off the language.
 TextLabel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+]*$")]
@@ -47,6 +47,8 @@ class OwnText(Origin):
 
     Paths are relative to the study's folder. ``limit``: the documents read, in the order of names of files.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": ["{files: texts/*.txt, language: en}"]})
 
     files: Text | None = None
     split: Text | None = None
@@ -105,6 +107,10 @@ class OwnTask(Origin):
     (``label``, by default tags); its metric is entity_f1, whose tags are O, B-... and I-..., or accuracy.
     Classes, unless ``metric`` is a correlation; ``labels``: their names in order (f1 is that of the second).
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": ["{files: {train: data/train.csv, test: data/test.csv}, language: en}"]}
+    )
 
     kind: Literal["labelled", "retrieval", "tokens"] | None = None
     files: SplitsOf | None = None

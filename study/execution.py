@@ -220,21 +220,22 @@ def end_with_starter(seconds: float = 1.0) -> None:
     """
     starter = str(os.getppid()) if launched() else os.environ.get(STARTER, "")
     if starter.isdigit():
-        if not _runs(int(starter)):
+        if not runs(int(starter)):
             print(f"error: {STARTER} = {starter}, the process that this one works for, has ended", file=sys.stderr)
             sys.exit(255)
         threading.Thread(target=_watch, args=(int(starter), seconds), daemon=True).start()
 
 
 def _watch(starter: int, seconds: float) -> None:
-    while _runs(starter):
+    while runs(starter):
         time.sleep(seconds)
     os.kill(os.getpid(), signal.SIGINT)  # papermill ends its kernel
     time.sleep(10)
     os.kill(os.getpid(), signal.SIGKILL)  # ipykernel ends by itself when its parent is gone
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether a process of this machine with that number is there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

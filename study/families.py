@@ -124,6 +124,8 @@ FAMILIES: dict[FamilyName, Family] = {
     ),
 }
 
+#: Families whose attention scores are products of queries and keys alone, built as BERT's.
+AS_BERT = tuple(name for name, own in FAMILIES.items() if own.block == Block())
 
 #: ``model_type`` of a static table (study/data/static_table.py), a family that neither teachers nor students may have.
 STATIC_TABLE = "static-table"

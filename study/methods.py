@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -31,9 +31,75 @@ class Checked(BaseModel):
         return self
 
 
-def words_of(mistake: Any) -> str:
-    """What one of pydantic's mistakes is, without the name of the error."""
-    return "unknown key" if mistake["type"] == "extra_forbidden" else mistake["msg"].removeprefix("Value error, ")
+def words_of(mistake: Any, validated: TypeAdapter[Any] | None = None) -> str:
+    """What one of pydantic's mistakes is, without the name of the error.
+
+    Args:
+        validated: what it was validated as; a value of a wrong kind is then told together with a right one.
+    """
+    if mistake["type"] == "extra_forbidden":
+        return "unknown key"
+    told = "key is missing" if mistake["type"] == "missing" else str(mistake["msg"]).removeprefix("Value error, ")
+    wrong_kind = mistake["type"].endswith("_type") or mistake["type"] in WITH_EXAMPLE
+    if validated is None or not wrong_kind:
+        return told
+    return f"{told}; allowed: a value such as {example(validated, mistake['loc'])}"
+
+
+def example(validated: TypeAdapter[Any], location: Iterable[str | int]) -> str:
+    """A small value of the right kind for a key, as YAML in a line, by the JSON schema of what is validated.
+
+    Names that have to be declared elsewhere are ``name``.
+
+    Args:
+        location: of the key, as pydantic tells it, with the tags of unions.
+    """
+    schema = validated.json_schema()
+
+    def options(own: Any) -> list[dict[str, Any]]:
+        """What may stand there, null left out."""
+        if not isinstance(own, dict):
+            return []
+        if reference := own.get("$ref"):
+            return options(schema["$defs"][reference.rpartition("/")[2]])
+        if kinds := own.get("anyOf") or own.get("oneOf"):
+            return [option for kind in kinds for option in options(kind)]
+        return [] if own.get("type") == "null" else [own]
+
+    def below(own: dict[str, Any], part: str | int) -> list[dict[str, Any]]:
+        if isinstance(part, int):
+            return options(own.get("items"))
+        return options(own.get("properties", {}).get(part, own.get("additionalProperties")))
+
+    def written(own: Any) -> str:
+        match next(iter(options(own)), {}):
+            case {"examples": [first, *_]} | {"enum": [first, *_]} | {"const": first}:
+                return str(first)
+            case {"type": "array", "items": items}:
+                return f"[{written(items)}]"
+            case {"type": "object", "required": keys, "properties": properties}:
+                return "{" + ", ".join(f"{key}: {written(properties[key])}" for key in keys) + "}"
+            case {"type": "object", "additionalProperties": dict() as values, **other}:
+                return f"{{{written(other.get('propertyNames'))}: {written(values)}}}"
+            case {"type": "object", "properties": properties}:
+                return "{" + next(f"{key}: {written(value)}" for key, value in properties.items()) + "}"
+            case {"type": "integer", **bounds}:
+                return str(max(1, bounds.get("minimum", 1), bounds.get("exclusiveMinimum", 0) + 1))
+            case {"type": "number"}:
+                return "0.1"
+            case {"type": "boolean"}:
+                return "true"
+        return "name"
+
+    here = options(schema)
+    for part in location:  # a key, or the tag of what was chosen there
+        tagged = [own for own in here if part in (value.get("const") for value in own.get("properties", {}).values())]
+        here = [option for own in here for option in below(own, part)] or tagged or here
+    return written({"anyOf": here})
+
+
+#: Mistakes that a right value explains, beside those of a wrong type.
+WITH_EXAMPLE = ("missing", "too_short", "int_from_float", "string_pattern_mismatch")
 
 
 class Section(Checked):
@@ -125,7 +191,7 @@ def _known_text(name: str) -> str:
     return name
 
 
-TextName = Annotated[str, AfterValidator(_known_text)]
+TextName = Annotated[str, AfterValidator(_known_text), Field(examples=[TEXTS[0]])]
 
 
 class Untrained(Sparse):
@@ -219,7 +285,12 @@ class AttentionDistribution(Trained):
 class Part(BaseModel):
     """A part of a sum: the keys of a trained method but for those that belong to the whole, and its ``weight``."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        strict=True,
+        json_schema_extra={"examples": ["{objective: hidden_state, mapping: last}"]},
+    )
 
     weight: Weight = 1.0
 
@@ -243,7 +314,7 @@ class Part(BaseModel):
             method = METHOD.validate_python({**options, "learning_rate": 1.0})
         except ValidationError as error:  # in one line, like every other mistake
             first = error.errors(include_url=False)[0]
-            raise ValueError(f"{tag}: {'.'.join(map(str, first['loc'][1:]))}: {first['msg']}") from None
+            raise ValueError(f"{tag}: {'.'.join(map(str, first['loc'][1:]))}: {words_of(first, METHOD)}") from None
         return {"weight": values.get("weight", 1.0), **method.model_dump(exclude={"learning_rate"})}
 
 
@@ -315,7 +386,12 @@ class Variant(BaseModel):
     ``<method>-<variant>``.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        strict=True,
+        json_schema_extra={"examples": ["{extends: od, temperature: 2.0}"]},
+    )
 
     extends: str | list[str]
 

@@ -10,6 +10,8 @@ from pydantic import Discriminator, Field
 from study.methods import Fraction, LearningRate, Positive, Section, Seed, Sparse, Weight
 from study.sections import Encoder
 
+#: Families of which transformers has a decoder that attends to an encoder.
+DECODERS = ("bert", "roberta", "xlm-roberta", "camembert", "ernie", "electra")
 #: The model that a neighbour works on unless it names a student.
 TEACHER = "teacher"
 

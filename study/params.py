@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -31,7 +31,11 @@ def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str,
     for name, raw in variants.items():
         if not isinstance(raw, dict) or not raw.get("extends"):
             raise ValueError(f"variants.{name} extends nothing; allowed: extends: one or more of {', '.join(methods)}")
-        variant, key = Variant.model_validate(raw), f"variants.{name}"
+        try:
+            variant, key = Variant.model_validate(raw), f"variants.{name}"
+        except ValidationError:
+            told = f"variants.{name}.extends = {raw['extends']!r}"
+            raise ValueError(f"{told}; allowed: one or more of {', '.join(methods)}") from None
         if not variant.changes:
             raise ValueError(f"{key} changes nothing; allowed: at least one key of a method")
         lists = [option for option, value in variant.changes.items() if isinstance(value, list)]
@@ -55,7 +59,7 @@ def expand(methods: dict[str, Any], variants: dict[str, Any]) -> tuple[dict[str,
                     first = error.errors(include_url=False)[0]
                     option = str(first["loc"][-1]) if len(first["loc"]) > 1 else ""
                     value = f".{option} = {first['input']!r}" if option else ""
-                    raise ValueError(f"{key}{value}: of {base}: {words_of(first)}") from None
+                    raise ValueError(f"{key}{value}: of {base}: {words_of(first, METHOD)}") from None
                 made[method] = values
                 memberships[method] = {"extends": base, "variant": name, "changes": changes}
     return made, memberships
@@ -181,7 +185,7 @@ def one_line(error: ValidationError) -> str:
         del location[place]
     key = ".".join(str(part) for part in location if part != "[key]")
     value = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f" = {first['input']!r}"
-    message = "key is missing" if first["type"] == "missing" else words_of(first)
+    message = words_of(first, TypeAdapter(Params) if error.title == Params.__name__ else None)
     beside = [own for own in others if own["type"] == "missing" and own["loc"][:-1] == first["loc"][:-1]]
     if first["type"] == "extra_forbidden" and beside:
         message += f", where {', '.join(str(own['loc'][-1]) for own in beside)} is missing"

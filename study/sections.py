@@ -17,6 +17,8 @@ BASE_BUDGET = "base"
 #: Tasks that guess masked words; these and retrieval are probes of the encoder as it is.
 MASKED_WORDS = ("masked-word", "masked-word-multilingual")
 PROBES = (*MASKED_WORDS, "retrieval")
+#: Embedded tasks whose labels are numbers.
+OF_NUMBERS = ("sts-b",)
 
 AnalysisName = Literal["comparison", "ablations", "representations", "budgets", "neighbours"]
 #: Name of an analysis, of its folder in reports/ and of its figures' module -> its notebook.
@@ -38,6 +40,8 @@ TASK_LANGUAGES = {
 }
 
 
+#: Share of a schedule's steps; the rest of them are those of the decay.
+WarmUp = Annotated[float, Field(ge=0, lt=1)]
 #: A name, or a declaration of one's own.
 Text = Annotated[
     Annotated[TextName, Tag("embedded")] | Annotated[OwnText, Tag("own")],
@@ -182,7 +186,7 @@ class Distillation(Section):
     accumulation_steps: Positive
     inputs: Inputs
     mask_sets: Positive | None
-    warmup_fraction: Fraction
+    warmup_fraction: WarmUp
     weight_decay: Weight
     adam_epsilon: Annotated[float, Field(gt=0)]
     max_gradient_norm: Annotated[float, Field(gt=0)]
@@ -235,7 +239,7 @@ class Finetuning(Section):
     learning_rates: list[LearningRate] = Field(min_length=1)
     epochs: Positive
     batch_size: Positive
-    warmup_fraction: Fraction
+    warmup_fraction: WarmUp
     weight_decay: Weight
     pad_to_multiple_of: Positive
     pairs: Literal["separate", "joint"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 from constructed_results import comparison_of
 
-from study import StudyError
+from study import StudyError, resolve
 from study.analysis import budgets as readable
 from study.analysis.figures.budgets import gap_closed as draw
 from study.analysis.figures.style import STYLES, label
@@ -25,9 +27,10 @@ from study.analysis.numbers.budgets import (
     verdicts,
 )
 from study.analysis.numbers.claims import CLAIMS, judged_on
+from study.analysis.numbers.recommendation import by_score
 from study.analysis.numbers.sensitivity import sensitivity
 from study.analysis.numbers.statistics import AXES, cochran, estimate, pool
-from study.descriptions import BudgetCells
+from study.descriptions import BudgetCells, Comparison
 
 METHODS = ["od", "hs-last", "hs-uniform", "mha-minilmv2", "mha-direct"]
 TASKS = {"bigram-shift": "context", "masked-word": "context", "sts-b": "sentence"}
@@ -52,7 +55,7 @@ def constructed(noise: float = 0.01, unlearnt: tuple[str, ...] = (), seeds=(1, 2
             read = tokens[budget] if method in METHODS else 0
             rows.append({"budget": budget, "tokens": read, "method": method, "student": student, "seed": seed,
                          "group": group, "task": task, "finetuning_seed": 1, "score": score,
-                         "development": score})  # fmt: skip
+                         "languages": {"en": score}, "development": score})  # fmt: skip
 
     add("base", "teacher", "teacher", 0, 0.9)
     for seed in seeds:
@@ -255,6 +258,7 @@ def test_tables_and_figure_are_written(tmp_path):
         "contrasts.csv",
         "gains.csv",
         "gap.csv",
+        "recommendation.csv",
         "references.csv",
         "sensitivity.csv",
         "trends.csv",
@@ -294,6 +298,87 @@ def test_points_far_below_the_floor_are_numbers_at_the_edge():
     for rows in (gap_table(budgets), gap_table(budgets).query("budget == 'base'")):
         notes = [note.get_text() for axes in draw(budgets.comparison, rows).axes for note in axes.texts]
         assert notes == ["−100"] * 2 * rows["budget"].nunique()  # in both groups, at every budget
+
+
+def overlapping(figure) -> list[str]:
+    """Pairs of words of a figure that cover each other, those within half a pixel apart."""
+    figure.draw_without_rendering()
+    words = [text for axes in figure.axes for text in (*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label)]
+    words += [tick for axes in figure.axes for tick in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    words += [text for legend in figure.legends for text in legend.get_texts()]
+    boxes = {text: text.get_window_extent().padded(-0.5) for text in words if text.get_text() and text.get_visible()}
+    pairs = itertools.combinations(boxes, 2)
+    return [f"{one.get_text()} / {other.get_text()}" for one, other in pairs if boxes[one].overlaps(boxes[other])]
+
+
+def marks_on_words(figure) -> list[str]:
+    """Numbers beside the edge that a mark or another panel's frame touches."""
+    found = []
+    for axes in figure.axes:
+        marks = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("", "None")]
+        centres = [axes.transData.transform((line.get_xdata()[0], line.get_ydata()[0])) for line in marks]
+        for text in axes.texts:
+            box, frame = text.get_window_extent(), axes.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            touched = any(box.contains(*centre) for centre in centres)
+            found += [text.get_text()] * (touched or not inside)
+    return found
+
+
+@pytest.mark.parametrize("profile", ["evidence", "recipes", "pruning"])
+def test_no_words_of_the_figure_overlap_on_committed_results(profile):
+    plan = resolve(profile)
+    for comparison in plan.of(Comparison):
+        figure = draw(comparison, pd.read_csv(plan.layout(comparison.setting).analysis("budgets") / "gap.csv"))
+        assert overlapping(figure) == [] and marks_on_words(figure) == [], comparison.setting
+
+
+def test_numbers_of_several_methods_below_the_edge_do_not_overlap():
+    """Two of a family at the same tokens; and the checks see words on words and on marks."""
+    budgets = constructed()
+    budgets.scores.loc[budgets.scores["method"].str.startswith("mha"), "score"] = 0.1
+    for rows in (gap_table(budgets), gap_table(budgets).query("budget == 'base'")):
+        figure = draw(budgets.comparison, rows)
+        assert overlapping(figure) == [] and marks_on_words(figure) == []
+    axes = figure.axes[0]
+    for words in ("on a mark", "on it, too"):
+        axes.text(*axes.lines[-3].get_xydata()[0], words)
+    assert "on a mark" in marks_on_words(figure) and "on a mark / on it, too" in overlapping(figure)
+
+
+def test_students_are_recommended_by_score_where_nothing_is_timed():
+    """At the budget with most tokens MiniLMv2 closes 0.9 of the gap from 0.5 to 0.9: 0.86 of 0.9, and the floor 0.5."""
+    rows = by_score(constructed())
+    assert list(dict.fromkeys(rows["group"])) == ["all", "sentence", "context"]
+    row = rows.query("group == 'all' and student == 'L3-H192'").iloc[0]
+    assert row["method"] == "mha-minilmv2" and row["recommended"] and row["methods"] == 5
+    assert (row["tokens"], row["tasks"], row["languages"]) == (3_000_000, ",".join(TASKS), "en")
+    assert row["retained"] == pytest.approx(100 * 0.86 / 0.9, abs=0.05)
+    assert row["floor"] == pytest.approx(100 * 0.5 / 0.9) and row["margin"] == pytest.approx(36, abs=0.01)
+    assert row["margin_low"] < 36 < row["margin_high"] and row["retained_low"] < row["retained"] < row["retained_high"]
+    assert np.isnan(row["budget_ms"]) and np.isnan(row["speed_up"]) and row["alike"] == ""
+    assert rows.query("group == 'context'")["tasks"].iloc[0] == "bigram-shift,masked-word"
+
+
+def test_one_seed_or_no_gain_is_not_recommended_by_score():
+    one = by_score(constructed(seeds=(1,))).query("student == 'L3-H192'")
+    assert not one["recommended"].any() and set(one["because"].str.split("; ").str[-1]) == {"one distillation seed"}
+    budgets = constructed()
+    budgets.scores.loc[budgets.scores["method"].isin(METHODS), "score"] -= 0.4
+    rows = by_score(budgets).query("student == 'L3-H192'")
+    assert not rows["recommended"].any() and set(rows["because"]) == {"not shown to beat no training"}
+
+
+def test_the_verdict_to_read_is_named_once():
+    tables = budget_tables(constructed())
+    captions = {group: readable.verdicts("english", tables, group).caption for group in ("context", "sentence", "all")}
+    assert "The verdict to read: tasks that need context" in captions["context"]
+    assert all("Beside it" in captions[group] for group in ("sentence", "all"))
+    narrow = constructed()
+    on_context = narrow.scores["group"] == "context"
+    narrow.scores.loc[(narrow.scores["method"] == "teacher") & on_context, "score"] = 0.5
+    caption = readable.verdicts("english", budget_tables(narrow)).caption
+    assert "The verdict to read: sentence tasks" in caption and "the teacher is not above the untrained" in caption
 
 
 def test_gains_are_points_above_the_untrained_student_gap_or_not():

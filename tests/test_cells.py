@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from study import cells
-from study.cells import Cells
+from study import StudyError, cells
+from study.cells import Cells, unlock
 from study.plan import Plan
 
 PIPELINE = """
@@ -143,6 +145,42 @@ def test_a_command_removes_no_folder_that_the_environment_names(study, tmp_path_
     monkeypatch.setenv(name, str(precious))
     assert run(study, study.ready()[0][0]) == 0
     assert precious.is_dir()
+
+
+def test_locks_of_ended_processes_are_dropped_without_a_word(study):
+    """And no others: of another profile, the lock stays; a process that runs is told before DVC meets it."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    file, out = study.plan.root / ".dvc" / "tmp" / "rwlock", str(study.plan.folder / "out")
+    dead, alive = ({"pid": process, "cmd": "dvc repro"} for process in (ended.pid, os.getpid()))
+    other = str(study.plan.root / "profiles" / "other" / "out")
+
+    def repro(**write) -> subprocess.CompletedProcess:
+        file.write_text(json.dumps({"write": write, "read": {other: [dead], f"{out}/two": [dead]}}))
+        return shell(study.plan.folder, "dvc repro make@one")
+
+    assert b"had been killed" in repro(**{f"{out}/one": dead}).stderr
+    shutil.rmtree(out)
+    held = {"write": {f"{out}/one": dead, other: dead}, "read": {out: [dead, alive], other: [dead]}}
+    file.write_text(json.dumps(held))
+    unlock(study.plan)
+    assert json.loads(file.read_text()) == {"write": {other: dead}, "read": {out: [alive], other: [dead]}}
+    file.write_text(json.dumps({"write": {other: alive}, "read": {}}))
+    unlock(study.plan)
+    outcome = shell(study.plan.folder, "dvc repro make@one")
+    assert outcome.returncode == 0 and b"had been killed" not in outcome.stderr
+    file.write_text(json.dumps(held | {"write": {f"{out}/one": alive, f"{out}/two": dead}}))
+    with pytest.raises(StudyError, match=rf"small: process {os.getpid()} \(dvc repro\) runs its stages already"):
+        unlock(study.plan, seconds=0)
+    assert json.loads(file.read_text())["write"] == {f"{out}/one": alive}
+    ending = subprocess.Popen(["sleep", "1"])  # of a call that was killed
+    Thread(target=ending.wait).start()  # else it stays a number without a process
+    file.write_text(json.dumps({"write": {f"{out}/one": {"pid": ending.pid, "cmd": "dvc repro"}}, "read": {}}))
+    unlock(study.plan)
+    assert json.loads(file.read_text()) == {"write": {}, "read": {}}
+    file.write_text('{"write": {')
+    with pytest.raises(StudyError, match=f"corrupted; delete {file} if no other"):
+        unlock(study.plan)
 
 
 def test_machines_without_a_shared_folder_hand_outcomes_on_by_a_remote_of_dvc(study):

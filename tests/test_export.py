@@ -176,6 +176,12 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeyp
         StudyError, match=r"not trained yet: run `dvc repro --single-item distill@english_none_L2-H12_1`"
     ):
         export(plan, "english_none_L2-H12_1", "onnx", tmp_path / "a")
+    record = plan.layout("english").student("hs-last_L2-H12_1") / "record.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:100])
+    with pytest.raises(StudyError, match=r"record.json: no record of a training; run the stage"):
+        export(plan, "english_hs-last_L2-H12_1", "onnx", tmp_path / "a")
+    record.write_bytes(whole)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
     with pytest.raises(StudyError, match="a new or an empty folder"):

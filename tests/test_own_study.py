@@ -22,7 +22,8 @@ def test_a_study_of_ones_own_as_the_page_says(tmp_path):
     pipeline.clone(tmp_path)
     own_data.write(tmp_path / "data")
     assert BLOCK
-    (new, check, repro) = re.sub(r"\\\n\s*", "", BLOCK[1]).strip().split("\n")
+    (environment, new, check, repro) = re.sub(r"\\\n\s*", "", BLOCK[1]).strip().split("\n")
+    assert environment == "make environment && . .venv/bin/activate"
     assert (check, repro) == ("make check PROFILE=my-study", "make repro PROFILE=my-study")
     outcome = command(tmp_path, "sh", "-c", new, seconds=120)
     assert outcome.returncode == 0 and "next: make repro PROFILE=my-study" in outcome.stdout, outcome.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from study import StudyError
+from study.config import Params
 from study.files import find_root
 from study.methods import TEXTS, TaskName
-from study.params import load_params, merge, read_yaml
+from study.params import load_params, merge, one_line, read_yaml
 from study.revisions import REVISIONS
 from study.sections import TASK_LANGUAGES
 
@@ -62,6 +65,7 @@ def both(*changes):
 
 
 METHOD = ("methods", "mha-minilmv2")
+MPNET = {"layers": 12, "width": 768, "heads": 12, "intermediate": 3072}
 RATES = ("students", "L4-H192", "learning_rates")
 MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
     "a student's rate for a method that does not exist": (
@@ -85,7 +89,10 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
     "unknown key at the top": (put(1, "grids"), ["grids", "unknown key"]),
     "unknown key of a method": (put(1, *METHOD, "temperature"), ["methods.mha-minilmv2.temperature", "unknown key"]),
     "unknown key of the method none": (put(1, "methods", "none", "steps"), ["methods.none.steps", "unknown key"]),
-    "missing key": (lambda document: document["corpus"].pop("seed"), ["corpus.seed", "missing"]),
+    "missing key": (
+        lambda document: document["corpus"].pop("seed"),
+        ["corpus.seed: key is missing; allowed: a value such as 1"],
+    ),
     "unknown method in the grid": (
         lambda document: document["grid"]["methods"].append("mha-minilm"),
         ["grid.methods", "'mha-minilm'", "allowed", "mha-minilmv2", "none", "od"],
@@ -238,9 +245,13 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put("200", "distillation", "steps"),
         ["distillation.steps", "'200'", "integer"],
     ),
+    "a value of a variant of a wrong type": (
+        put("two", "variants", "temperature", "temperature"),
+        ["variants.temperature.temperature = 'two'", "of od", "a valid number; allowed: a value such as 0.1"],
+    ),
     "fraction for an integer": (put(1.5, "distillation", "steps"), ["distillation.steps", "1.5", "integer"]),
     "boolean for an integer": (put(True, "distillation", "steps"), ["distillation.steps", "True", "integer"]),
-    "number for a list": (put(1, "grid", "seeds"), ["grid.seeds", "= 1", "list"]),
+    "number for a list": (put(1, "grid", "seeds"), ["grid.seeds", "= 1", "list; allowed: a value such as [1]"]),
     "null for a number": (put(None, "distillation", "steps"), ["distillation.steps", "None", "integer"]),
     "unknown objective": (
         put("attention", *METHOD, "objective"),
@@ -326,6 +337,71 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ["tasks.mine.files: test = {}", "one for each language"],
     ),
     "an unknown analysis": (put(["budget"], "grid", "analyses"), ["grid.analyses", "'budget'", "comparison"]),
+    "a variant that extends a number": (
+        put(5, "variants", "plain", "extends"),
+        ["variants.plain.extends = 5; allowed: one or more of none, mlm"],
+    ),
+    "attention scores of a teacher that has others": (
+        both(
+            put({"name": "all-mpnet-base-v2", **MPNET}, "settings", "english", "teacher"),
+            put({"objective": "attention_score", "mapping": "last", "learning_rate": 0.1}, "methods", "maps"),
+            put(["none", "maps"], "grid", "methods"),
+            put(["L3-H192"], "grid", "students", "english"),
+        ),
+        ["methods.maps: objective attention_score: english is mpnet", "allowed: bert, roberta, xlm-roberta"],
+    ),
+    "attention scores of a teacher that has others, in a system": (
+        both(
+            put({"name": "all-mpnet-base-v2", **MPNET}, "settings", "english", "teacher"),
+            put({"english": ["cr-ild"]}, "grid", "neighbours"),
+        ),
+        ["neighbours.cr-ild.model = teacher: mpnet has no scores", "allowed: a model of bert, roberta"],
+    ),
+    "a decoder made of an encoder that has none": (
+        both(
+            put({"name": "all-mpnet-base-v2", **MPNET}, "settings", "english", "teacher"),
+            put({"english": ["miniend"]}, "grid", "neighbours"),
+        ),
+        ["neighbours.miniend.model = teacher: mpnet has no decoder", "allowed: a model of bert, roberta"],
+    ),
+    "a source task whose labels are numbers": (
+        both(
+            put({"english": ["xtremedistil"]}, "grid", "neighbours"),
+            put({"xtremedistil": {"source": "sts-b"}}, "neighbours"),
+        ),
+        ["neighbours.xtremedistil.source: labels of 'sts-b' are numbers", "allowed: sentiment, boolq"],
+    ),
+    "rates chosen on a seed of the grid": (
+        put([0, 1], "grid", "seeds"),
+        ["tuning.seed = 0", "grid.seeds = [0, 1]", "allowed: any other seed"],
+    ),
+    "rates chosen on a seed of a budget": (
+        both(
+            put({"long": {"steps": 9, "seeds": [0]}}, "budgets"),
+            put({"english": ["long"], "multilingual": []}, "grid", "budgets"),
+        ),
+        ["tuning.seed = 0", "budgets.long.seeds = [0]", "allowed: any other seed"],
+    ),
+    "an adaptation that ends in its warm-up": (
+        put(40, "adaptation", "steps"),
+        ["adaptation.warmup_steps = 40", "adaptation.steps = 40", "allowed: 0 to 39"],
+    ),
+    "an adaptation of one teacher that ends in the warm-up of all": (
+        put({"steps": 30}, "settings", "english", "adaptation"),
+        ["adaptation.warmup_steps = 40", "settings.english.adaptation.steps = 30", "allowed: 0 to 29"],
+    ),
+    "a teacher's own warm-up of more than all steps": (
+        put({"warmup_steps": 401}, "settings", "english", "adaptation"),
+        ["settings.english.adaptation.warmup_steps = 401", "adaptation.steps = 400", "allowed: 0 to 399"],
+    ),
+    "training that is warm-up alone": (
+        put(1.0, "distillation", "warmup_fraction"),
+        ["distillation.warmup_fraction = 1.0", "less than 1"],
+    ),
+    "fine-tuning that is warm-up alone": (
+        put(1.0, "finetuning", "warmup_fraction"),
+        ["finetuning.warmup_fraction = 1.0", "less than 1"],
+    ),
     "misspelt precision": (put("fp16", "precision"), ["precision", "'fp16'", "auto", "bf16", "fp32"]),
 }
 
@@ -339,6 +415,39 @@ def test_a_mistake_is_one_line_naming_key_value_and_allowed(folder, name):
     line = str(error.value)
     assert "\n" not in line and line.startswith("params.yaml: ")
     assert [part for part in named if part not in line] == [], line
+
+
+def places(values, *above):
+    """Every key of nested values, and the first entry of every list, with the keys above it."""
+    entries = values.items() if isinstance(values, dict) else enumerate(values[:1]) if isinstance(values, list) else ()
+    for key, value in entries:
+        yield (*above, key)
+        yield from places(value, *above, key)
+
+
+def test_a_value_of_a_wrong_kind_is_told_with_a_right_one(folder):
+    """Of every key: nothing is bytes. What is told, in its place, is of the right kind."""
+    values = load_params(root=folder).model_dump(exclude={"memberships", "variants"})
+    values["methods"]["sum"] = {"objective": "sum", "learning_rate": 0.1, "parts": [dict(values["methods"]["mlm"])]}
+    values["methods"]["sum"]["parts"][0].pop("learning_rate")
+    told = 0
+    for place in list(places(values)):
+        changed = copy.deepcopy(values)
+        put(b"none of it", *place)(changed)
+        with pytest.raises(ValidationError) as error:
+            Params.model_validate(changed)
+        line = one_line(error.value)
+        if right := re.search(r"; allowed: a value such as (.*?)(?: \(and \d+ more\))?$", line):
+            told += 1
+            put(YAML(typ="safe").load(right[1]), *place)(changed)
+            try:
+                Params.model_validate(changed)
+            except ValidationError as other:  # of names, and of sizes that do not fit others
+                kinds = {mistake["type"] for mistake in other.errors()}
+                assert kinds == {"value_error"}, (line, one_line(other))
+        else:
+            assert re.search(r"allowed: |Input should be ('|True|False)|expected tags: '", line), line
+    assert told > 200
 
 
 def test_the_mistakes_start_from_a_valid_file(folder):

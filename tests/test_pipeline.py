@@ -71,6 +71,14 @@ def test_every_notebook_is_run_by_a_stage_or_by_make():
     assert by_stages | by_make | INTERACTIVE | BY_THE_REPORT == set(NOTEBOOKS)
 
 
+def test_make_runs_every_kind_of_stage_once_in_the_order_of_their_numbers():
+    """Those of their lines in the list of stages, which is in the order of dvc.yaml."""
+    (recipe,) = re.findall(r"^else\n((?:\t.*\n)+)endif", (ROOT / "Makefile").read_text(), re.M)
+    patterns = [pattern.replace("$$", "$") for pattern in re.findall(r"\$\(STAGES\) '(\S+)'", recipe)]
+    names = {name: f"{name}@x" if "do" in stage else name for name, stage in STAGES.items()}
+    assert [name for pattern in patterns for name, own in names.items() if re.search(pattern, own)] == list(STAGES)
+
+
 def test_parameters_given_by_make_exist_in_its_notebooks():
     """A recipe is everything up to the next target."""
     for recipe in re.split(r"\n(?=[a-z-]+:)", (ROOT / "Makefile").read_text()):

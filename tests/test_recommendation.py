@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
 from constructed_results import SPLITS, latency_result, make_study, run_result, write
 
+from study.analysis import advice, presentation
 from study.analysis.numbers.published import PUBLISHED
+from study.analysis.numbers.statistics import TOLD_APART, differences
+from study.analysis.numbers.tables import write_comparison
 from study.execution import declared_parameters
+from study.files import write_file
 from study.plan import resolve
 from study.shipping.recommended import recommended as students_to_train
 
@@ -26,6 +32,10 @@ SCORES = {
 
 
 def recommended(root, development=None, seeds=(1, 2, 3), scores=SCORES) -> pd.DataFrame:
+    return study(root, development, seeds, scores).analyse().recommendation
+
+
+def study(root, development=None, seeds=(1, 2, 3), scores=SCORES):
     students = ("L3-H384", "L3-H192", "L6-H192")
     made = make_study(root, ["none", "mlm", "od"], students, seeds)
     folder = made.layout.results
@@ -38,7 +48,7 @@ def recommended(root, development=None, seeds=(1, 2, 3), scores=SCORES) -> pd.Da
             noise = 0.001 * ((place + 1) * (seed - 2) % 5 - 2)
             result = run_result(*cell, seed, test + noise, (development or {}).get(cell, test))
             write(folder / f"{cell[0]}_{cell[1]}_{seed}.json", result)
-    return made.analyse().recommendation
+    return made
 
 
 def test_every_budget_has_its_model_and_the_promise_is_from_test_data(tmp_path):
@@ -71,6 +81,63 @@ def test_one_seed_recommends_nothing(tmp_path):
     table = recommended(tmp_path, seeds=(1,))
     assert table["recommended"].tolist() == [True, False, False, False]
     assert all("one distillation seed" in because for because in table["because"][1:])
+
+
+def test_what_a_student_is_not_told_apart_from_is_what_the_table_of_differences_says(tmp_path):
+    """One test: of all pairs of the student's methods, the floor among them, corrected together."""
+    made = study(tmp_path, {("od", "L6-H192"): 0.79, ("mlm", "L6-H192"): 0.5})
+    analysis = made.analyse()
+    named = analysis.recommendation.set_index("student")["alike"]
+    for place, student in enumerate(("L3-H384", "L3-H192", "L6-H192")):
+        marked = {
+            (row.first, row.second): row.p_holm <= TOLD_APART
+            for row in differences(analysis.scores.sel(student=[student])).itertuples()
+        }
+        best = analysis.headline["students"][student]["method"]
+        (other,) = {"mlm", "od"} - {best}
+        told = marked.get((best, other), marked.get((other, best)))
+        assert named[student] == ("" if told else other), student
+        caption = presentation.differences(analysis)[place].caption
+        assert student in caption and "Holm over the 3 pairs" in caption
+    assert named["L3-H192"] == "od" and named["L6-H192"] == ""  # equal scores; 0.24 apart
+
+
+def test_readers_see_floor_interval_tasks_tokens_and_what_is_not_told_apart(tmp_path):
+    made = study(tmp_path, {("od", "L3-H384"): 0.79, ("od", "L6-H192"): 0.70, ("od", "L3-H192"): 0.67})
+    analysis = made.analyse()
+    write_comparison(analysis, made.layout.analysis("comparison"))
+    advised = advice.recommendations(made.plan)
+    pd.testing.assert_frame_equal(
+        advised, analysis.recommendation.round(4), check_dtype=False, check_exact=False, atol=1e-4
+    )
+    text = advice.cards(advised).data
+    for words in ("English: L6-H192", "98.7 %", "untrained: 62.", "95 % interval 9", "2.2 times the teacher's speed"):
+        assert words in text, words
+    assert "not told apart from MLM" not in text.partition("L3-H192")[0] and "English: L3-H384" not in text
+    said = advice.conditions(made.plan, advised).data
+    tasks = ", ".join(made.comparison.tasks)
+    assert f"L3-H384 or L6-H192 or L3-H192 after 0.2 M tokens; the score is the mean of {tasks}, in English." in said
+    assert "Other profiles" not in said and advice.others(made.plan) is None
+    *kept, last = made.comparison.tasks
+    said = advice.conditions(made.plan, advised.assign(tasks=",".join(kept))).data
+    assert f"not in it: {last}, which is scored without fine-tuning" in said
+
+
+def test_other_profiles_are_named_with_what_they_recommend(tmp_path):
+    """The same results as another profile's, with a page; smoke is left out, and so is what has no results."""
+    made = study(tmp_path, {("od", "L6-H192"): 0.70})
+    write_comparison(made.analyse(), made.layout.analysis("comparison"))
+    for profile in ("more", "smoke", "bare"):
+        folder = tmp_path / "profiles" / profile
+        shutil.copytree(tmp_path / "reports" / "comparison", folder / "reports" / "comparison")
+        (folder / "params.yaml").write_text("{}\n")
+        write_file(folder / "reports" / "html" / "index.html", "<p>")
+    shutil.rmtree(tmp_path / "profiles" / "bare" / "reports")
+    shown = advice.others(made.plan)
+    assert set(shown.data["profile"]) == {"more"}
+    assert "OD: output distribution: 98.7 %, floor 62." in " ".join(shown.data["takes"])
+    assert '<a href="../../profiles/more/reports/html/index.html">more</a>' in shown.to_html()
+    assert '">more</a>' in advice.conditions(made.plan, advice.recommendations(made.plan)).data
 
 
 def test_students_to_train_are_those_recommended_or_else_the_best_of_each_shape(tmp_path):

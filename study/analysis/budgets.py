@@ -52,12 +52,18 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
 
 
 def verdicts(setting: str, tables: Tables, group: str | None = None) -> Styler | None:
-    """Verdict and decisive effect of every claim at every budget, of a group of tasks: by default the first judged."""
-    if group is None and not tables["verdicts"].empty:
-        group = tables["verdicts"]["group"].iloc[0]
+    """Verdict and decisive effect of every claim at every budget, of a group of tasks: by default the first judged.
+
+    The first is the one to read, since claims are about what a student has learnt of language; the caption says so.
+    """
+    first = None if tables["verdicts"].empty else tables["verdicts"]["group"].iloc[0]
+    group = group or first
     judged = tables["verdicts"].query("group == @group")
+    lead = "The verdict to read" if group == first else "Beside it, judged by the same rule"
     by_budget = {f"{millions(t)} tokens": rows for t, rows in judged.groupby("tokens")}
-    caption = f"{GROUP_WORDS[group or 'all'].capitalize()}; effects in percent of the gap."
+    caption = f"{lead}: {GROUP_WORDS[group or 'all']}; effects in percent of the gap."
+    if group == first != "context" and "context" in set(tables["references"]["group"]):
+        caption += " On tasks that need context the teacher is not above the untrained student: nothing to judge."
     return strip(by_budget, caption, f"verdicts-{group}", setting)
 
 

@@ -32,7 +32,8 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
 
     ``scores`` of a model: task -> language -> a list per distillation seed of test scores (0-1) per fine-tuning seed.
     ``signals``: what rules of :mod:`selection` go by; of trained methods alone. ``curve``: million tokens and held-out
-    loss as a share of that before training, means over distillation seeds.
+    loss as a share of that before training, means over distillation seeds. ``fixed``: intervals leave out the teacher's
+    chance, of which one fine-tuning tells nothing.
     """
     results = analysis.results
     rows = results.scores[results.scores["main"]]
@@ -48,14 +49,15 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
             model |= _place(layout, model_name(method, student, table["distillation_seed"].iloc[0]))
             model["curve"] = _curve(results.curves.query("method == @method and student == @student"))
         models.append(model)
-    return {"setting": analysis.setting, "floor": FLOOR, "teacher": TEACHER, "models": models}
+    shared = {"setting": analysis.setting, "floor": FLOOR, "teacher": TEACHER, "models": models}
+    return shared | {"fixed": len(analysis.comparison.finetuning_seeds) == 1}
 
 
 def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
     """As :func:`page_data`, of a setting that was run at several budgets of tokens; nothing of it is timed.
 
     ``budgets``: name -> words, in rising order; ``budget``: the one shown first, the largest of those with most seeds.
-    Trained models have a ``budget``. ``fixed``: intervals leave out the teacher's chance, as those of the gap do.
+    Trained models have a ``budget``. Intervals leave out the teacher's chance, as those of the gap do.
     """
     models, seeds = [], dict[str, int]()
     trained = dict(iter(budgets.training.groupby(["method", "student", "budget"])["curve"]))  # of starts there is none

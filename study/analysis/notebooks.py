@@ -12,7 +12,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup
 
 from study.analysis.figures.style import small
-from study.analysis.pages import Navigation, as_html, link, read_notebook, take_heading, write_page
+from study.analysis.pages import Navigation, as_html, link, other_profiles, read_notebook, take_heading, write_page
 from study.files import profile_of, write_file
 from study.plan import Plan
 from study.sections import ANALYSES
@@ -83,11 +83,10 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
 
 
 def _elsewhere(plan: Plan, name: str, up: str) -> dict[str, str]:
-    """The page of a notebook that another profile executed, the study's own first; numbers of smoke mean nothing."""
-    folders = [plan.root, *(path for path in sorted((plan.root / "profiles").glob("*")) if path.name != "smoke")]
+    """The page of a notebook that another profile executed."""
     made = (f"html/{own}_*.html" for own, made_by in ANALYSES.items() if made_by == name)
     pattern = next(made, f"notebooks/{name}.html")
-    pages = (page for folder in folders if folder != plan.folder for page in sorted((folder / "reports").glob(pattern)))
+    pages = (page for folder in other_profiles(plan) for page in sorted((folder / "reports").glob(pattern)))
     found = next(pages, None)
     return {f"profile {profile_of(found.parents[2])}": up + link(found, plan.root)} if found else {}
 

@@ -17,6 +17,8 @@ from study.descriptions import TEACHER
 from study.files import StudyError, write_file
 from study.plan import Plan
 
+#: The page of a profile's report that the others start from.
+INDEX_PAGE = "index.html"
 #: Group -> file, from the page's folder -> title, of the pages that a page leads to.
 Navigation = dict[str, dict[str, str]]
 TEMPLATES = jinja2.Environment(autoescape=True, trim_blocks=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
@@ -39,6 +41,12 @@ def write_page(path: Path, template: str, plan: Plan, nav: Navigation, data: Any
 def link(file: Path, folder: Path) -> str:
     """A file as a page in a folder links it."""
     return Path(os.path.relpath(file, folder)).as_posix()
+
+
+def other_profiles(plan: Plan) -> list[Path]:
+    """The folders of the other profiles, the study's own first; without smoke, whose numbers mean nothing."""
+    folders = [plan.root, *(path for path in sorted((plan.root / "profiles").glob("*")) if path.name != "smoke")]
+    return [folder for folder in folders if folder != plan.folder and folder.is_dir()]
 
 
 def result_file(plan: Plan, result: str) -> Path | None:

@@ -35,6 +35,7 @@ from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
+from study.analysis.numbers.statistics import differences as paired
 
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
@@ -347,9 +348,20 @@ def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
     return styled(rows, "rates", caption, words=["setting", "method"])
 
 
-def differences(analysis: Analysis) -> Styler | None:
-    """Paired differences between all methods as a matrix, the best method first; pairs told apart are marked."""
-    table = analysis.differences
+def differences(analysis: Analysis) -> list[Styler | None]:
+    """Paired differences between all methods, a matrix for each student and, of several, one for their mean."""
+    students = analysis.scores["student"].to_numpy().tolist()
+    each = {student: paired(analysis.scores.sel(student=[student])) for student in students}
+    every = {"Mean over students": analysis.differences} if len(students) > 1 else {}
+    tables = each | every
+    said = [f"{name}: points" for name in tables]
+    said[-1] += " (intervals: differences.csv below)"
+    shown = enumerate(zip(said, tables.values(), strict=True))
+    return [_matrix(analysis, what, table, f"differences-{place}") for place, (what, table) in shown]
+
+
+def _matrix(analysis: Analysis, what: str, table: pd.DataFrame, name: str) -> Styler | None:
+    """The best method first; pairs told apart are marked."""
     mirrored = table.assign(first=table["second"], second=table["first"], effect=-table["effect"])
     both = pd.concat([table, mirrored]).set_index(["first", "second"])
     told = (both["p_holm"] <= TOLD_APART) & (both["covers"] == BOTH_SEEDS)
@@ -365,8 +377,9 @@ def differences(analysis: Analysis) -> Styler | None:
         for column, other in enumerate(order, start=1)
         if told.get((first, other), False)
     }
-    caption = f"Points; over {_seeds(analysis)}. Marked: told apart (Holm, 5 %). Intervals: differences.csv below."
-    return styled(rows, "differences", caption, words=["row less column"], marked=marked, cards=False)
+    family = f"Holm over the {len(table)} pairs of this table, 5 %"
+    caption = f"{what}; over {_seeds(analysis)}. Marked: told apart ({family})."
+    return styled(rows, name, caption, words=["row less column"], marked=marked, cards=False)
 
 
 def aggregates(analysis: Analysis) -> Styler | None:

@@ -19,13 +19,22 @@ from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.budgets import load_budgets
 from study.analysis.numbers.results import result_files
 from study.analysis.numbers.tables import comparison_tables
-from study.analysis.pages import Navigation, as_html, link, read_notebook, result_file, take_heading, write_page
+from study.analysis.pages import (
+    INDEX_PAGE,
+    Navigation,
+    as_html,
+    link,
+    read_notebook,
+    result_file,
+    take_heading,
+    write_page,
+)
 from study.descriptions import Comparison, NeighbourSystem, model_name
 from study.execution import run_notebook
 from study.files import Layout, StudyError, write_file
 from study.plan import Plan
 
-INDEX, NAME = "80_report", "index.html"
+INDEX = "80_report"
 CHOOSER = "explore.html"
 #: How pages look, beside them; those that may be taken elsewhere alone have it inside.
 STYLE = "page.css"
@@ -75,7 +84,7 @@ def write_report(plan: Plan) -> Path:
     run_notebook(plan.root / "notebooks" / f"{INDEX}.ipynb", index, {"profile": plan.profile}, plan.root)
 
     folders = [plan.layout(s).analysis(name) for s in (c.setting for c in comparisons) for name in plan.analyses(s)]
-    pages = [Page(NAME, "answers", "", index, INDEX, folders, _linked(plan))]
+    pages = [Page(INDEX_PAGE, "answers", "", index, INDEX, folders, _linked(plan))]
     for comparison in comparisons:
         layout = plan.layout(comparison.setting)
         for name, notebook in plan.analyses(comparison.setting).items():
@@ -85,7 +94,7 @@ def write_report(plan: Plan) -> Path:
 
     html = plan.folder / "reports" / "html"
     curves = [load_budgets(own, plan.layout(own.setting)) for own in comparisons if "budgets" in plan.analyses()]
-    nav: Navigation = {"": {NAME: "Answers", CHOOSER: "Choose a student"}}
+    nav: Navigation = {"": {INDEX_PAGE: "Answers", CHOOSER: "Choose a student"}}
     for beside, words in ((attention, "Attention"), (translations, "Translations")):
         nav[""] |= {beside.PAGE: words} if result_file(plan, beside.RESULT) else {}
     nav[""]["../notebooks/index.html"] = "Notebooks"
@@ -104,7 +113,7 @@ def write_report(plan: Plan) -> Path:
         made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
         looks = {"style": STYLE, "notebook": made_by, "files": files}
         write_page(html / page.name, "page.html", plan, nav, title=title, content=Markup(content), **looks)
-    return html / NAME
+    return html / INDEX_PAGE
 
 
 def _executed(layout: Layout, analysis: str) -> Path:

@@ -93,7 +93,7 @@ def choices(result: RuntimesResult) -> pd.DataFrame:
     Columns: model, method, run, runtime, precision, score (mean development score of the probe over tasks, 0-100), loss
     (points below the teacher in float32), milliseconds (median), p90, speed_up, megabytes (file), memory_megabytes
     (process), recommended: trained, above the untrained student of its shape and precision, and no faster row of
-    that kind scores as high. Differences of scores below their sampling error are not told apart by that rule.
+    that kind scores as high. The rule knows no chance: it takes a difference below the sampling error for one.
 
     Source: this study's choice.
     """

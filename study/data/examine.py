@@ -61,10 +61,13 @@ def _check_text(text: OwnText, plan: Plan) -> str:
     for file in files:
         rows = documents(file) if format_of(file) == ".txt" else file_rows(file)
         deque(rows if size <= LARGEST else islice(rows, 1), maxlen=0)
-    if next(iter(read_own(text, plan.root)), None) is None:
-        raise StudyError(f"{text.files or text.dataset} holds no document; allowed: at least one that is not empty")
+    if not any(content.strip() for content in read_own(text, plan.root)):
+        where = " and ".join(f"{column} = {value}" for column, value in (text.where or {}).items())
+        what = f"{text.files or text.dataset} holds no document{where and f' with {where}'}"
+        raise StudyError(f"{what}; allowed: at least one that is not empty")
     seen = "" if size <= LARGEST else ", the head of each read"
-    return f"{text.label}: {len(files)} files, {size / 1e6:,.1f} MB{seen}" if files else f"{text.label}: {text.dataset}"
+    count = f"{len(files):,} file{'s' * (len(files) != 1)}"
+    return f"{text.label}: {count}, {size / 1e6:,.1f} MB{seen}" if files else f"{text.label}: {text.dataset}"
 
 
 def _check_task(task: OwnTask, plan: Plan, name: str) -> str:
@@ -74,7 +77,8 @@ def _check_task(task: OwnTask, plan: Plan, name: str) -> str:
         _, splits = load_own(name, task, plan.root)
         for split, examples in splits.items():
             if not examples:
-                raise StudyError(f"split {split!r} has no examples; allowed: at least one")
+                place = f" ({parts[split]})" if split in parts else ""
+                raise StudyError(f"split {split!r}{place} has no examples; allowed: at least one")
         return ", ".join(f"{split} {len(examples):,}" for split, examples in splits.items())
     for split, part in parts.items():
         features = features_of(task, part, plan.root)

@@ -168,4 +168,5 @@ def _reading(what: Path | str) -> Iterator[None]:
         raise UnreachableError(f"{what}: cannot be reached: {reason}") from None
     except (OSError, ValueError, csv.Error, ArrowException, EOFError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise StudyError(f"{what}: cannot be read: {lines[0]}") from None
+        allowed = "; allowed: UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise StudyError(f"{what}: cannot be read: {lines[0]}{allowed}") from None

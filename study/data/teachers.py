@@ -17,7 +17,14 @@ from study.families import family_of, positions
 from study.files import StudyError, UnreachableError
 from study.params import check_lengths
 from study.sections import Teacher
-from study.teachers import EMBEDDED_SIZES, agree, encoder_subfolder, find_folder, read_teacher
+from study.teachers import (
+    EMBEDDED_POSITIONS,
+    EMBEDDED_SIZES,
+    agree,
+    encoder_subfolder,
+    find_folder,
+    read_teacher,
+)
 
 
 def check_teachers(params: Params, root: Path) -> list[str]:
@@ -48,6 +55,21 @@ def check_teachers(params: Params, root: Path) -> list[str]:
             key = "" if str(error).startswith("settings.") else f"settings.{setting}: "
             raise StudyError(f"{key}{error}") from None
     return notes
+
+
+def longest(name: str, root: Path) -> int:
+    """How many tokens a teacher reads, special ones included.
+
+    Raises:
+        StudyError: no such teacher; it cannot be read.
+    """
+    if name in EMBEDDED_SIZES:
+        return EMBEDDED_POSITIONS
+    place, inside = find_folder(name, root), encoder_subfolder(name, root)
+    try:
+        return positions(AutoConfig.from_pretrained(place or name, subfolder=inside))
+    except (*UNREADABLE, KeyError) as error:
+        raise StudyError(f"teacher {name!r}: cannot be read ({reason(error, place)})") from None
 
 
 def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:

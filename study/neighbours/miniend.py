@@ -39,12 +39,10 @@ from study.families import family_of, part
 from study.files import Layout, StudyError
 from study.neighbours.stages import Distillation, attention_rows, batches, both, corpus_texts, train_stage
 from study.neighbours.system import Measured, System
-from study.neighbours_options import MiniEnd, Stage
+from study.neighbours_options import DECODERS, MiniEnd, Stage
 from study.records_beside import Check
 from study.runtime import compute_device
 
-#: Families whose decoder attends to an encoder.
-DECODERS = ("bert", "roberta", "xlm-roberta", "camembert", "ernie", "electra")
 #: What labels have where nothing is to be predicted.
 IGNORED = -100
 #: Linear warm-up and decay, as the study's other training.

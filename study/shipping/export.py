@@ -19,6 +19,7 @@ from study.data.corpus import load_corpus
 from study.data.pretrained import load_model, load_tokenizer
 from study.descriptions import Run
 from study.distillation.objectives import OBJECTIVES
+from study.evaluation.scores import training_of
 from study.files import StudyError, file_hash, write_file, write_json
 from study.plan import Plan
 from study.shipping.card import write_card
@@ -96,12 +97,13 @@ def trained(plan: Plan, run: Run) -> Path:
     """The folder of a run's student.
 
     Raises:
-        StudyError: it is not trained yet.
+        StudyError: it is not trained yet, or its record is damaged.
     """
     source = plan.layout(run.setting).student(run.model)
     if not (source / "record.json").is_file():
         command = f"dvc repro --single-item distill@{run.name}"
         raise StudyError(f"{run.name} is not trained yet: run `{command}` in {plan.folder} after `make plan`")
+    training_of(source)
     return source
 
 

@@ -22,7 +22,9 @@ def recommended(plan: Plan) -> Iterator[tuple[Run, float, bool]]:
     """
     if "comparison" not in plan.analyses():
         made = ", ".join(plan.analyses())
-        raise StudyError(f"profile {plan.profile}: its report has {made} alone and recommends no student to train")
+        raise StudyError(
+            f"profile {plan.profile}: its report has {made} alone; allowed: a profile that compares students"
+        )
     for comparison in plan.of(Comparison):
         layout = plan.layout(comparison.setting)
         table = analyse(comparison, layout).recommendation

@@ -166,6 +166,32 @@ def test_an_environment_whose_python_is_gone_is_told(tmp_path):
     assert outcome.stderr.count("\n") == 1
 
 
+def test_make_tells_which_stage_of_how_many_begins(tmp_path):
+    """Commands that say how they were called, in the place of DVC and the study."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    stages = ["plan", "notebooks", "sources", "tasks@a", "teacher@a", "distill@a_b+c_d_1", "analyse@a", "report"]
+    scripts = {
+        "python": 'if [ "$1" = -c ]; then echo 1; else echo "python $*"; fi',
+        "dvc": f'if [ "$1" = stage ]; then printf "%s\\n" {" ".join(stages)}; else echo "dvc $*"; fi',
+    }
+    for name, script in scripts.items():
+        (tmp_path / ".venv" / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    (tmp_path / ".venv" / "ready").touch()
+    alone = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}  # not part of `make test`
+    make = ["make", "--silent", "repro", "JOBS=1"]
+    outcome = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, env=alone, timeout=60)
+    said = outcome.stdout.splitlines()
+    assert (outcome.returncode, said[0]) == (0, "python -m study plan laptop --unlock"), outcome.stderr
+    begun = [line for line in said if " of 8: " in line]
+    assert begun == [f"stage {number} of 8: {name}" for number, name in enumerate(stages, start=1)]
+    for line, following in zip(said, said[1:], strict=False):
+        if line in begun:
+            assert following == f"dvc --wait-for-lock repro --single-item {line.partition(': ')[2]}"
+
+
 MACHINES = [("3.10", "Linux x86_64", "is Python 3.10; Python 3.11 to 3.14 is needed")]
 MACHINES += [("3.15", "Linux x86_64", "is Python 3.15; Python 3.11 to 3.14 is needed")]
 MACHINES += [("3.11", "Darwin x86_64", "macOS 14 on Apple silicon")]

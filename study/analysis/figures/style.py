@@ -257,10 +257,12 @@ def method_legend(figure: Figure, look: dict[str, Style], *more: Line2D) -> None
 
 def draw_interval(axes: Axes, height: float, low: float, high: float, within: tuple[float, float], color: str) -> None:
     """An interval as a line; an arrow at the end of what is shown says that it goes on. Nothing where it is NaN."""
-    axes.hlines(height, max(low, within[0]), min(high, within[1]), color=color, linewidth=1.4, zorder=3)
-    for beyond, end, marker in ((low < within[0], within[0], "<"), (high > within[1], within[1], ">")):
+    start, end = max(low, within[0]), min(high, within[1])
+    if start < end:
+        axes.hlines(height, start, end, color=color, linewidth=1.4, zorder=3)
+    for beyond, edge, marker in ((low < within[0], within[0], "<"), (high > within[1], within[1], ">")):
         if beyond:
-            axes.plot(end, height, marker, color=color, markersize=5, clip_on=False, zorder=3)
+            axes.plot(edge, height, marker, color=color, markersize=5, clip_on=False, zorder=3)
 
 
 def point(axes: Axes, x: float, y: float, style: Style, filled: bool) -> None:
@@ -280,11 +282,14 @@ def ranking(axes: Axes, rows: pd.DataFrame, look: dict[str, Style], within: tupl
     """
     rows = rows.sort_values("value", ascending=False, kind="stable").assign(height=range(len(rows)))
     for row in rows.itertuples():
-        draw_interval(axes, row.height, row.low, row.high, within, look[row.method].color)
+        low, high = row.low, row.high
+        if not within[0] <= row.value <= within[1]:  # its mark at the edge says that the interval goes on
+            low, high = max(low, within[0]), min(high, within[1])
+        draw_interval(axes, row.height, low, high, within, look[row.method].color)
         point(axes, min(max(row.value, within[0]), within[1]), row.height, look[row.method], row.filled)
     axes.set_yticks(rows["height"], [label(method) for method in rows["method"]])
     axes.set(xlabel="", ylabel="", xlim=within, ylim=(len(rows) - 0.4, -0.6))
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=8)  # beside marks and arrows at the edge
     axes.grid(axis="x")
     return rows
 

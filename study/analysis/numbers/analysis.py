@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
 from study.analysis.numbers import ablations, claims, statistics, tables
-from study.analysis.numbers.recommendation import recommendation
+from study.analysis.numbers.recommendation import FINE_TUNED, recommendation
 from study.analysis.numbers.results import Results, load_results, macro
 from study.analysis.numbers.selection import selection
 from study.descriptions import REFERENCE, Comparison
@@ -34,8 +35,8 @@ class Analysis:
     teacher_scores = cached_property(lambda own: statistics.teacher_array(own.results))
     macro = cached_property(lambda own: macro(own.results))
     summary = cached_property(lambda own: tables.summary(own.macro, own.scores, own.teacher_scores))
-    headline = cached_property(lambda own: tables.headline(own.results, own.summary, own.scores))
-    recommendation = cached_property(lambda own: recommendation(own.results, own.headline, own.scores))
+    headline = cached_property(lambda own: tables.headline(own.comparison, own.summary, own.scores, own.timed))
+    recommendation = cached_property(lambda own: recommendation(own.headline, own.scores, own._place(), own.timed))
     selection = cached_property(lambda own: selection(own.results, own.summary))
     per_task = cached_property(lambda own: tables.per_task(own.results, own.summary))
     per_language = cached_property(lambda own: tables.per_language(own.results))
@@ -65,6 +66,11 @@ class Analysis:
         own = Analysis(self.results.references)
         rows = own.per_task[own.per_task["student"] == REFERENCE]
         return rows.assign(milliseconds=1000 * rows["method"].map(own.timed["median_seconds"]))
+
+    def _place(self) -> dict[str, Any]:
+        main = self.results.scores[self.results.scores["main"]]
+        names = {f"{column}s": ",".join(main[column].unique()) for column in ("task", "language")}
+        return {"group": FINE_TUNED} | names | {"tokens": self.comparison.tokens}
 
     def _placed(self, table: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "setting", self.setting)

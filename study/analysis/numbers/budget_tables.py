@@ -7,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from study.analysis.numbers.budgets import Budgets, all_closed, gains, references, table, verdicts
+from study.analysis.numbers.recommendation import by_score
 from study.analysis.numbers.sensitivity import sensitivity
 from study.analysis.numbers.tables import write_tables
 from study.analysis.numbers.trends import trends
 from study.files import StudyError
 
 #: Their names.
-TABLES = ("gap", "gains", "references", "verdicts", "contrasts", "sensitivity", "trends")
+TABLES = ("gap", "gains", "references", "verdicts", "contrasts", "sensitivity", "trends", "recommendation")
 
 
 def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
@@ -26,7 +27,7 @@ def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
     gap = table(budgets, closed)
     judged, compared = verdicts(budgets, closed, gap)
     tables = {"gap": gap, "gains": gains(budgets), "references": references(budgets)}
-    tables |= {"verdicts": judged, "contrasts": compared}
+    tables |= {"verdicts": judged, "contrasts": compared, "recommendation": by_score(budgets)}
     return tables | {"sensitivity": sensitivity(budgets, closed, judged), "trends": trends(closed, budgets.tokens)}
 
 

@@ -116,7 +116,7 @@ def groups(budgets: Budgets) -> list[str]:
         StudyError: there is none.
     """
     there = [group for group in GROUPS if group in {*budgets.scores["group"], "all"}]
-    macros = {group: _of_group(budgets, group).groupby("method")["score"].mean() for group in there}
+    macros = {group: of_group(budgets, group).groupby("method")["score"].mean() for group in there}
     wide = [group for group in there if 100 * (macros[group][TEACHER] - macros[group][FLOOR]) > GAP]
     wide = wide if set(there) - {"all"} <= set(wide) else [group for group in wide if group != "all"]
     if not wide:
@@ -127,7 +127,8 @@ def groups(budgets: Budgets) -> list[str]:
     return wide
 
 
-def _of_group(budgets: Budgets, group: str) -> pd.DataFrame:
+def of_group(budgets: Budgets, group: str) -> pd.DataFrame:
+    """The scores of a group of tasks."""
     return budgets.scores if group == "all" else budgets.scores[budgets.scores["group"] == group]
 
 
@@ -140,7 +141,7 @@ def gap_closed(budgets: Budgets, budget: str, group: str) -> dict[str, xr.DataAr
     Raises:
         StudyError: a method lacks a task or seed that another has.
     """
-    rows = _of_group(budgets, group)
+    rows = of_group(budgets, group)
     ceiling = rows.loc[rows["method"] == TEACHER, "score"].mean()
     floors = rows[rows["method"] == FLOOR].groupby("student")["score"].mean()
     own = rows[(rows["budget"] == budget) & ~rows["method"].isin([TEACHER, FLOOR])]
@@ -176,7 +177,7 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     listed = []
     training = budgets.training.groupby(["budget", "method"])
     rates, losses = training["learning_rate"].first(), training["loss_share"].mean()
-    macros = {g: _of_group(budgets, g).groupby(["budget", "method"])["score"].mean() for g in groups(budgets)}
+    macros = {g: of_group(budgets, g).groupby(["budget", "method"])["score"].mean() for g in groups(budgets)}
     for (group, budget), methods in closed.items():
         for method, shares in methods.items():
             macro = macros[group][budget, method]
@@ -200,7 +201,7 @@ def gains(budgets: Budgets) -> pd.DataFrame:
     """
     rows = []
     for group in [name for name in GROUPS if name in set(budgets.scores["group"])]:
-        own = _of_group(budgets, group)
+        own = of_group(budgets, group)
         floors = own[own["method"] == FLOOR].groupby("student")["score"].mean()
         runs = own[~own["method"].isin([TEACHER, FLOOR])]
         runs = runs.assign(over=runs["score"] - runs["student"].map(floors))

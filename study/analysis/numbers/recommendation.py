@@ -1,71 +1,137 @@
-"""For a latency budget: which student, distilled how, and what is lost."""
+"""Which student to take, distilled how, and what is lost: for a budget of latency, or by score where none is timed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from study.analysis.numbers.results import BASELINE, FLOOR, Results
+from study.analysis.numbers.budgets import GROUPS, Budgets, of_group
+from study.analysis.numbers.results import BASELINE, FLOOR, MODEL
 from study.analysis.numbers.statistics import (
+    AXES,
     BOTH_SEEDS,
     TOLD_APART,
-    by_method,
+    complete_array,
     covered,
-    holm,
+    differences,
     of_method,
-    pool,
-    two_sided,
 )
-from study.analysis.numbers.tables import timed
+from study.analysis.numbers.tables import headline as headline_of
+from study.analysis.numbers.tables import summary
 from study.descriptions import TEACHER
 
-COLUMNS = ["setting", "budget_ms", "speed_up", "student", "method", "retained", "retained_low", "retained_high"]
-COLUMNS += ["floor", "loss", "recommended", "because", "alike"]
+#: Name of its table among those of an analysis.
+NAME = "recommendation"
+#: The group of tasks that a comparison is about, beside those of :data:`budgets.GROUPS`.
+FINE_TUNED = "fine-tuned"
+COLUMNS = ["setting", "group", "tasks", "languages", "tokens", "budget_ms", "speed_up", "student", "method"]
+COLUMNS += ["methods", "retained", "retained_low", "retained_high", "floor", "margin", "margin_low", "margin_high"]
+COLUMNS += ["loss", "recommended", "because", "alike"]
+#: Columns that are numbers, undefined where nothing was measured.
+_NUMBERS = ["budget_ms", "speed_up", "retained", "retained_low", "retained_high", "floor"]
+_NUMBERS += ["margin", "margin_low", "margin_high", "loss"]
 
 
-def recommendation(results: Results, headline: dict[str, Any], scores: xr.DataArray) -> pd.DataFrame:
+def recommendation(
+    headline: dict[str, Any], scores: xr.DataArray, place: dict[str, Any], latency: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """What to take for every budget of latency, from the largest budget down, one row per model.
 
     The first row is the teacher, whose time may be there. A student comes with its best method on development data;
     what is promised is from test data. It is not recommended where it is not shown to score above the same student
     untrained, where a faster student scores as high on test data, or where one distillation seed is all there is.
     Latency: median of the smallest batch and number of threads measured, here, so budgets are better read as shares of
-    the teacher's time (``speed_up``).
+    the teacher's time (``speed_up``). Where nothing is timed, both are NaN and scores alone decide.
 
-    Columns: setting, budget_ms (the least budget that this model fits in), speed_up, student, method, retained,
-    retained_low, retained_high (percent of the teacher's macro test score, with the interval of
-    :func:`tables.summary`), floor (what the untrained student keeps; NaN where it was not run), loss (points of macro
-    test score, 0-100, below the teacher), recommended, because (why it is not; of one that is, what is not shown of
-    it), alike (tuple of trained methods that the student's own is not told apart from: the paired difference has a
-    p-value above 5 %, Holm-corrected over these methods, or an undefined one, or there is one distillation seed).
+    Columns: setting; group, tasks, languages and tokens (``place``); budget_ms (the least budget that this model fits
+    in), speed_up, student, method, methods (how many it was chosen among), retained, retained_low, retained_high
+    (percent of the teacher's macro test score, with the interval of :func:`tables.summary`), floor (what the untrained
+    student keeps; NaN where it was not run), margin, margin_low, margin_high (points of macro test score, 0-100, over
+    the floor), loss (points below the teacher), recommended, because (why it is not; of one that is, what is not shown
+    of it), alike (trained methods that the student's own is not told apart from, joined by commas:
+    :func:`statistics.differences` of this student, corrected over all pairs of its methods).
 
     Args:
-        headline: of the results (:func:`tables.headline`). scores: :func:`statistics.score_array`.
+        headline: :func:`tables.headline`. scores: :func:`statistics.score_array`. place: group (of tasks), tasks and
+            languages (names joined by commas) of the scores, and tokens that a student read. latency:
+            :func:`tables.timed`.
 
     Source: this study's choice.
     """
     ceiling, rows = headline["teacher"]["test"], []
+    methods = sum(method != FLOOR for method in scores["method"].to_numpy().tolist())
+    shared = {"setting": headline["setting"]} | place
     faster: dict[str, float] = {}
-    for student, best in sorted(headline["students"].items(), key=lambda item: item[1]["latency_ms"]):
+    for student, best in sorted(headline["students"].items(), key=lambda item: item[1].get("latency_ms", 0)):
         against = _against(best, faster, covered(scores) == BOTH_SEEDS)
-        faster[student] = best["test"]
-        floor = float("nan")
-        if FLOOR in scores["method"]:
-            floor = 100 * float(of_method(scores, FLOOR, student).mean()) / ceiling
-        row = {"setting": headline["setting"], "budget_ms": best["latency_ms"], "speed_up": best["speed_up"]}
-        row |= {"student": student, "method": best["method"], "retained": best["retained_percent"]}
+        if latency is not None:
+            faster[student] = best["test"]
+        row = shared | {"budget_ms": best.get("latency_ms"), "speed_up": best.get("speed_up")}
+        row |= {"student": student, "method": best["method"], "methods": methods, "retained": best["retained_percent"]}
         row |= {f"retained_{end}": best[f"retained_percent_{end}"] for end in ("low", "high")}
-        row |= {"floor": floor, "loss": 100 * (ceiling - best["test"]), "recommended": not against}
-        row |= {"because": against or _unsure(best), "alike": _alike(best["method"], student, scores)}
+        if FLOOR in scores["method"]:
+            row |= {"floor": 100 * float(of_method(scores, FLOOR, student).mean()) / ceiling}
+        row |= {f"margin{end}": best.get(f"margin_over_{FLOOR}{end}") for end in ("", "_low", "_high")}
+        row |= {"loss": 100 * (ceiling - best["test"]), "recommended": not against}
+        row |= {"because": against or _unsure(best), "alike": ",".join(_alike(best["method"], student, scores))}
         rows.append(row)
-    latency = timed(results).loc[TEACHER, "median_seconds"]
-    teacher = {"setting": headline["setting"], "budget_ms": 1000 * latency}
-    teacher |= {"speed_up": 1.0, "student": TEACHER, "method": TEACHER, "retained": 100.0, "loss": 0.0}
-    rows.append(teacher | {"recommended": True, "because": "", "alike": ()})
-    table = pd.DataFrame(rows[::-1], columns=COLUMNS)
-    return table.astype({name: float for name in ("retained_low", "retained_high", "floor")})
+    teacher = shared | {"student": TEACHER, "method": TEACHER, "retained": 100.0, "loss": 0.0, "methods": 0}
+    if latency is not None:
+        teacher |= {"budget_ms": 1000 * latency.loc[TEACHER, "median_seconds"], "speed_up": 1.0}
+    rows.append(teacher | {"recommended": True, "because": "", "alike": ""})
+    return pd.DataFrame(rows[::-1], columns=COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
+
+
+def by_score(budgets: Budgets) -> pd.DataFrame:
+    """:func:`recommendation` of a setting that was run at budgets of tokens, where nothing is timed.
+
+    By every group of tasks, the mean of all first, at the largest budget with several distillation seeds, or the
+    largest. The best method on development data is that over the tasks that have them. Intervals of ``retained`` leave
+    out the teacher's chance, as those of the gap do.
+
+    Raises:
+        StudyError: a method lacks a task or seed that another has.
+    """
+    trained = budgets.scores[~budgets.scores["method"].isin([TEACHER, FLOOR])]
+    seeds = trained.groupby("budget")["seed"].nunique()
+    budget = max(seeds.index, key=lambda name: (seeds[name] > 1, budgets.tokens[name]))
+    groups = [group for group in GROUPS[::-1] if group in {*budgets.scores["group"], "all"}]
+    return pd.concat([_of_group(budgets, budget, group) for group in groups], ignore_index=True)
+
+
+def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:
+    rows, setting = of_group(budgets, group), budgets.comparison.setting
+    seeds = rows.loc[(rows["budget"] == budget) & ~rows["method"].isin([TEACHER, FLOOR]), "seed"].unique()
+    kept = (rows["budget"] == budget) | (rows["method"] == FLOOR)
+    own = rows[kept & (rows["method"] != TEACHER) & rows["seed"].isin(seeds)]
+    own = own.rename(columns={"seed": "distillation_seed"})
+    scores = complete_array(own.set_index(["method", *AXES])["score"], f"budget {budget}")
+    ceiling = rows[rows["method"] == TEACHER]
+    means = ceiling.groupby("task", sort=False)["score"].mean().to_xarray()
+    teacher = means.expand_dims(finetuning_seed=scores["finetuning_seed"].to_numpy())  # taken as it is: no chance
+    every = pd.concat([ceiling.rename(columns={"seed": "distillation_seed"}), own]).assign(setting=setting)
+    runs = every.groupby([*MODEL, "distillation_seed", "task"], sort=False)[["development", "score"]].mean()
+    macro = runs.groupby([*MODEL, "distillation_seed"], sort=False).mean().reset_index()
+    macro = macro.rename(columns={"score": "test"}).assign(retained=lambda table: table["test"] / float(teacher.mean()))
+    languages = dict.fromkeys(name for scored in own["languages"] for name in scored)
+    place: dict[str, Any] = {"group": group, "tasks": ",".join(own["task"].unique())}
+    place |= {"languages": ",".join(languages), "tokens": budgets.tokens[budget]}
+    return recommendation(headline_of(budgets.comparison, summary(macro, scores, teacher), scores), scores, place)
+
+
+def read_recommendations(folders: Sequence[Path]) -> pd.DataFrame:
+    """The tables ``recommendation.csv`` of some folders, one below the other; folders without one are left out."""
+    files = [folder / f"{NAME}.csv" for folder in folders]
+    tables = [pd.read_csv(file, dtype={"because": str, "alike": str}) for file in files if file.is_file()]
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    texts = ["because", "alike"]
+    return pd.concat(tables, ignore_index=True).fillna(dict.fromkeys(texts, "")).astype(dict.fromkeys(_NUMBERS, float))
 
 
 def _against(best: dict[str, Any], faster: dict[str, float], several_seeds: bool) -> str:
@@ -84,10 +150,10 @@ def _unsure(best: dict[str, Any]) -> str:
     return "not shown to beat training without a teacher" if unsure else ""
 
 
-def _alike(best: str, student: str, scores: xr.DataArray) -> tuple[str, ...]:
+def _alike(best: str, student: str, scores: xr.DataArray) -> list[str]:
     """Trained methods that the student's best one is not told apart from, in the order of the grid."""
-    pooled = pool(by_method(scores, student))
-    others = [method for method in pooled.scores if method not in (FLOOR, best)]
-    p_values = holm([two_sided(pooled.effect([best], [method])) for method in others])
-    told = (p_values <= TOLD_APART) & (covered(scores) == BOTH_SEEDS)
-    return tuple(method for method, apart in zip(others, told, strict=True) if not apart)
+    table = differences(scores.sel(student=[student]))
+    pairs = table[(table["first"] == best) | (table["second"] == best)]
+    others = np.where(pairs["first"] == best, pairs["second"], pairs["first"])
+    told = (pairs["p_holm"] <= TOLD_APART) & (pairs["covers"] == BOTH_SEEDS)
+    return [other for other, apart in zip(others, told, strict=True) if other != FLOOR and not apart]

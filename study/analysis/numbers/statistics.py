@@ -275,7 +275,8 @@ def share_of_teacher(scores: xr.DataArray, teacher: xr.DataArray) -> Estimate:
     .. math:: \operatorname{var} r = \operatorname{var}(x - r y) / y^2
 
     With one distillation seed, student and teacher share their fine-tuning seeds, and x - r y is taken seed by seed.
-    With several, the two are taken as independent: var(x) + r^2 var(y), with Satterthwaite's degrees of freedom.
+    With several, the two are taken as independent: var(x) + r^2 var(y), with Satterthwaite's degrees of freedom. Of a
+    teacher that was fine-tuned once nothing is known of var(y): it is left out.
 
     Args:
         scores: those of one student: AXES, and any others. teacher: (task, finetuning_seed), and any of the others.
@@ -291,7 +292,9 @@ def share_of_teacher(scores: xr.DataArray, teacher: xr.DataArray) -> Estimate:
         scaled = scaled.assign_coords(distillation_seed=scores["distillation_seed"])
         paired = estimate(replicates(difference(scores, scaled)))
         return Estimate(shares, paired.standard_error / levels, paired.freedom)
-    parts = [estimate(replicates(scores)), estimate(replicates(scaled))]
+    parts = [estimate(replicates(scores))]
+    if teacher.sizes["finetuning_seed"] > 1:
+        parts.append(estimate(replicates(scaled)))
     total = sum(part.standard_error**2 for part in parts)
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = total**2 / sum(part.standard_error**4 / part.freedom for part in parts)

@@ -13,7 +13,7 @@ import xarray as xr
 
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL, RUN, Results
 from study.analysis.numbers.statistics import by_method, estimate, of_method, pool, replicates, share_of_teacher
-from study.descriptions import TEACHER
+from study.descriptions import TEACHER, Comparison
 from study.files import write_file, write_json
 
 if TYPE_CHECKING:
@@ -153,45 +153,48 @@ def distillation(results: Results) -> pd.DataFrame:
     """What each training run took, one row per run that trained; the teacher's is its adaptation to MLM.
 
     ``last_interval_percent``: fall of the held-out loss between its last two evaluations, in percent of its whole fall.
-    Near 0 the curve has flattened; at N evaluations a straight line would have 100 / N.
+    Near 0 the curve has flattened; at N evaluations a straight line would have 100 / N. NaN where the loss ends as it
+    began, as that of a head that was measured once.
     """
     columns = [*RUN, "objective", "learning_rate", "steps", "tokens", "seconds", "tokens_per_second", "initialisation"]
     columns += ["inputs", "precision", "training_threads", "mlm_loss", "mlm_accuracy"]
-    falls = results.curves.groupby(RUN, sort=False)["loss"].agg(
-        lambda losses: 100 * (losses.iloc[-2:].iloc[0] - losses.iloc[-1]) / (losses.iloc[0] - losses.iloc[-1])
-    )
-    falls = falls.rename("last_interval_percent").reset_index()
+    losses = results.curves.groupby(RUN, sort=False)["loss"]
+    last = losses.agg(lambda curve: curve.iloc[-2:].iloc[0] - curve.iloc[-1])
+    whole = losses.agg(lambda curve: curve.iloc[0] - curve.iloc[-1])
+    falls = (100 * last / whole.where(whole != 0)).rename("last_interval_percent").reset_index()
     table = results.runs.reindex(columns=columns).dropna(subset="objective").merge(falls, how="left", on=RUN)
     return table.astype({"steps": int, "tokens": int, "training_threads": int})
 
 
-def headline(results: Results, summary: pd.DataFrame, scores: xr.DataArray) -> dict[str, Any]:
+def headline(
+    comparison: Comparison, summary: pd.DataFrame, scores: xr.DataArray, latency: pd.DataFrame | None = None
+) -> dict[str, Any]:
     """Each student's best method, chosen on development data and reported on test data, as plain values for JSON.
 
     Per student: method, development and test macro, retained_percent with its interval, latency_ms and speed_up at the
-    smallest batch size and number of threads, and margin_over_none and margin_over_mlm (difference of test macros in
-    points of 0-100, with interval, paired by task and seeds), left out where the grid lacks that baseline. Undefined
-    intervals are None. What intervals cover: :func:`summary`.
+    smallest batch size and number of threads, left out where nothing is timed, and margin_over_none and margin_over_mlm
+    (difference of test macros in points of 0-100, with interval, paired by task and seeds), left out where the grid
+    lacks that baseline. Undefined intervals are None. What intervals cover: :func:`summary`.
 
     Args:
-        summary: the table of :func:`summary`. scores: :func:`statistics.score_array`.
+        summary: the table of :func:`summary`. scores: :func:`statistics.score_array`. latency: :func:`timed`.
     """
-    latency = timed(results)
     teacher = summary[summary["method"] == TEACHER].iloc[0]
     students = {}
     for best in summary[summary["selected"]].itertuples():
         values = {"method": best.method}
         values |= {name: _rounded(getattr(best, name), 4) for name in ("development", "test")}
         values |= {f"retained_percent{end}": _rounded(100 * getattr(best, f"retained{end}"), 1) for end in ENDS}
-        values["speed_up"] = _rounded(latency.loc[best.student, "speed_up"], 2)
-        values["latency_ms"] = _rounded(1000 * latency.loc[best.student, "median_seconds"], 2)
+        if latency is not None:
+            values["speed_up"] = _rounded(latency.loc[best.student, "speed_up"], 2)
+            values["latency_ms"] = _rounded(1000 * latency.loc[best.student, "median_seconds"], 2)
         for baseline in (FLOOR, BASELINE):
             if baseline in scores["method"] and baseline != best.method:
                 values |= _margin(best.method, baseline, best.student, scores)
         students[best.student] = values
     return {
-        "profile": results.comparison.profile,
-        "setting": results.comparison.setting,
+        "profile": comparison.profile,
+        "setting": comparison.setting,
         "teacher": {"development": _rounded(teacher["development"], 4), "test": _rounded(teacher["test"], 4)},
         "students": students,
     }
@@ -250,7 +253,7 @@ def comparison_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "selection": {"retained": 1, "floor": 1, "regret": 1, "rank_correlation": 2},
     }
     digits |= {} if analysis.per_language.empty else {"per_language": 4}
-    digits |= dict.fromkeys(("verdicts", "contrasts", "differences", "aggregates"), 4)
+    digits |= dict.fromkeys(("verdicts", "contrasts", "differences", "aggregates", "recommendation"), 4)
     return {"per_task": scores.round(4)} | {name: getattr(analysis, name).round(d) for name, d in digits.items()}
 
 

@@ -1,0 +1,186 @@
+"""Which student to ship: what a profile recommends, under which conditions, and what others do, as readers see it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+from pandas.io.formats.style import Styler
+
+from study.analysis.answers import answers, card
+from study.analysis.figures.budgets import GROUP_WORDS
+from study.analysis.figures.style import NOTHING, interval, label, millions, number, percent, short, with_interval
+from study.analysis.numbers.recommendation import FINE_TUNED, read_recommendations
+from study.analysis.numbers.results import TEACHER
+from study.analysis.pages import INDEX_PAGE, link, other_profiles
+from study.analysis.presentation import styled
+from study.descriptions import Comparison
+from study.files import profile_of
+from study.plan import Plan
+
+TASKS = GROUP_WORDS | {FINE_TUNED: "fine-tuned tasks"}
+#: Kind of task -> what closes most of the gap on it, as a column.
+GAPS = {kind: f"closes most of the gap on {TASKS[kind]}" for kind in ("context", "sentence")}
+#: Analyses that recommend: the first that a profile has does.
+ANALYSES = ("comparison", "budgets")
+NOT_TIMED = "not measured in this profile"
+
+
+def recommendations(plan: Plan) -> pd.DataFrame:
+    """What the profile recommends in its settings (:mod:`numbers.recommendation`); without rows if it compares nothing.
+
+    Students are judged by score and time where the profile has a comparison, else by the scores of its budgets.
+    """
+    made = next((name for name in ANALYSES if name in plan.analyses()), None)
+    layouts = [plan.layout(comparison.setting) for comparison in plan.of(Comparison) if made]
+    return read_recommendations([layout.analysis(str(made)) for layout in layouts])
+
+
+def _settings(advice: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every setting with the rows of its students by the first of its groups of tasks."""
+    for setting, own in advice.groupby("setting", sort=False):
+        yield str(setting).capitalize(), own[(own["group"] == own["group"].iloc[0]) & (own["student"] != TEACHER)]
+
+
+def cards(advice: pd.DataFrame) -> HTML | None:
+    """A card for every recommended student, or one that says why a setting has none."""
+    shown = []
+    for setting, students in _settings(advice):
+        for row in students[students["recommended"]].to_dict("records"):
+            floor = f"; untrained: {percent(row['floor'])}" if pd.notna(row["floor"]) else ""
+            margin = with_interval((row["margin"], row["margin_low"], row["margin_high"]), 1, "+")
+            times, milliseconds = number(row["speed_up"], 1), number(row["budget_ms"], 1)
+            lines = [
+                f"of the teacher's score kept by {label(row['method'])}",
+                f"95 % interval {_between(row)}{floor}",
+                f"over the untrained: {margin} points" if floor else "",
+                f"{times} times the teacher's speed: {milliseconds} ms a sequence",
+                f"the best of {row['methods']} methods on development data, after {millions(row['tokens'])} tokens",
+                f"not told apart from {_alike(row)}" if row["alike"] else "",
+                row["because"],
+            ]
+            if pd.isna(row["speed_up"]):
+                lines[3] = f"speed: {NOT_TIMED}"
+            shown.append(card(f"{setting}: {row['student']}", percent(row["retained"]), *filter(None, lines)))
+        if not students["recommended"].any():
+            reasons = dict.fromkeys(reason for text in students["because"] for reason in text.split("; ") if reason)
+            shown.append(card(setting, "No recommendation", f"because: {'; '.join(reasons)}"))
+    return answers(shown)
+
+
+def _between(row: dict[str, Any]) -> str:
+    return interval(row["retained_low"], row["retained_high"], 1).strip(" ()") or "unknown"
+
+
+def _alike(row: dict[str, Any]) -> str:
+    """The methods that a recommended one is not told apart from."""
+    named = [short(method) for method in row["alike"].split(",") if method]
+    return "any other" if len(named) == row["methods"] - 1 else ", ".join(named) or NOTHING
+
+
+def table(advice: pd.DataFrame) -> Styler | None:
+    """For every budget of time what to take, from the largest budget down; what is not recommended, and why."""
+    rows = []
+    students = advice[advice["student"] != TEACHER]
+    for row in students.to_dict("records"):
+        why = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
+        rows.append(
+            {"setting": row["setting"].capitalize(), "tasks": TASKS[row["group"]]}
+            | {"take": row["student"] if row["recommended"] else f"({row['student']})"}
+            | {"distilled by": label(row["method"]), "not told apart from": _alike(row)}
+            | {"score kept (interval)": with_interval((row["retained"], row["retained_low"], row["retained_high"]), 1)}
+            | {"floor": number(row["floor"], 1)}
+            | {"ms a sequence": number(row["budget_ms"], 1), "times as fast": number(row["speed_up"], 1)}
+            | {"recommended": why}
+        )
+    how = "Take a setting's first row whose time you have, on another machine by times as fast."
+    if students["speed_up"].isna().all():
+        how = f"Speed was {NOT_TIMED}: scores alone decide."
+    caption = f"Score kept, and floor: in percent of the teacher's. {how}"
+    looks: dict[str, Any] = {"words": ["setting", "take"], "groups": "setting"}
+    looks["wide"] = ["tasks", "distilled by", "not told apart from", "recommended"]
+    return styled(rows, "recommendation", caption, **looks)
+
+
+def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
+    """What the profile's recommendations are conditional on, a sentence for every setting, and where others stand."""
+    asked = {comparison.setting.capitalize(): comparison.tasks for comparison in plan.of(Comparison)}
+    said = []
+    for setting, students in _settings(advice):
+        row = students.iloc[0]
+        tasks, languages = row["tasks"].split(","), row["languages"].split(",")
+        spoken = "English" if languages == ["en"] else f"{len(languages)} languages ({', '.join(languages)})"
+        left_out = [task for task in asked[setting] if task not in tasks]
+        beside = f"; not in it: {', '.join(left_out)}, which is scored without fine-tuning" if left_out else ""
+        mean = f"the score is the mean of {', '.join(tasks)}, in {spoken}{beside}"
+        names = " or ".join(students["student"])
+        said.append(f"<b>{setting}</b>: {names} after {millions(row['tokens'])} tokens; {html.escape(mean)}.")
+    if not said:
+        return None
+    others = [_profile(folder, plan) for folder in other_profiles(plan) if _page(folder).is_file()]
+    elsewhere = f" Other profiles answer for theirs: {', '.join(others)}." if others else ""
+    lead = f"This answer of profile {html.escape(plan.profile)} holds for:"
+    listed = "".join(f"<li>{sentence}</li>\n" for sentence in said)
+    return HTML(f"<p>{lead}</p>\n<ul>\n{listed}</ul>\n<p>{elsewhere.strip()}</p>")
+
+
+def others(plan: Plan) -> Styler | None:
+    """What other profiles recommend, and what closes most of the gap in them, from their result files."""
+    rows, pages = [], dict[str, str]()
+    for folder in other_profiles(plan):
+        profile, made = profile_of(folder), _recommending(folder)
+        if _page(folder).is_file():
+            pages[profile] = _profile(folder, plan)
+        for setting, students in _settings(read_recommendations(made)):
+            first = students.iloc[0]
+            file = folder / "reports" / "budgets" / first["setting"] / "gap.csv"
+            gap = pd.read_csv(file).query("tokens == @first.tokens") if file.is_file() else None
+            facts = {"profile": profile, "setting": setting, "tokens": millions(first["tokens"])}
+            taken = students[students["recommended"]]
+            for row in (taken if len(taken) else students.iloc[:1]).to_dict("records"):
+                kept = f"{label(row['method'])}: {percent(row['retained'])}, floor {percent(row['floor'])}"
+                named = row["student"] if len(taken) else " or ".join(students["student"])
+                rows.append(
+                    facts
+                    | {"student": named, "takes": kept if len(taken) else f"nothing: {row['because']}"}
+                    | {words: _most(gap, kind) for kind, words in GAPS.items()}
+                    | {"tasks": row["tasks"].replace(",", ", ")}
+                )
+    caption = (
+        "Takes: with the score kept in percent of the profile's own teacher, over its own tasks; gap: between untrained"
+        " student and teacher on tasks of that kind. Teachers, tasks and tokens differ: compare within a row."
+    )
+    looks: dict[str, Any] = {"words": ["profile", "setting", "student"], "groups": "profile"}
+    looks["wide"] = ["takes", *GAPS.values(), "tasks"]
+    shown = styled(rows, "others", caption, **looks)
+    return shown.format(lambda name: pages.get(name, html.escape(name)), subset=["profile"]) if shown else None
+
+
+def _most(gap: pd.DataFrame | None, kind: str) -> str:
+    own = gap[gap["group"] == kind] if gap is not None else pd.DataFrame()
+    if own.empty:
+        return NOTHING
+    best = own.loc[own["closed"].idxmax()]
+    if not best["learnt"]:
+        return "nothing learnt"
+    return f"{short(best['method'])}: {with_interval((best['closed'], best['low'], best['high']), 0)} %"
+
+
+def _recommending(folder: Path) -> list[Path]:
+    """The folders of the analyses of a profile's settings that recommend."""
+    made = (sorted((folder / "reports" / name).glob("*")) for name in ANALYSES)
+    return next((found for found in made if found), [])
+
+
+def _page(folder: Path) -> Path:
+    return folder / "reports" / "html" / INDEX_PAGE
+
+
+def _profile(folder: Path, plan: Plan) -> str:
+    """A profile as a link from this one's pages to its own."""
+    target = html.escape(link(_page(folder), _page(plan.folder).parent))
+    return f'<a href="{target}">{html.escape(profile_of(folder))}</a>'
