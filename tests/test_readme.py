@@ -112,6 +112,37 @@ def test_the_page_on_evidence_states_what_methods_gain_by_kind_of_teacher() -> N
             assert cell.strip() == (f"**{value}**" if sure else value), (words, column)
 
 
+def test_the_page_on_methods_states_what_pruned_students_close() -> None:
+    folder = ROOT / "profiles" / "pruning" / "reports" / "budgets" / "english"
+    closed = {(r["group"], r["budget"], r["method"]): r for r in rows(folder / "gap.csv")}
+    page = (ROOT / "docs" / "methods.md").read_text()
+    (table,) = re.findall(r"\| layers that stay .*?\n\n", page, re.S)
+    shown = re.findall(r"^\| `([\w+-]+)`[^|]*\|[^|]*\|(.*)\|$", table, re.M)
+    assert {("context", "base", method) for method, _ in shown} == {
+        key for key in closed if key[:2] == ("context", "base")
+    }
+    columns = [(group, budget) for group in ("context", "sentence") for budget in ("base", "more")]
+    for method, cells in shown:
+        for column, cell in zip(columns, cells.split("|"), strict=True):
+            row = closed.get((*column, method))
+            values = [float(row[key]) for key in ("closed", "low", "high")] if row else []
+            assert cell.strip() == ("{:.1f} ({:.1f} to {:.1f})".format(*values) if row else ""), (method, column)
+
+
+def test_readme_states_which_layers_to_keep() -> None:
+    folder = ROOT / "profiles" / "pruning" / "reports" / "budgets" / "english"
+    closed = {
+        (r["budget"], r["method"]): float(r["closed"]) for r in rows(folder / "gap.csv") if r["group"] == "context"
+    }
+    others = [value for (_, method), value in closed.items() if method in ("mlm", "hs-uniform+last")]
+    assert len(others) == 4 and closed["base", "pruned-bottom"] > max(others)
+    picks = {r["group"]: r for r in rows(folder / "recommendation.csv") if r["student"] != "teacher"}
+    for group, method in (("context", "pruned-bottom-mlm"), ("all", "pruned-bottom-hs")):
+        assert picks[group]["method"] == method and picks[group]["tokens"] == "2048000"
+        assert not {"mlm", "hs-uniform+last"} & set(picks[group]["alike"].split(","))
+    assert "at 2 million tokens too; trained, they are told apart from both" in " ".join(README.split())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
