@@ -34,8 +34,7 @@ from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
-from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
-from study.analysis.numbers.statistics import differences as paired
+from study.analysis.numbers.statistics import BOTH_SEEDS, MEAN, TOLD_APART, covered
 
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
@@ -350,14 +349,9 @@ def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
 
 def differences(analysis: Analysis) -> list[Styler | None]:
     """Paired differences between all methods, a matrix for each student and, of several, one for their mean."""
-    students = analysis.scores["student"].to_numpy().tolist()
-    each = {student: paired(analysis.scores.sel(student=[student])) for student in students}
-    every = {"Mean over students": analysis.differences} if len(students) > 1 else {}
-    tables = each | every
-    said = [f"{name}: points" for name in tables]
-    said[-1] += " (intervals: differences.csv below)"
-    shown = enumerate(zip(said, tables.values(), strict=True))
-    return [_matrix(analysis, what, table, f"differences-{place}") for place, (what, table) in shown]
+    tables = enumerate(analysis.differences.groupby("student", sort=False))
+    said, how = {MEAN: "Mean over students"}, "points (intervals: differences.csv below)"
+    return [_matrix(analysis, f"{said.get(s, s)}: {how}", own, f"differences-{place}") for place, (s, own) in tables]
 
 
 def _matrix(analysis: Analysis, what: str, table: pd.DataFrame, name: str) -> Styler | None:

@@ -131,7 +131,7 @@ def quality_latency(analysis: Analysis) -> Figure:
     tops = table.assign(top=table["high"].where(table["best"])).groupby("student")[["test", "top"]].max().max(axis=1)
     ordered = latency[[*analysis.comparison.students, TEACHER]].sort_values()
     for place, (model, x) in enumerate(ordered.items()):
-        side = "left" if 0 < place < len(ordered) - 1 else "right"
+        side = {0: "center", len(ordered) - 1: "right"}.get(place, "left")
         note(axes, f"{model}\n{x:.3g} ms", (x, tops[model]), (0, 5), ha=side, va="bottom", fontsize=8)
     for row in analysis.beside.itertuples():
         at = (row.milliseconds, 100 * row.macro)

@@ -64,10 +64,10 @@ STYLES = {
     "pruned": Style("pruned: every other layer", "#737373", "^", "//"),
     "pruned-top": Style("pruned: last layers", "#a3447c", "v", "||"),
     "pruned-bottom": Style("pruned: first layers", "#557a00", "D", ""),
-    "pruned-mlm": Style("pruned: every other, MLM", "#262626", "^", "xx"),
-    "pruned-bottom-mlm": Style("pruned: first, MLM", "#595959", "D", "oo"),
-    "pruned-hs": Style("pruned: every other, HS", "#2578b8", "p", "--"),
-    "pruned-bottom-hs": Style("pruned: first, HS", "#00441b", "d", ".."),
+    "pruned-mlm": Style("pruned: every other + MLM", "#262626", "^", "xx"),
+    "pruned-bottom-mlm": Style("pruned: first + MLM", "#595959", "D", "oo"),
+    "pruned-hs": Style("pruned: every other + HS", "#2578b8", "p", "--"),
+    "pruned-bottom-hs": Style("pruned: first + HS", "#00441b", "d", ".."),
 }
 SPARE = [("#0e7a56", "P"), ("#a3447c", "h"), ("#557a00", "d"), ("#6a51a3", "8"), ("#00441b", "H")]
 STUDENT_STYLES = [("#0072b2", "o"), ("#9a6700", "s"), ("#005c44", "^"), ("#a3447c", "D"), ("#4d4d4d", "v")]

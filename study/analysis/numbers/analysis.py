@@ -36,7 +36,6 @@ class Analysis:
     macro = cached_property(lambda own: macro(own.results))
     summary = cached_property(lambda own: tables.summary(own.macro, own.scores, own.teacher_scores))
     headline = cached_property(lambda own: tables.headline(own.comparison, own.summary, own.scores, own.timed))
-    recommendation = cached_property(lambda own: recommendation(own.headline, own.scores, own._place(), own.timed))
     selection = cached_property(lambda own: selection(own.results, own.summary))
     per_task = cached_property(lambda own: tables.per_task(own.results, own.summary))
     per_language = cached_property(lambda own: tables.per_language(own.results))
@@ -67,10 +66,12 @@ class Analysis:
         rows = own.per_task[own.per_task["student"] == REFERENCE]
         return rows.assign(milliseconds=1000 * rows["method"].map(own.timed["median_seconds"]))
 
-    def _place(self) -> dict[str, Any]:
+    @cached_property
+    def recommendation(self) -> pd.DataFrame:
         main = self.results.scores[self.results.scores["main"]]
-        names = {f"{column}s": ",".join(main[column].unique()) for column in ("task", "language")}
-        return {"group": FINE_TUNED} | names | {"tokens": self.comparison.tokens}
+        place: dict[str, Any] = {f"{column}s": ",".join(main[column].unique()) for column in ("task", "language")}
+        place |= {"group": FINE_TUNED, "tokens": self.comparison.tokens}
+        return recommendation(self.headline, self.scores, self.differences, place, self.timed)
 
     def _placed(self, table: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "setting", self.setting)

@@ -38,7 +38,11 @@ _NUMBERS += ["margin", "margin_low", "margin_high", "loss"]
 
 
 def recommendation(
-    headline: dict[str, Any], scores: xr.DataArray, place: dict[str, Any], latency: pd.DataFrame | None = None
+    headline: dict[str, Any],
+    scores: xr.DataArray,
+    pairs: pd.DataFrame,
+    place: dict[str, Any],
+    latency: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """What to take for every budget of latency, from the largest budget down, one row per model.
 
@@ -54,12 +58,12 @@ def recommendation(
     student keeps; NaN where it was not run), margin, margin_low, margin_high (points of macro test score, 0-100, over
     the floor), loss (points below the teacher), recommended, because (why it is not; of one that is, what is not shown
     of it), alike (trained methods that the student's own is not told apart from, joined by commas:
-    :func:`statistics.differences` of this student, corrected over all pairs of its methods).
+    ``pairs``, corrected over all pairs of the student's methods).
 
     Args:
-        headline: :func:`tables.headline`. scores: :func:`statistics.score_array`. place: group (of tasks), tasks and
-            languages (names joined by commas) of the scores, and tokens that a student read. latency:
-            :func:`tables.timed`.
+        headline: :func:`tables.headline`. scores: :func:`statistics.score_array`. pairs: their
+            :func:`statistics.differences`. place: group (of tasks), tasks and languages (names joined by commas) of the
+            scores, and tokens that a student read. latency: :func:`tables.timed`.
 
     Source: this study's choice.
     """
@@ -78,7 +82,8 @@ def recommendation(
             row |= {"floor": 100 * float(of_method(scores, FLOOR, student).mean()) / ceiling}
         row |= {f"margin{end}": best.get(f"margin_over_{FLOOR}{end}") for end in ("", "_low", "_high")}
         row |= {"loss": 100 * (ceiling - best["test"]), "recommended": not against}
-        row |= {"because": against or _unsure(best), "alike": ",".join(_alike(best["method"], student, scores))}
+        alike = _alike(best["method"], pairs[pairs["student"] == student])
+        row |= {"because": against or _unsure(best), "alike": ",".join(alike)}
         rows.append(row)
     teacher = shared | {"student": TEACHER, "method": TEACHER, "retained": 100.0, "loss": 0.0, "methods": 0}
     if latency is not None:
@@ -121,7 +126,8 @@ def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:
     languages = dict.fromkeys(name for scored in own["languages"] for name in scored)
     place: dict[str, Any] = {"group": group, "tasks": ",".join(own["task"].unique())}
     place |= {"languages": ",".join(languages), "tokens": budgets.tokens[budget]}
-    return recommendation(headline_of(budgets.comparison, summary(macro, scores, teacher), scores), scores, place)
+    headline = headline_of(budgets.comparison, summary(macro, scores, teacher), scores)
+    return recommendation(headline, scores, differences(scores), place)
 
 
 def read_recommendations(folders: Sequence[Path]) -> pd.DataFrame:
@@ -150,9 +156,8 @@ def _unsure(best: dict[str, Any]) -> str:
     return "not shown to beat training without a teacher" if unsure else ""
 
 
-def _alike(best: str, student: str, scores: xr.DataArray) -> list[str]:
+def _alike(best: str, table: pd.DataFrame) -> list[str]:
     """Trained methods that the student's best one is not told apart from, in the order of the grid."""
-    table = differences(scores.sel(student=[student]))
     pairs = table[(table["first"] == best) | (table["second"] == best)]
     others = np.where(pairs["first"] == best, pairs["second"], pairs["first"])
     told = (pairs["p_holm"] <= TOLD_APART) & (pairs["covers"] == BOTH_SEEDS)

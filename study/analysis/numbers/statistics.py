@@ -34,6 +34,8 @@ TOLD_APART = 0.05
 RESAMPLES = 10_000
 PROFILE = (0.80, 0.90, 0.95, 1.00)
 BOTH_SEEDS, FINETUNING_SEEDS = "distillation and fine-tuning seeds", "fine-tuning seeds only"
+#: What stands for a student where it is the mean over all of them.
+MEAN = "mean"
 #: Dimensions of one method's scores.
 AXES = ("student", "task", "distillation_seed", "finetuning_seed")
 
@@ -417,15 +419,28 @@ def aggregates(scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
 def differences(scores: xr.DataArray) -> pd.DataFrame:
     """Paired differences of macro test scores between all pairs of methods, in points of 0-100, one row per pair.
 
-    Columns: first, second, effect = first - second (mean over student x task x seeds, paired by all of them), low, high
-    (95 %, :class:`Pooled`), covers, p (two-sided, of no difference), p_holm (corrected over all pairs of the setting:
-    the family, this study's choice), probability_of_improvement.
+    Pairs of each student and, of several, of their mean (``student`` is :data:`MEAN`).
+
+    Columns: student, first, second, effect = first - second (mean over student x task x seeds, paired by all of them),
+    low, high (95 %, :class:`Pooled`), covers, p (two-sided, of no difference), p_holm (corrected over all pairs of the
+    student: the family, this study's choice), probability_of_improvement.
 
     With one distillation seed p is about fine-tuning alone: it does not tell methods apart.
 
     Args:
         scores: (method, *AXES).
     """
+    students = scores["student"].to_numpy().tolist()
+    parts = {student: scores.sel(student=[student]) for student in students}
+    parts |= {MEAN: scores} if len(students) > 1 else {}
+    tables = []
+    for student, own in parts.items():
+        tables.append(_pairs(own))
+        tables[-1].insert(0, "student", student)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _pairs(scores: xr.DataArray) -> pd.DataFrame:
     rows, methods = [], by_method(scores)
     pooled = pool(methods)
     for first, second in itertools.combinations(methods, 2):
