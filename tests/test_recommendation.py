@@ -10,8 +10,8 @@ from constructed_results import SPLITS, latency_result, make_study, run_result, 
 
 from study.analysis import advice, presentation
 from study.analysis.numbers.published import PUBLISHED
-from study.analysis.numbers.statistics import TOLD_APART, differences
-from study.analysis.numbers.tables import write_comparison
+from study.analysis.numbers.statistics import TOLD_APART
+from study.analysis.numbers.tables import differences, write_comparison
 from study.execution import declared_parameters
 from study.files import write_file
 from study.plan import resolve

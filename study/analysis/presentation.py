@@ -34,7 +34,8 @@ from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
-from study.analysis.numbers.statistics import BOTH_SEEDS, MEAN, TOLD_APART, covered
+from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
+from study.analysis.numbers.tables import MEAN
 
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"

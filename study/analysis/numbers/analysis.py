@@ -42,8 +42,8 @@ class Analysis:
     costs = cached_property(lambda own: tables.costs(own.results))
     distillation = cached_property(lambda own: tables.distillation(own.results))
     sampling_error = cached_property(lambda own: tables.sampling_error(own.results))
-    aggregates = cached_property(lambda own: own._placed(statistics.aggregates(own.scores, own.teacher_scores)))
-    differences = cached_property(lambda own: own._placed(statistics.differences(own.scores)))
+    aggregates = cached_property(lambda own: own._placed(tables.aggregates(own.scores, own.teacher_scores)))
+    differences = cached_property(lambda own: own._placed(tables.differences(own.scores)))
 
     #: Rows beside the students: of ``per_task``, with ``milliseconds`` of a sequence as in ``timed``; empty: none.
     beside = cached_property(lambda own: own._beside())

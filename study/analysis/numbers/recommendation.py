@@ -18,11 +18,10 @@ from study.analysis.numbers.statistics import (
     TOLD_APART,
     complete_array,
     covered,
-    differences,
     of_method,
 )
+from study.analysis.numbers.tables import differences, summary
 from study.analysis.numbers.tables import headline as headline_of
-from study.analysis.numbers.tables import summary
 from study.descriptions import TEACHER
 
 #: Name of its table among those of an analysis.
@@ -62,7 +61,7 @@ def recommendation(
 
     Args:
         headline: :func:`tables.headline`. scores: :func:`statistics.score_array`. pairs: their
-            :func:`statistics.differences`. place: group (of tasks), tasks and languages (names joined by commas) of the
+            :func:`tables.differences`. place: group (of tasks), tasks and languages (names joined by commas) of the
             scores, and tokens that a student read. latency: :func:`tables.timed`.
 
     Source: this study's choice.

@@ -13,7 +13,6 @@ of several runs.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ import xarray as xr
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from study.analysis.numbers.results import BASELINE, FLOOR, Results
+from study.analysis.numbers.results import FLOOR, Results
 from study.descriptions import TEACHER
 from study.files import StudyError
 
@@ -34,8 +33,6 @@ TOLD_APART = 0.05
 RESAMPLES = 10_000
 PROFILE = (0.80, 0.90, 0.95, 1.00)
 BOTH_SEEDS, FINETUNING_SEEDS = "distillation and fine-tuning seeds", "fine-tuning seeds only"
-#: What stands for a student where it is the mean over all of them.
-MEAN = "mean"
 #: Dimensions of one method's scores.
 AXES = ("student", "task", "distillation_seed", "finetuning_seed")
 
@@ -386,75 +383,6 @@ def performance_profile(scores: xr.DataArray, thresholds: Sequence[float] = PROF
     Source: Dolan & Moré (2002); as distributions of runs in Agarwal et al. (2021), 2108.13264.
     """
     return np.array([(scores.to_numpy() > threshold).mean() for threshold in thresholds])
-
-
-def aggregates(scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
-    """Every method over all students and tasks, in percent of the teacher's score of the task, one row per method.
-
-    Columns: method, runs (distilled models), covers (the seeds behind the interval), iqm, iqm_low, iqm_high
-    (:func:`interquartile_mean`), improvement_over_mlm (:func:`probability_of_improvement`; NaN without ``mlm``), and
-    above_80 ... above_100: percent of fine-tuned models above that share of the teacher (:func:`performance_profile`).
-
-    Args:
-        scores: (method, *AXES). teacher: (task, finetuning_seed).
-    """
-    ceiling, rows = teacher.mean("finetuning_seed", skipna=False), []
-    methods = scores["method"].to_numpy().tolist()
-    for method in methods:
-        runs = of_method(scores, method)
-        with xr.set_options(arithmetic_join="exact"):
-            shares = runs / ceiling
-            value, low, high = interquartile_mean(100 * runs / ceiling, np.random.default_rng(list(method.encode())))
-        compared = method != BASELINE and BASELINE in methods
-        over = probability_of_improvement(runs, of_method(scores, BASELINE)) if compared else np.nan
-        profile = 100 * performance_profile(shares)
-        rows.append(
-            {"method": method, "runs": models(runs), "covers": covered(runs)}
-            | {"iqm": value, "iqm_low": low, "iqm_high": high, "improvement_over_mlm": over}
-            | {f"above_{100 * threshold:.0f}": share for threshold, share in zip(PROFILE, profile, strict=True)}
-        )
-    return pd.DataFrame(rows)
-
-
-def differences(scores: xr.DataArray) -> pd.DataFrame:
-    """Paired differences of macro test scores between all pairs of methods, in points of 0-100, one row per pair.
-
-    Pairs of each student and, of several, of their mean (``student`` is :data:`MEAN`).
-
-    Columns: student, first, second, effect = first - second (mean over student x task x seeds, paired by all of them),
-    low, high (95 %, :class:`Pooled`), covers, p (two-sided, of no difference), p_holm (corrected over all pairs of the
-    student: the family, this study's choice), probability_of_improvement.
-
-    With one distillation seed p is about fine-tuning alone: it does not tell methods apart.
-
-    Args:
-        scores: (method, *AXES).
-    """
-    students = scores["student"].to_numpy().tolist()
-    parts = {student: scores.sel(student=[student]) for student in students}
-    parts |= {MEAN: scores} if len(students) > 1 else {}
-    tables = []
-    for student, own in parts.items():
-        tables.append(_pairs(own))
-        tables[-1].insert(0, "student", student)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _pairs(scores: xr.DataArray) -> pd.DataFrame:
-    rows, methods = [], by_method(scores)
-    pooled = pool(methods)
-    for first, second in itertools.combinations(methods, 2):
-        effect = pooled.effect([first], [second])
-        rows.append(
-            {"first": first, "second": second}
-            | effect.named("effect")
-            | {"covers": covered(methods[first]), "p": two_sided(effect)}
-            | {"probability_of_improvement": probability_of_improvement(methods[first], methods[second])}
-        )
-    columns = ["first", "second", "effect", "low", "high", "covers", "p"]
-    table = pd.DataFrame(rows, columns=[*columns, "probability_of_improvement"])
-    table.insert(len(columns), "p_holm", holm(table["p"]))
-    return table
 
 
 def two_sided(effect: Estimate) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,13 +13,30 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL, RUN, Results
-from study.analysis.numbers.statistics import by_method, estimate, of_method, pool, replicates, share_of_teacher
+from study.analysis.numbers.statistics import (
+    PROFILE,
+    by_method,
+    covered,
+    estimate,
+    holm,
+    interquartile_mean,
+    models,
+    of_method,
+    performance_profile,
+    pool,
+    probability_of_improvement,
+    replicates,
+    share_of_teacher,
+    two_sided,
+)
 from study.descriptions import TEACHER, Comparison
 from study.files import write_file, write_json
 
 if TYPE_CHECKING:
     from study.analysis.numbers.analysis import Analysis
 
+#: What stands for a student where it is the mean over all of them.
+MEAN = "mean"
 #: What the names of a value and of its bounds end in.
 ENDS = ("", "_low", "_high")
 
@@ -164,6 +182,76 @@ def distillation(results: Results) -> pd.DataFrame:
     falls = (100 * last / whole.where(whole != 0)).rename("last_interval_percent").reset_index()
     table = results.runs.reindex(columns=columns).dropna(subset="objective").merge(falls, how="left", on=RUN)
     return table.astype({"steps": int, "tokens": int, "training_threads": int})
+
+
+def aggregates(scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
+    """Every method over all students and tasks, in percent of the teacher's score of the task, one row per method.
+
+    Columns: method, runs (distilled models), covers (the seeds behind the interval), iqm, iqm_low, iqm_high
+    (:func:`statistics.interquartile_mean`), improvement_over_mlm (:func:`statistics.probability_of_improvement`; NaN
+    without ``mlm``), and above_80 ... above_100: percent of fine-tuned models above that share of the teacher
+    (:func:`statistics.performance_profile`).
+
+    Args:
+        scores: (method, *AXES). teacher: (task, finetuning_seed).
+    """
+    ceiling, rows = teacher.mean("finetuning_seed", skipna=False), []
+    methods = scores["method"].to_numpy().tolist()
+    for method in methods:
+        runs = of_method(scores, method)
+        with xr.set_options(arithmetic_join="exact"):
+            shares = runs / ceiling
+            value, low, high = interquartile_mean(100 * runs / ceiling, np.random.default_rng(list(method.encode())))
+        compared = method != BASELINE and BASELINE in methods
+        over = probability_of_improvement(runs, of_method(scores, BASELINE)) if compared else np.nan
+        profile = 100 * performance_profile(shares)
+        rows.append(
+            {"method": method, "runs": models(runs), "covers": covered(runs)}
+            | {"iqm": value, "iqm_low": low, "iqm_high": high, "improvement_over_mlm": over}
+            | {f"above_{100 * threshold:.0f}": share for threshold, share in zip(PROFILE, profile, strict=True)}
+        )
+    return pd.DataFrame(rows)
+
+
+def differences(scores: xr.DataArray) -> pd.DataFrame:
+    """Paired differences of macro test scores between all pairs of methods, in points of 0-100, one row per pair.
+
+    Pairs of each student and, of several, of their mean (``student`` is :data:`MEAN`).
+
+    Columns: student, first, second, effect = first - second (mean over student x task x seeds, paired by all of them),
+    low, high (95 %, :class:`statistics.Pooled`), covers, p (two-sided, of no difference), p_holm (corrected over all
+    pairs of the student: the family, this study's choice), probability_of_improvement.
+
+    With one distillation seed p is about fine-tuning alone: it does not tell methods apart.
+
+    Args:
+        scores: (method, *AXES).
+    """
+    students = scores["student"].to_numpy().tolist()
+    parts = {student: scores.sel(student=[student]) for student in students}
+    parts |= {MEAN: scores} if len(students) > 1 else {}
+    tables = []
+    for student, own in parts.items():
+        tables.append(_pairs(own))
+        tables[-1].insert(0, "student", student)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _pairs(scores: xr.DataArray) -> pd.DataFrame:
+    rows, methods = [], by_method(scores)
+    pooled = pool(methods)
+    for first, second in itertools.combinations(methods, 2):
+        effect = pooled.effect([first], [second])
+        rows.append(
+            {"first": first, "second": second}
+            | effect.named("effect")
+            | {"covers": covered(methods[first]), "p": two_sided(effect)}
+            | {"probability_of_improvement": probability_of_improvement(methods[first], methods[second])}
+        )
+    columns = ["first", "second", "effect", "low", "high", "covers", "p"]
+    table = pd.DataFrame(rows, columns=[*columns, "probability_of_improvement"])
+    table.insert(len(columns), "p_holm", holm(table["p"]))
+    return table
 
 
 def headline(
