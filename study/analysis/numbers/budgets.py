@@ -58,7 +58,7 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
     """Read the result files of every budget.
 
     Raises:
-        StudyError: files are missing (all are named), invalid, of another run than their place says, or were made with
+        StudyError: files are missing, invalid, of another run than their place says, or were made with
             other package versions than most.
     """
     cells = [(TEACHER, TEACHER, 0, BASE_BUDGET), *((*cell, BASE_BUDGET) for cell in comparison.cells())]
