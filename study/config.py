@@ -120,7 +120,7 @@ class Params(Section):
         """What is wrong between sections; what comes later rests on what comes before it."""
         yield from self._problems_of_names()
         yield from self._problems_of_tasks()
-        yield from self._problems_of_tuning()
+        yield from self._problems_of_seeds()
         grid = self.grid
         for setting in grid.settings:
             yield from self._problems_of_adaptation(setting)
@@ -211,14 +211,16 @@ class Params(Section):
             if not self.learnt_tasks(setting):
                 yield f"{key} = {chosen.tasks} are probes alone; allowed: at least one task that is learnt"
 
-    def _problems_of_tuning(self) -> Iterator[str]:
-        """Rates are chosen on a seed that no student of the grid is then judged by."""
+    def _problems_of_seeds(self) -> Iterator[str]:
+        """Rates are chosen on a seed that judges no student; students are set against the floor of their own seed."""
         run = {"grid.seeds": self.grid.seeds}
         named = dict.fromkeys(name for names in self.grid.budgets.values() for name in names)
         run |= {f"budgets.{name}.seeds": self.budgets[name].seeds or [] for name in named}
         for key, seeds in run.items():
             if self.tuning.seed in seeds:
                 yield f"tuning.seed = {self.tuning.seed} is one of {key} = {seeds}; allowed: any other seed"
+            if others := [seed for seed in seeds if seed not in self.grid.seeds]:
+                yield f"{key} = {seeds}: {others[0]} is not in grid.seeds; allowed: some of {self.grid.seeds}"
 
     def _problems_of_adaptation(self, setting: str) -> Iterator[str]:
         """Of the adaptation of a setting's teacher, unless it is taken with its own head."""

@@ -382,6 +382,13 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         ),
         ["tuning.seed = 0", "budgets.long.seeds = [0]", "allowed: any other seed"],
     ),
+    "a seed of a budget without an untrained student": (
+        both(
+            put({"long": {"steps": 9, "seeds": [1, 7]}}, "budgets"),
+            put({"english": ["long"], "multilingual": []}, "grid", "budgets"),
+        ),
+        ["budgets.long.seeds = [1, 7]: 7 is not in grid.seeds; allowed: some of"],
+    ),
     "an adaptation that ends in its warm-up": (
         put(40, "adaptation", "steps"),
         ["adaptation.warmup_steps = 40", "adaptation.steps = 40", "allowed: 0 to 39"],

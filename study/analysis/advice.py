@@ -13,7 +13,17 @@ from pandas.io.formats.style import Styler
 
 from study.analysis.answers import answers, card
 from study.analysis.figures.budgets import GROUP_WORDS
-from study.analysis.figures.style import NOTHING, interval, label, millions, number, percent, short, with_interval
+from study.analysis.figures.style import (
+    NOTHING,
+    interval,
+    label,
+    millions,
+    number,
+    percent,
+    short,
+    titled,
+    with_interval,
+)
 from study.analysis.numbers.recommendation import FINE_TUNED, read_recommendations
 from study.analysis.numbers.results import TEACHER
 from study.analysis.pages import INDEX_PAGE, link, other_profiles
@@ -43,7 +53,7 @@ def recommendations(plan: Plan) -> pd.DataFrame:
 def _settings(advice: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every setting with the rows of its students by the first of its groups of tasks."""
     for setting, own in advice.groupby("setting", sort=False):
-        yield str(setting).capitalize(), own[(own["group"] == own["group"].iloc[0]) & (own["student"] != TEACHER)]
+        yield titled(str(setting)), own[(own["group"] == own["group"].iloc[0]) & (own["student"] != TEACHER)]
 
 
 def cards(advice: pd.DataFrame) -> HTML | None:
@@ -89,7 +99,7 @@ def table(advice: pd.DataFrame) -> Styler | None:
     for row in students.to_dict("records"):
         why = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
         rows.append(
-            {"setting": row["setting"].capitalize(), "tasks": TASKS[row["group"]]}
+            {"setting": titled(row["setting"]), "tasks": TASKS[row["group"]]}
             | {"take": row["student"] if row["recommended"] else f"({row['student']})"}
             | {"distilled by": label(row["method"]), "not told apart from": _alike(row)}
             | {"score kept (interval)": with_interval((row["retained"], row["retained_low"], row["retained_high"]), 1)}
@@ -108,7 +118,7 @@ def table(advice: pd.DataFrame) -> Styler | None:
 
 def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
     """What the profile's recommendations are conditional on, a sentence for every setting, and where others stand."""
-    asked = {comparison.setting.capitalize(): comparison.tasks for comparison in plan.of(Comparison)}
+    asked = {titled(comparison.setting): comparison.tasks for comparison in plan.of(Comparison)}
     said = []
     for setting, students in _settings(advice):
         row = students.iloc[0]

@@ -8,6 +8,7 @@ from typing import Any
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
+from study.analysis.figures.style import titled
 from study.analysis.presentation import styled
 from study.declarations import Origin, OwnTask, OwnText, language_of
 from study.plan import Plan
@@ -50,7 +51,7 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
         place, licence = (origin, "unknown") if origin else ("embedded", "docs/sources.md")
         if isinstance(origin, Origin):
             place, licence = _place(origin), origin.licence or "unknown"
-        facts = {"setting": setting.capitalize(), "what": what, "name": name}
+        facts = {"setting": titled(setting), "what": what, "name": name}
         return facts | {"from": place, "languages": languages, "licence": licence}
 
     teacher = chosen.teacher.name

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from study.analysis import attention, translations
 from study.analysis.chooser import write_chooser
 from study.analysis.figures import comparison as figures
-from study.analysis.figures.style import DPI
+from study.analysis.figures.style import DPI, titled
 from study.analysis.notebooks import write_notebooks
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.budgets import load_budgets
@@ -99,7 +99,7 @@ def write_report(plan: Plan) -> Path:
         nav[""] |= {beside.PAGE: words} if result_file(plan, beside.RESULT) else {}
     nav[""]["../notebooks/index.html"] = "Notebooks"
     for page in pages[1:]:
-        nav.setdefault(page.setting.capitalize(), {})[page.name] = page.title
+        nav.setdefault(titled(page.setting), {})[page.name] = page.title
     write_file(html / STYLE, (Path(__file__).parent / STYLE).read_text())
     write_notebooks(plan, nav)
     attention.write_attention(plan, html, nav)
@@ -108,7 +108,7 @@ def write_report(plan: Plan) -> Path:
         write_chooser(plan, choice, html / CHOOSER, nav)
     for page in pages:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
-        title = f"{f'{page.title}, {page.setting}'.strip(', ').capitalize()} · {heading} · profile {plan.profile}"
+        title = f"{titled(f'{page.title}, {page.setting}'.strip(', '))} · {heading} · profile {plan.profile}"
         files = {heading: [link(file, html) for file in files] for heading, files in page.files.items()}
         made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
         looks = {"style": STYLE, "notebook": made_by, "files": files}
@@ -140,7 +140,7 @@ def _linked(plan: Plan) -> dict[str, list[Path]]:
     """The files that the index links, by heading."""
     linked: dict[str, list[Path]] = {}
     for comparison in plan.of(Comparison):
-        layout, setting = plan.layout(comparison.setting), comparison.setting.capitalize()
+        layout, setting = plan.layout(comparison.setting), titled(comparison.setting)
         made = [path for name in plan.analyses(comparison.setting) for path in sorted(layout.analysis(name).iterdir())]
         cells = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
         results = [*result_files(comparison, layout), *(layout.result(model_name(*cell)) for cell in cells)]
@@ -169,7 +169,7 @@ def notebook_page(page: Page, html: Path, where: str) -> tuple[str, str]:
     first, *sections = _sections(notebook.cells)
     title = take_heading(first[0])
     first[0].source = first[0].source.strip()
-    where = " · ".join(filter(None, (page.setting.capitalize(), where)))
+    where = " · ".join(filter(None, (titled(page.setting), where)))
     parts = [str(Markup("<h1>{}</h1>\n<p class=where>{}</p>").format(title, where))]
     parts.append(as_html(notebook, first, code=False))
     names = {_anchor(cells): cells[0].source.splitlines()[0].removeprefix("## ") for cells in sections}
