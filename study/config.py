@@ -209,8 +209,8 @@ class Params(Section):
         known = [*embedded, *self.tasks]
         yield from _strangers("finetuning.tasks", budgets, known)
         for setting, chosen in self.settings.items():
-            key, others = f"settings.{setting}.tasks", f"settings.{setting}.candidates"
-            for where, name in (*product([key], chosen.tasks), *product([others], chosen.candidates)):
+            key, beside = f"settings.{setting}.tasks", f"settings.{setting}.candidates"
+            for where, name in (*product([key], chosen.tasks), *product([beside], chosen.candidates)):
                 for problem in _strangers(where, [name], known):
                     yield f"{problem} (`tasks` declares others)"
                 if name in embedded and name not in budgets and setting in self.grid.settings:
