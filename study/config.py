@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from itertools import product
 from typing import Literal, get_args
 
 from study.declarations import NUMBER_METRICS, OwnTask
@@ -185,6 +186,12 @@ class Params(Section):
         for name, method in self.methods.items():
             if compared := getattr(method, "equal_compute", None):
                 yield from _strangers(f"methods.{name}.equal_compute", [compared], trained, NOT_TRAINED)
+        asked = [f"grid.budgets.{setting} = {own}" for setting, own in grid.budgets.items() if own]
+        if "budgets" in (grid.analyses or ()):
+            asked.append(f"grid.analyses = {grid.analyses}")
+        if asked and "none" not in grid.methods:
+            why = f"lacks 'none', the floor of budgets, which {asked[0]} asks for"
+            yield f"grid.methods {why}; allowed: none and any of {', '.join(trained)}"
         for name in self.settings:
             if name in grid.settings and not grid.students.get(name):
                 yield f"grid.students.{name} = {grid.students.get(name)}; allowed: at least one student"
@@ -202,12 +209,12 @@ class Params(Section):
         known = [*embedded, *self.tasks]
         yield from _strangers("finetuning.tasks", budgets, known)
         for setting, chosen in self.settings.items():
-            key = f"settings.{setting}.tasks"
-            for name in (*chosen.tasks, *chosen.candidates):
-                for problem in _strangers(key, [name], known):
+            key, beside = f"settings.{setting}.tasks", f"settings.{setting}.candidates"
+            for where, name in (*product([key], chosen.tasks), *product([beside], chosen.candidates)):
+                for problem in _strangers(where, [name], known):
                     yield f"{problem} (`tasks` declares others)"
                 if name in embedded and name not in budgets and setting in self.grid.settings:
-                    yield f"{key}: {name!r} has no entry under finetuning.tasks"
+                    yield f"{where}: {name!r} has no entry under finetuning.tasks"
             if not self.learnt_tasks(setting):
                 yield f"{key} = {chosen.tasks} are probes alone; allowed: at least one task that is learnt"
 
