@@ -167,6 +167,21 @@ def test_settings_are_shown_side_by_side(tmp_path, study, monkeypatch):
         assert (tmp_path / "reports/html" / unquote(link)).is_file(), link
 
 
+def test_without_scores_to_choose_by_no_page_links_the_chooser(study, tmp_path, monkeypatch):
+    root = shutil.copytree(study.plan.root, tmp_path / "study", ignore=shutil.ignore_patterns("html"))
+    values = read_yaml(root / "params.yaml")
+    values["grid"]["analyses"] = ["representations"]
+    YAML(typ="safe").dump(values, root / "params.yaml")
+    plan = resolve(root=root)
+    write_plan(plan)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
+    monkeypatch.chdir(root)
+    index = write_report(plan)
+    assert not (index.parent / CHOOSER).exists() and "representations_english.html" in index.read_text()
+    for path in index.parent.glob("*.html"):
+        assert CHOOSER not in path.read_text(), path.name
+
+
 def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
     """None of what the comparison needs is there: no latency, no representations. One method, so no claim is judged."""
     made = make_study(tmp_path, ["none", "mlm"], ["L3-H192"])

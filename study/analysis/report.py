@@ -69,9 +69,10 @@ def write_report(plan: Plan) -> Path:
     Returns the index. Pages of all other notebooks go to ``reports/notebooks`` (:mod:`study.analysis.notebooks`).
 
     The index is notebooks/80_report.ipynb, executed here; the other pages are the executed analyses in
-    ``runs/analyses``. What the profile does not analyse (``grid.analyses``) has no page, and without a comparison there
-    is no explore.html. Pages hold no picture of their own: they show the files of figures beside them. Nothing in them
-    comes from the clock or from the network, so the same results, figures and notebooks give the same bytes.
+    ``runs/analyses``. What the profile does not analyse (``grid.analyses``) has no page, and with neither a comparison
+    nor budgets there is no explore.html. Pages hold no picture of their own: they show the files of figures beside
+    them. Nothing in them comes from the clock or from the network, so the same results, figures and notebooks give the
+    same bytes.
 
     Raises:
         StudyError: a result, figure, table or executed notebook is missing, or the folder cannot be written.
@@ -93,8 +94,9 @@ def write_report(plan: Plan) -> Path:
             pages.append(Page(*place, notebook, [layout.analysis(name)], numbers))
 
     html = plan.folder / "reports" / "html"
-    curves = [load_budgets(own, plan.layout(own.setting)) for own in comparisons if "budgets" in plan.analyses()]
-    nav: Navigation = {"": {INDEX_PAGE: "Answers", CHOOSER: "Choose a student"}}
+    nav: Navigation = {"": {INDEX_PAGE: "Answers"}}
+    if compares := not {"comparison", "budgets"}.isdisjoint(plan.analyses()):
+        nav[""][CHOOSER] = "Choose a student"
     for beside, words in ((attention, "Attention"), (translations, "Translations")):
         nav[""] |= {beside.PAGE: words} if result_file(plan, beside.RESULT) else {}
     nav[""]["../notebooks/index.html"] = "Notebooks"
@@ -104,7 +106,8 @@ def write_report(plan: Plan) -> Path:
     write_notebooks(plan, nav)
     attention.write_attention(plan, html, nav)
     translations.write_translations(plan, html, nav)
-    if choice := analyses or curves:
+    if compares:
+        choice = analyses or [load_budgets(own, plan.layout(own.setting)) for own in comparisons]
         write_chooser(plan, choice, html / CHOOSER, nav)
     for page in pages:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
