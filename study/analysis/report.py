@@ -33,6 +33,7 @@ from study.descriptions import Comparison, NeighbourSystem, model_name
 from study.execution import run_notebook
 from study.files import Layout, StudyError, write_file
 from study.plan import Plan
+from study.sections import BASE_BUDGET
 
 INDEX = "80_report"
 CHOOSER = "explore.html"
@@ -145,8 +146,8 @@ def _linked(plan: Plan) -> dict[str, list[Path]]:
     for comparison in plan.of(Comparison):
         layout, setting = plan.layout(comparison.setting), titled(comparison.setting)
         made = [path for name in plan.analyses(comparison.setting) for path in sorted(layout.analysis(name).iterdir())]
-        cells = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
-        results = [*result_files(comparison, layout), *(layout.result(model_name(*cell)) for cell in cells)]
+        results = [*result_files(comparison, layout)]
+        results += [layout.result(model_name(*cell)) for cell in comparison.every_cell() if cell[-1] != BASE_BUDGET]
         results += [layout.systems / f"{own.neighbour}.json" for own in plan.of(NeighbourSystem, comparison.setting)]
         results += [path for name in OTHER_RESULTS if (path := layout.result(name)).is_file()]
         linked |= {
