@@ -108,8 +108,8 @@ def write_report(plan: Plan) -> Path:
     attention.write_attention(plan, html, nav)
     translations.write_translations(plan, html, nav)
     if compares:
-        choice = analyses or [load_budgets(own, plan.layout(own.setting)) for own in comparisons]
-        write_chooser(plan, choice, html / CHOOSER, nav)
+        budgets = [] if analyses else [load_budgets(own, plan.layout(own.setting)) for own in comparisons]
+        write_chooser(plan, analyses or budgets, html / CHOOSER, nav)
     for page in pages:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
         title = f"{titled(f'{page.title}, {page.setting}'.strip(', '))} · {heading} · profile {plan.profile}"
