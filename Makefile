@@ -36,7 +36,7 @@ ONE_BY_ONE = xargs -n 1 $(STAGE)
 NUMBERED := $(shell xargs --process-slot-var=STUDY_JOB true < /dev/null 2> /dev/null && echo --process-slot-var=STUDY_JOB)
 SIDE_BY_SIDE = xargs $(NUMBERED) -P $(JOBS) -n 1 env OMP_NUM_THREADS=$(THREADS_PER_JOB) $(STAGE)
 
-.PHONY: help environment check new plan repro report notebooks attention translations export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
+.PHONY: help environment check new plan repro measured report notebooks attention translations export students runtimes tune dynamics peers benchmark costs test test-fast test-units test-faults test-pipeline lint audit lab clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,11 +60,11 @@ new: environment  ## a study of one's own: NAME=my-study ARGS="--teacher ... --t
 
 plan: environment  ## resolve params.yaml under PROFILE: a description of every stage
 	@python -m study plan $(PROFILE) $(UNLOCK)
-	@cd $(FOLDER) && mkdir -p scratch && dvc stage list --name-only > scratch/stages
+	@cd $(FOLDER) && mkdir -p scratch && dvc stage list --name-only > scratch/stages.$$$$ && mv scratch/stages.$$$$ scratch/stages
 
 repro report students tune: UNLOCK := $(if $(filter make,$(ENGINE)),--unlock)
 
-repro: plan  ## the whole study, or PROFILE=smoke|overnight|evidence|paper; JOBS=2 runs side by side; ENGINE=ray RAY_ADDRESS=auto CPUS=1 GPUS=0.5 on a cluster
+repro: plan  ## the whole study, or PROFILE=overnight or another folder of profiles/; JOBS=2 runs side by side; ENGINE=ray RAY_ADDRESS=auto CPUS=1 GPUS=0.5 on a cluster
 ifeq ($(ENGINE),ray)
 	@export STUDY_STARTER=$$PPID && python -m study grid $(PROFILE) $(if $(RAY_ADDRESS),--address $(RAY_ADDRESS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(GPUS),--gpus $(GPUS))
 else
@@ -78,14 +78,18 @@ else
 	@$(IN) $(STAGES) '^latency@' | $(ONE_BY_ONE)
 	@$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
 	@$(IN) $(STAGES) '^report$$' | $(ONE_BY_ONE)
-	$(IN) dvc repro
+	$(IN) dvc --wait-for-lock repro
 endif
 
+measured:
+	@[ -n "$$(find $(FOLDER)/reports/results -name '*.json' 2>/dev/null | head -n 1)" ] || { \
+	  echo "profile $(PROFILE) has no results yet; \`make repro PROFILE=$(PROFILE)\` makes them" >&2; exit 1; }
+
 # The page shows what other profiles recommend, too, of which DVC does not know: always made anew.
-report: plan  ## figures and pages of PROFILE again, from its committed results alone
-	$(IN) dvc repro plan notebooks
+report: measured plan  ## figures and pages of PROFILE again, from its committed results alone
+	$(IN) dvc --wait-for-lock repro plan notebooks
 	@$(IN) $(STAGES) '^analyse@' | $(SIDE_BY_SIDE)
-	$(IN) dvc repro --single-item --force report
+	$(IN) dvc --wait-for-lock repro --single-item --force report
 
 notebooks: report costs  ## pages of the notebooks that stand alone, executed anew, beside those that runs left: reports/notebooks
 	python -m study run notebooks/05_methods.ipynb --executed $(FOLDER)/runs/notebooks/05_methods.ipynb
@@ -106,12 +110,12 @@ export: environment  ## a student as programs load it: RUN=english_od_L3-H192_1 
 
 students: plan  ## the students that the report of PROFILE recommends: pulled where a DVC remote is set, else trained
 	$(IN) runs=$$(python -m study students $(PROFILE) | sed 's/^/distill@/') && [ -n "$$runs" ] && \
-	  if dvc remote list | grep -q .; then dvc pull $$runs; else dvc repro plan notebooks && dvc repro $$runs; fi
+	  if dvc remote list | grep -q .; then dvc --wait-for-lock pull $$runs; else dvc --wait-for-lock repro plan notebooks && dvc --wait-for-lock repro $$runs; fi
 
 tune: plan  ## choose learning rates on development data (writes reports/tuning of the profile)
 	@python -m study tunings $(PROFILE) > $(FOLDER)/scratch/tunings
-	$(IN) dvc repro plan notebooks
-	$(IN) grep '^teacher@' scratch/stages | xargs dvc repro
+	$(IN) dvc --wait-for-lock repro plan notebooks
+	$(IN) grep '^teacher@' scratch/stages | xargs dvc --wait-for-lock repro
 	export STUDY_STARTER=$$PPID && < $(FOLDER)/scratch/tunings xargs $(NUMBERED) -P $(JOBS) -n 3 env OMP_NUM_THREADS=$(THREADS_PER_JOB) sh -c \
 	  'python -m study run notebooks/35_tune.ipynb --executed $(FOLDER)/scratch/executed/tune_$$0_$$1.ipynb \
 	  -p description ../$(FOLDER)/plan/tune/$$0_$$1.json -p output ../$$2/$$0/$$1.json'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from itertools import product
 from typing import Literal, get_args
 
 from study.declarations import NUMBER_METRICS, OwnTask
@@ -120,7 +121,7 @@ class Params(Section):
         """What is wrong between sections; what comes later rests on what comes before it."""
         yield from self._problems_of_names()
         yield from self._problems_of_tasks()
-        yield from self._problems_of_tuning()
+        yield from self._problems_of_seeds()
         grid = self.grid
         for setting in grid.settings:
             yield from self._problems_of_adaptation(setting)
@@ -185,6 +186,12 @@ class Params(Section):
         for name, method in self.methods.items():
             if compared := getattr(method, "equal_compute", None):
                 yield from _strangers(f"methods.{name}.equal_compute", [compared], trained, NOT_TRAINED)
+        asked = [f"grid.budgets.{setting} = {own}" for setting, own in grid.budgets.items() if own]
+        if "budgets" in (grid.analyses or ()):
+            asked.append(f"grid.analyses = {grid.analyses}")
+        if asked and "none" not in grid.methods:
+            why = f"lacks 'none', the floor of budgets, which {asked[0]} asks for"
+            yield f"grid.methods {why}; allowed: none and any of {', '.join(trained)}"
         for name in self.settings:
             if name in grid.settings and not grid.students.get(name):
                 yield f"grid.students.{name} = {grid.students.get(name)}; allowed: at least one student"
@@ -202,23 +209,25 @@ class Params(Section):
         known = [*embedded, *self.tasks]
         yield from _strangers("finetuning.tasks", budgets, known)
         for setting, chosen in self.settings.items():
-            key = f"settings.{setting}.tasks"
-            for name in (*chosen.tasks, *chosen.candidates):
-                for problem in _strangers(key, [name], known):
+            key, beside = f"settings.{setting}.tasks", f"settings.{setting}.candidates"
+            for where, name in (*product([key], chosen.tasks), *product([beside], chosen.candidates)):
+                for problem in _strangers(where, [name], known):
                     yield f"{problem} (`tasks` declares others)"
                 if name in embedded and name not in budgets and setting in self.grid.settings:
-                    yield f"{key}: {name!r} has no entry under finetuning.tasks"
+                    yield f"{where}: {name!r} has no entry under finetuning.tasks"
             if not self.learnt_tasks(setting):
                 yield f"{key} = {chosen.tasks} are probes alone; allowed: at least one task that is learnt"
 
-    def _problems_of_tuning(self) -> Iterator[str]:
-        """Rates are chosen on a seed that no student of the grid is then judged by."""
+    def _problems_of_seeds(self) -> Iterator[str]:
+        """Rates are chosen on a seed that judges no student; students are set against the floor of their own seed."""
         run = {"grid.seeds": self.grid.seeds}
         named = dict.fromkeys(name for names in self.grid.budgets.values() for name in names)
         run |= {f"budgets.{name}.seeds": self.budgets[name].seeds or [] for name in named}
         for key, seeds in run.items():
             if self.tuning.seed in seeds:
                 yield f"tuning.seed = {self.tuning.seed} is one of {key} = {seeds}; allowed: any other seed"
+            if others := [seed for seed in seeds if seed not in self.grid.seeds]:
+                yield f"{key} = {seeds}: {others[0]} is not in grid.seeds; allowed: some of {self.grid.seeds}"
 
     def _problems_of_adaptation(self, setting: str) -> Iterator[str]:
         """Of the adaptation of a setting's teacher, unless it is taken with its own head."""

@@ -303,6 +303,11 @@ class Comparison(OfProfile, Sparse):
         cells = self.budgets[budget]
         return [(m, s, seed) for s in self.students for m in cells.methods for seed in cells.seeds]
 
+    def every_cell(self) -> list[tuple[str, str, int, str]]:
+        """Method, student, seed and budget of every run of the grid, at the base first; ablations are left out."""
+        budgets = {name: self.budget_cells(name) for name in self.budgets}
+        return [(*cell, name) for name, cells in ({BASE_BUDGET: self.cells()} | budgets).items() for cell in cells]
+
 
 def model_name(method: str, student: str, seed: int, budget: str = BASE_BUDGET) -> str:
     """Name of a model's folder and result file: ``<method>_<student>_<seed>``, then the budget if not the base."""

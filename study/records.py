@@ -229,9 +229,10 @@ class TaskAdmission(Record):
 
     @property
     def closed_by_bag(self) -> float:
-        """Share of the way from the majority to the teacher that the better bag of embeddings goes."""
+        """Share of the way from the majority to the teacher that the better bag of embeddings goes; NaN if none."""
         bag = max(self.scores["bag"], self.scores["embeddings"])
-        return (bag - self.majority) / (self.scores["teacher"] - self.majority)
+        gap = self.scores["teacher"] - self.majority
+        return (bag - self.majority) / gap if gap > 0 else float("nan")
 
     @property
     def admitted(self) -> bool:
@@ -245,9 +246,13 @@ class AdmissionResult(ResultFile):
 
 
 class Candidate(Record):
-    """One learning rate: ``diverged`` says how its training ended where it did not end well; all else is then empty."""
+    """One learning rate: ``diverged`` says how its training ended where it did not end well; all scores are then empty.
+
+    ``digest``: of the descriptions of its run and of its probes, None where it was not recorded.
+    """
 
     learning_rate: float
+    digest: str | None = None
     diverged: str | None = None
     development_mean: float | None = None
     development: dict[str, float] = {}

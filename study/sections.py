@@ -26,7 +26,7 @@ ANALYSES: dict[AnalysisName, str] = {
     "comparison": "50_compare",
     "ablations": "52_ablations",
     "representations": "54_representations",
-    "budgets": "56_budgets",  # of settings that have budgets beside the base
+    "budgets": "56_budgets",  # of profiles that have budgets beside the base
     "neighbours": "58_neighbours",  # of settings that run one
 }
 #: Languages each task has data in, English first; tasks that are not named here have English alone.

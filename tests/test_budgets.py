@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from constructed_results import comparison_of
+from scipy import stats
 
 from study import StudyError, resolve
 from study.analysis import budgets as readable
@@ -379,6 +380,26 @@ def test_the_verdict_to_read_is_named_once():
     narrow.scores.loc[(narrow.scores["method"] == "teacher") & on_context, "score"] = 0.5
     caption = readable.verdicts("english", budget_tables(narrow)).caption
     assert "The verdict to read: sentence tasks" in caption and "the teacher is not above the untrained" in caption
+
+
+def test_intervals_over_the_floor_hold_its_chance_too_seed_by_seed():
+    budgets = constructed()
+    floor = dict(zip((1, 2, 3), (0.03, -0.05, 0.02), strict=True))
+    untrained = budgets.scores["method"] == "none"
+    budgets.scores.loc[untrained, "score"] += budgets.scores.loc[untrained, "seed"].map(floor)
+    own = budgets.scores.query("method == 'od' and budget == 'base' and group == 'context'")
+    over = own.groupby("seed")["score"].mean() - 0.5 - pd.Series(floor)
+    half = stats.t.ppf(0.975, 2) * over.std() / np.sqrt(3)
+    row = gap_table(budgets).set_index(["group", "budget", "method"]).loc["context", "base", "od"]
+    expected = 100 * (over.mean() + np.array([0, -half, half])) / 0.4
+    assert row[["closed", "low", "high"]].tolist() == pytest.approx(expected.tolist())
+    assert (
+        row["low"]
+        < 0
+        < gap_table(constructed()).set_index(["group", "budget", "method"])["low"]["context", "base", "od"]
+    )
+    gain = gains(budgets).set_index(["group", "budget", "method"]).loc["context", "base", "od"]
+    assert gain[["gain", "low", "high"]].tolist() == pytest.approx((0.4 * expected).tolist())
 
 
 def test_gains_are_points_above_the_untrained_student_gap_or_not():

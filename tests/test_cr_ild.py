@@ -389,6 +389,17 @@ def test_every_arm_is_measured_and_written(described, tmp_path, capsys):
     )
 
 
+def test_a_task_of_several_languages_is_told_in_the_one_it_is_learnt_in(described):
+    description, layout = described
+    names = "train", "development", "test", "test-es"
+    splits = {name: tiny.sentences(24, place) for place, name in enumerate(names)}
+    storage.save(DatasetDict(splits), layout.tasks / "topic-multilingual")
+    budget = TaskBudget(train=24, development=16, test=16, max_length=12, languages=["en", "es"])
+    wider = description.model_copy(update={"tasks": {"topic-multilingual": budget} | description.tasks})
+    measured = CR_ILD.run(wider, layout, "logits", 1)
+    assert {name for own in measured.values() for name in own} <= {*CR_ILD.measures(wider)}
+
+
 def test_more_layers_than_there_are(described):
     description, layout = described
     deeper = description.model_copy(update={"options": description.options.model_copy(update={"layers": 5})})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 from datasets import DatasetDict
+from matplotlib.colors import to_hex
 from tiny_training import objective_of, stream
 from transformers import default_data_collator
 
@@ -226,6 +228,16 @@ def test_figures_draw_every_layer_and_method(snapshots):
     assert [axes.get_title() for axes in last.axes][:1] == ["topic (dashed: teacher)"] and len(last.axes) == 4
     layers.canvas.draw()
     last.canvas.draw()
+
+
+@pytest.mark.parametrize("depth", [1, 6])
+def test_every_layer_of_a_student_has_a_shade_of_its_own(depth):
+    whole, rows = _result(), measures(_result())
+    one = rows[rows["layer"] == 0]
+    measured = pd.concat([one.assign(layer=layer) for layer in range(depth + 1)])
+    (axes,) = layers_by_tokens(measured, whole, ["od"]).axes
+    lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == depth + 1
 
 
 def test_a_score_is_there_for_each_layer():

@@ -6,12 +6,14 @@ import hashlib
 import json
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from constructed_results import latency_result, write
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -20,7 +22,9 @@ from study.data import storage
 from study.data.tasks import TASKS
 from study.descriptions import Run
 from study.distillation.distil import distil
+from study.shipping import card
 from study.shipping import parity as parity_module
+from study.shipping.card import command_of
 from study.shipping.classifier import export_classifier
 from study.shipping.export import export, find
 from study.shipping.formats import MODEL, OPENVINO_MODEL, WRITERS
@@ -173,7 +177,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(plan, tmp_path, monkeyp
     with pytest.raises(StudyError, match="nearest: english_hs-last_L2-H12_1"):
         export(plan, "english_hs-lst_L2-H12_1", "onnx", tmp_path / "a")
     with pytest.raises(
-        StudyError, match=r"not trained yet: run `dvc repro --single-item distill@english_none_L2-H12_1`"
+        StudyError, match=r"not trained yet: run `make plan && dvc repro distill@english_none_L2-H12_1`"
     ):
         export(plan, "english_none_L2-H12_1", "onnx", tmp_path / "a")
     record = plan.layout("english").student("hs-last_L2-H12_1") / "record.json"
@@ -245,3 +249,25 @@ def test_a_tokenizer_is_named_as_transformers_4_knows_it(plan, tmp_path, kind):
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in config
     assert {"cls_token", "sep_token", "pad_token", "unk_token", "mask_token"} <= config.keys()
     assert (folder / "tokenizer.json").is_file()
+
+
+def test_a_card_says_how_to_run_a_stage_with_what_it_needs_and_shows_the_first_device_alone(plan):
+    """In a fresh clone corpus and teacher are missing; a GPU's times are no row beside a processor's."""
+    elsewhere = replace(plan, profile="small", folder=plan.root / "profiles" / "small")
+    inside = "make plan PROFILE=small && cd profiles/small && dvc repro distill@a"
+    assert (command_of(plan, "distill@a"), command_of(elsewhere, "distill@a")) == (
+        "make plan && dvc repro distill@a",
+        inside,
+    )
+    layout, run = plan.layout("english"), find(plan, "english_hs-last_L2-H12_1")
+    made = latency_result(["L3-H384"])
+    rows = [row | {"student": "L2-H12"} for row in made["measurements"] if row["student"] == "L3-H384"]
+    on = [{"device": "cpu", "processor": "a CPU", "precision": "float32"}, {"device": "cuda", "processor": "a GPU"}]
+    times = [row | place | {"speed_up": 2.0 + n} for n, place in enumerate(on) for row in rows]
+    layout.results.mkdir(parents=True, exist_ok=True)
+    write(layout.results / "latency.json", made | {"measurements": times})
+    try:
+        said = card._latency(plan, run, layout)
+    finally:
+        (layout.results / "latency.json").unlink()
+    assert "PyTorch (float32) on a CPU" in said and "| 2.0 |" in said and "| 3.0 |" not in said

@@ -17,7 +17,7 @@ from test_report import REPOSITORY, Page, executed
 from study import StudyError, resolve
 from study.analysis.figures import neighbours as figures
 from study.analysis.numbers.neighbours import arms, load_neighbours, verdicts
-from study.analysis.numbers.overview import ASKED_FOR, overview
+from study.analysis.numbers.overview import ASKED_FOR, SYSTEMS, overview
 from study.analysis.report import write_report
 from study.data import storage
 from study.descriptions import Comparison, Neighbours, NeighbourSystem
@@ -25,6 +25,7 @@ from study.execution import run_notebook
 from study.files import write_file
 from study.neighbours.prequant import PREQUANT
 from study.neighbours.system import run_system
+from study.neighbours_options import NOTEBOOKS
 from study.params import load_params, read_yaml
 from study.plan import write_plan
 from study.records import read_record, write_record
@@ -183,6 +184,14 @@ def test_everything_side_by_side_by_hand(tmp_path):
     fine = VALUES | {"full": [0.9, 0.9, 0.9]}
     shown = overview([result(values=fine, claims=())], layout).set_index("row")
     assert list(shown.index) == ["teacher", "none, L3-H192", "mlm, L3-H192", *ASKED_FOR, "prequant"]
+    left = layout.result("mlm_L3-H192_1")
+    write_file(left.with_name("mlm_L9-H9_1.json"), left.read_text())  # of a student that is no more
+    assert list(overview([], layout)["row"]) == list(shown.index[:-1])
+    nothing = overview([result(values=fine | {"full": [0.0] * 3}, claims=())], layout).set_index("row")
+    assert nothing.isna().loc["prequant", "kept"]
+    with pytest.raises(StudyError, match="another; overview.SYSTEMS lacks it"):
+        overview([result(claims=()).model_copy(update={"system": "another"})], layout)
+    assert set(SYSTEMS) == set(NOTEBOOKS)
     own = shown.loc["mlm, L3-H192"]
     mean, half = 100 * 0.644 / 0.8, 4.302653 * 100 * 0.004 / 0.8 / 3**0.5
     assert [own["kept"], own["low"], own["high"]] == pytest.approx([mean, mean - half, mean + half])

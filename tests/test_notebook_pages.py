@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -112,6 +113,19 @@ def test_a_page_stays_where_nothing_is_executed_and_the_same_copies_give_the_sam
         copy.unlink()
     write_notebooks(study, NAV)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_links_of_a_page_that_stays_follow_the_pages_that_there_are(study):
+    notebook(study.root / "runs/notebooks/evaluate_english.ipynb", "40_evaluate", "# How?\n\n[first](30_distill.ipynb)")
+    folder = write_notebooks(study, NAV).parent
+    kept = folder / "40_evaluate.html"
+    before = kept.read_text()
+    assert '<a href="30_distill.html">first</a>' in before
+    shutil.rmtree(study.root / "runs/notebooks")
+    (folder / "30_distill.html").unlink()
+    write_notebooks(study, NAV)
+    gone = '<a href="../../notebooks/30_distill.ipynb">first</a>'
+    assert kept.read_text() == before.replace('<a href="30_distill.html">first</a>', gone)
 
 
 def test_a_page_of_another_profile_serves_where_there_is_none(study):

@@ -208,6 +208,22 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put(["sst-2"], "settings", "english", "tasks"),
         ["settings.english.tasks", "'sst-2'", "sentiment", "boolq"],
     ),
+    "unknown task among candidates": (
+        put(["sst-2"], "settings", "english", "candidates"),
+        ["settings.english.candidates", "'sst-2'", "sentiment", "boolq"],
+    ),
+    "budgets without the untrained student": (
+        both(
+            put({"long": {"steps": 400}}, "budgets"),
+            put({"english": ["long"]}, "grid", "budgets"),
+            put(["mlm", "od"], "grid", "methods"),
+        ),
+        ["grid.methods", "'none'", "grid.budgets.english = ['long']", "allowed: none and any of"],
+    ),
+    "an analysis of budgets without the untrained student": (
+        both(put(["budgets"], "grid", "analyses"), put(["mlm", "od"], "grid", "methods")),
+        ["grid.methods", "'none'", "grid.analyses = ['budgets']", "allowed: none and any of"],
+    ),
     "unknown task of the budget": (
         lambda document: document["finetuning"]["tasks"].update({"mnli": document["finetuning"]["tasks"]["topic"]}),
         ["finetuning.tasks", "mnli", "sentiment", "boolq"],
@@ -381,6 +397,13 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
             put({"english": ["long"], "multilingual": []}, "grid", "budgets"),
         ),
         ["tuning.seed = 0", "budgets.long.seeds = [0]", "allowed: any other seed"],
+    ),
+    "a seed of a budget without an untrained student": (
+        both(
+            put({"long": {"steps": 9, "seeds": [1, 7]}}, "budgets"),
+            put({"english": ["long"], "multilingual": []}, "grid", "budgets"),
+        ),
+        ["budgets.long.seeds = [1, 7]: 7 is not in grid.seeds; allowed: some of"],
     ),
     "an adaptation that ends in its warm-up": (
         put(40, "adaptation", "steps"),

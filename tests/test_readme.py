@@ -46,9 +46,19 @@ def test_readme_states_what_students_keep(place: int, column: tuple[str, str, st
 
 
 def test_readme_recommends_what_is_above_the_floor_everywhere() -> None:
-    above = [method for method, cells in KEPT if all("**" in cell for cell in cells.split("|")[:4])]
+    kept = {method: [float(cell.strip(" *")) for cell in cells.split("|")[:4]] for method, cells in KEPT}
+    above = [m for m, own in kept.items() if all(a > b for a, b in zip(own, kept["none"], strict=True))]
     (said,) = re.findall(r"\*\*Ship `([\w+-]+)`\*\*", README)
-    assert above == [said]
+    assert above == [said] and "its mean alone is above the floor in every column, shown in three." in README
+    assert dict(KEPT)[said].count("**") == 2 * 3
+
+
+def test_readme_states_what_the_encoder_as_it_came_scores() -> None:
+    (stated,) = re.findall(r"the encoder as it came scores ([\d.]+),\s+`se-mse` here ([\d.]+)", README)
+    ends = [float(r["none"]) for r in budgets("english-sentence", "references") if r["group"] == "sentence"]
+    (best,) = [float(r["score"]) for r in budgets("english", "gap")
+               if (r["group"], r["budget"], r["method"]) == ("sentence", "large", "se-mse")]  # fmt: skip
+    assert stated == (f"{sum(ends) / len(ends):.1f}", f"{best:.1f}")
 
 
 def test_readme_states_who_gains_on_hs_with_tokens() -> None:
@@ -88,10 +98,15 @@ def test_readme_states_every_verdict_and_those_that_hang_on_one_task() -> None:
                   if (r["group"], r["budget"]) == ("context", budget)}  # fmt: skip
         shown = {claim: cells.split("|")[place].strip() for claim, cells in VERDICTS}
         assert shown == {claim: judged.get(claim, "–") for claim in shown}, (setting, budget)
-    assert "undecided in both settings (`overnight`)" in README
-    d5 = [next(r["verdict"] for r in rows(OVERNIGHT / s / "verdicts.csv") if r["claim"] == "D5")
-          for s in ("english", "multilingual")]  # fmt: skip
-    assert d5 == ["undecided", "undecided"]
+    assert "D6 contradicted, D3 too in English; D5" in README and "undecided in both settings" in README
+    others = {(r["claim"], s): r["verdict"] for s in ("english", "multilingual")
+              for r in rows(OVERNIGHT / s / "verdicts.csv")}  # fmt: skip
+    assert [others["D5", s] for s in ("english", "multilingual")] == ["undecided", "undecided"]
+    assert [others["D6", s] for s in ("english", "multilingual")] == ["contradicted", "contradicted"]
+    assert [others["D3", s] for s in ("english", "multilingual")] == ["contradicted", "undecided"]
+    contrasts = [r for r in budgets("english", "contrasts")
+                 if (r["group"], r["budget"], r["claim"]) == ("context", "large", "D3")]  # fmt: skip
+    assert len(contrasts) == 1 and "D3 at 31 M: one mapping" in README
 
 
 def test_the_page_on_evidence_states_what_methods_gain_by_kind_of_teacher() -> None:

@@ -102,6 +102,34 @@ def test_what_a_student_is_not_told_apart_from_is_what_the_table_of_differences_
     assert named["L3-H192"] == "od" and named["L6-H192"] == ""  # equal scores; 0.24 apart
 
 
+def test_what_test_data_show_better_than_the_choice_is_named(tmp_path):
+    """Development data choose MLM for L6-H192, which is 0.24 below OD on test data; older tables lack the column."""
+    made = study(tmp_path, {("od", "L6-H192"): 0.5, ("mlm", "L6-H192"): 0.79})
+    analysis = made.analyse()
+    found = analysis.recommendation.set_index("student")
+    assert found.loc["L6-H192", ["method", "better", "alike"]].tolist() == ["mlm", "od", ""]
+    assert found["better"].drop("L6-H192").eq("").all()
+    folder = made.layout.analysis("comparison")
+    write_comparison(analysis, folder)
+    shown = advice.table(advice.recommendations(made.plan)).data.set_index("distilled by")
+    assert shown.filter(like="MLM", axis=0)["shown better on test data"].tolist() == ["OD", "–"]
+    file = folder / "recommendation.csv"
+    pd.read_csv(file).drop(columns="better").to_csv(file, index=False)
+    assert advice.recommendations(made.plan)["better"].eq("").all()
+
+
+def test_another_profile_with_budgets_speaks_of_the_largest_with_several_seeds_and_of_all_tasks(tmp_path):
+    made = study(tmp_path)
+    write_comparison(made.analyse(), made.layout.analysis("comparison"))
+    reports = tmp_path / "profiles" / "more" / "reports"
+    shutil.copytree(tmp_path / "reports" / "comparison", reports / "comparison")
+    shutil.copytree(tmp_path / "reports" / "comparison", reports / "budgets")
+    file = reports / "budgets" / "english" / "recommendation.csv"
+    pd.read_csv(file).assign(tokens=2_000_000, tasks="topic,masked-word").to_csv(file, index=False)
+    row = advice.others(made.plan).data.iloc[0]
+    assert (row["tokens"], row["tasks"]) == ("2 M", "topic, masked-word")
+
+
 def test_readers_see_floor_interval_tasks_tokens_and_what_is_not_told_apart(tmp_path):
     made = study(tmp_path, {("od", "L3-H384"): 0.79, ("od", "L6-H192"): 0.70, ("od", "L3-H192"): 0.67})
     analysis = made.analyse()

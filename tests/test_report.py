@@ -28,7 +28,7 @@ from constructed_results import (
 from ruamel.yaml import YAML
 
 from study import StudyError, resolve
-from study.analysis import presentation
+from study.analysis import materials, presentation
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import in_words, save
 from study.analysis.numbers.analysis import Analysis, analyse
@@ -165,6 +165,32 @@ def test_settings_are_shown_side_by_side(tmp_path, study, monkeypatch):
     assert shown == [*each, *(f"../comparison/{s}/per_language.png" for s in ("english", "several"))]
     for link in [a[key] for _, a in page.tags for key in ("src", "href") if key in a]:
         assert (tmp_path / "reports/html" / unquote(link)).is_file(), link
+
+
+def test_readers_see_what_was_trained_of_a_teacher(tmp_path):
+    make_study(tmp_path, ["none", "mlm"])
+    values = read_yaml(tmp_path / "params.yaml")
+    said = []
+    for head_only in (None, True):
+        values["settings"]["english"]["adaptation"] = {"head_only": head_only} if head_only else {}
+        YAML(typ="safe").dump(values, tmp_path / "params.yaml")
+        said.append(materials.materials(resolve(root=tmp_path)).data["what"].iloc[0])
+    assert said == ["teacher, trained whole as a language model", "teacher, a head alone fitted on it"]
+
+
+def test_without_scores_to_choose_by_no_page_links_the_chooser(study, tmp_path, monkeypatch):
+    root = shutil.copytree(study.plan.root, tmp_path / "study", ignore=shutil.ignore_patterns("html"))
+    values = read_yaml(root / "params.yaml")
+    values["grid"]["analyses"] = ["representations"]
+    YAML(typ="safe").dump(values, root / "params.yaml")
+    plan = resolve(root=root)
+    write_plan(plan)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
+    monkeypatch.chdir(root)
+    index = write_report(plan)
+    assert not (index.parent / CHOOSER).exists() and "representations_english.html" in index.read_text()
+    for path in index.parent.glob("*.html"):
+        assert CHOOSER not in path.read_text(), path.name
 
 
 def test_budgets_alone_make_a_report(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def load(study):
     return study[1].load()
 
 
-def test_every_missing_file_is_named_in_one_line(study):
+def test_missing_files_are_named_in_one_line(study):
     root, params, folder = study
     gone = ["teacher.json", "od_L3-H192_1.json", "latency.json", "tasks.json"]
     for name in gone:
@@ -47,6 +47,11 @@ def test_every_missing_file_is_named_in_one_line(study):
         load(study)
     assert all(f"reports/results/english/{name}" in str(error.value) for name in gone)
     assert "mlm" not in str(error.value) and str(root) not in str(error.value) and "\n" not in str(error.value)
+    files = len([*folder.glob("*_*_*.json")])
+    for file in folder.glob("*_*_*.json"):
+        file.unlink()
+    with pytest.raises(StudyError, match=rf" and {files + len(gone) - 5} more$"):
+        load(study)
 
 
 def test_of_several_devices_the_first_is_shown(study):

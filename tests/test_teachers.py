@@ -274,6 +274,10 @@ MISTAKES = {
     "no cls": (lambda s: no_token(s, "cls_token"), "its tokenizer has no cls_token"),
     "no sep": (lambda s: no_token(s, "sep_token"), "its tokenizer has no sep_token"),
     "vocabularies": (lambda s: config(s, vocab_size=90), "its tokenizer has 60 tokens and its embeddings 90"),
+    "shapes": (
+        lambda s: config(s, intermediate_size=96),
+        r"model\.safetensors: .*intermediate\.dense\.\w+ has the shape \[48\b.*; by config\.json it is \[96\b",
+    ),
     "long sequences": (
         lambda s: write(s, corpus={"sequence_length": 41}),
         r"corpus\.sequence_length = 41; allowed: at most 40, what settings\.english\.teacher reads",
@@ -385,8 +389,8 @@ def test_a_teacher_of_ones_own_from_its_folder_to_results(study, monkeypatch):
 @pytest.mark.parametrize(("width", "heads", "reads"), [(32, 8, 40), (20, 10, 40), (24, 12, 140)])
 def test_a_new_study_of_a_small_teacher_has_relation_heads_and_lengths_that_fit(study, width, heads, reads):
     own_data.write(study / "data")
-    tiny.masked_language_model(layers=2, width=width).save_pretrained(study / "models" / "own")
-    config(study, max_position_embeddings=reads)
+    model = tiny.masked_language_model(layers=2, width=width, max_position_embeddings=reads)
+    model.save_pretrained(study / "models" / "own")
     task = "reviews={files: {train: data/reviews.csv, test: data/reviews-test.csv}, text: sentence, label: mood}"
     new_study("small", "models/own", ["data/texts/*.txt"], [task], "en", None)
     params = load_params("small", study)

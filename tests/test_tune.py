@@ -97,6 +97,40 @@ def test_an_interrupted_tuning_goes_on_where_it_ended_and_equals_an_uninterrupte
     assert trained[3:] == [1e-6, 1e-3]
 
 
+def test_candidates_of_another_description_are_tried_again(folder, monkeypatch):
+    """Another rate alone retries nothing; another option of the objective, batch size or probe does."""
+    output, trained, original = folder / "tuning" / "mlm.json", [], tune_module.distil
+
+    def counted(run, *arguments):
+        trained.append(run.objective.learning_rate)
+        return original(run, *arguments)
+
+    monkeypatch.setattr(tune_module, "distil", counted)
+    description, layout = tuning(folder, {"learning_rates": [1e-3], "steps": 4})
+    save_topic(layout)
+    tune(description, layout, output)
+    more, _ = tuning(folder, {"learning_rates": [1e-4, 1e-3], "steps": 4})
+    tune(more, layout, output)
+    assert trained == [1e-3, 1e-4]
+    (first, second), finetuning = more.candidates, more.finetuning
+    distillation = first.distillation.model_copy(update={"batch_size": first.distillation.batch_size // 2})
+    masking = first.masking.model_copy(update={"fraction": first.masking.fraction / 2})
+    for change in ({"distillation": distillation}, {"masking": masking}):
+        first = first.model_copy(update=change)
+        tune(more.model_copy(update={"candidates": [first, second]}), layout, output)
+        assert trained[2:] == [1e-4]
+        trained.pop()
+    probes = finetuning.model_copy(update={"batch_size": finetuning.batch_size // 2})
+    other = more.model_copy(update={"candidates": [first, second], "finetuning": probes})
+    tune(other, layout, output)
+    assert trained[2:] == [1e-4, 1e-3]
+    record = read_record(output, Record)
+    bare = [candidate.model_copy(update={"digest": None}) for candidate in record.tried]
+    write_record(output, record.model_copy(update={"tried": bare}))  # as files without digests: they count
+    tune(more, layout, output)
+    assert len(trained) == 4
+
+
 def test_what_other_methods_read_of_the_teacher_is_kept_while_one_is_tuned(folder):
     """The second method to be tuned then computes no teacher; what is tried does not depend on it."""
     budget = {"learning_rates": [1e-3], "steps": 8, "students": {"english": ["L2-H12"]}}

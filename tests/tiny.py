@@ -41,12 +41,9 @@ def masked_language_model(
     if family == "modernbert":  # whose own special tokens are beyond this vocabulary
         options = {key: 2 for key in ("bos_token_id", "cls_token_id")} | {"eos_token_id": 3, "sep_token_id": 3}
         options |= {"local_attention": 6, "embedding_dropout": 0.1, "attention_dropout": 0.1}
-    config = AutoConfig.for_model(
-        family,
-        max_position_embeddings=40,
-        pad_token_id=1 if family in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0,
-        **{"vocab_size": VOCABULARY, "initializer_range": 0.2} | sizes | options | changes,
-    )
+    options |= {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "initializer_range": 0.2}
+    padding = 1 if family in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    config = AutoConfig.for_model(family, pad_token_id=padding, **sizes | options | changes)
     torch.manual_seed(seed)
     model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():

@@ -13,7 +13,17 @@ from pandas.io.formats.style import Styler
 
 from study.analysis.answers import answers, card
 from study.analysis.figures.budgets import GROUP_WORDS
-from study.analysis.figures.style import NOTHING, interval, label, millions, number, percent, short, with_interval
+from study.analysis.figures.style import (
+    NOTHING,
+    interval,
+    label,
+    millions,
+    number,
+    percent,
+    short,
+    titled,
+    with_interval,
+)
 from study.analysis.numbers.recommendation import FINE_TUNED, read_recommendations
 from study.analysis.numbers.results import TEACHER
 from study.analysis.pages import INDEX_PAGE, link, other_profiles
@@ -43,7 +53,7 @@ def recommendations(plan: Plan) -> pd.DataFrame:
 def _settings(advice: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every setting with the rows of its students by the first of its groups of tasks."""
     for setting, own in advice.groupby("setting", sort=False):
-        yield str(setting).capitalize(), own[(own["group"] == own["group"].iloc[0]) & (own["student"] != TEACHER)]
+        yield titled(str(setting)), own[(own["group"] == own["group"].iloc[0]) & (own["student"] != TEACHER)]
 
 
 def cards(advice: pd.DataFrame) -> HTML | None:
@@ -89,9 +99,14 @@ def table(advice: pd.DataFrame) -> Styler | None:
     for row in students.to_dict("records"):
         why = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
         rows.append(
-            {"setting": row["setting"].capitalize(), "tasks": TASKS[row["group"]]}
+            {"setting": titled(row["setting"]), "tasks": TASKS[row["group"]]}
             | {"take": row["student"] if row["recommended"] else f"({row['student']})"}
             | {"distilled by": label(row["method"]), "not told apart from": _alike(row)}
+            | {
+                "shown better on test data": ", ".join(map(short, row["better"].split(",")))
+                if row["better"]
+                else NOTHING
+            }
             | {"score kept (interval)": with_interval((row["retained"], row["retained_low"], row["retained_high"]), 1)}
             | {"floor": number(row["floor"], 1)}
             | {"ms a sequence": number(row["budget_ms"], 1), "times as fast": number(row["speed_up"], 1)}
@@ -100,15 +115,18 @@ def table(advice: pd.DataFrame) -> Styler | None:
     how = "Take a setting's first row whose time you have, on another machine by times as fast."
     if students["speed_up"].isna().all():
         how = f"Speed was {NOT_TIMED}: scores alone decide."
-    caption = f"Score kept, and floor: in percent of the teacher's. {how}"
+    chose = (
+        "Development data alone chose the method; one shown better on test data would have been chosen in hindsight."
+    )
+    caption = f"Score kept, and floor: in percent of the teacher's. {how} {chose}"
     looks: dict[str, Any] = {"words": ["setting", "take"], "groups": "setting"}
-    looks["wide"] = ["tasks", "distilled by", "not told apart from", "recommended"]
+    looks["wide"] = ["tasks", "distilled by", "not told apart from", "shown better on test data", "recommended"]
     return styled(rows, "recommendation", caption, **looks)
 
 
 def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
     """What the profile's recommendations are conditional on, a sentence for every setting, and where others stand."""
-    asked = {comparison.setting.capitalize(): comparison.tasks for comparison in plan.of(Comparison)}
+    asked = {titled(comparison.setting): comparison.tasks for comparison in plan.of(Comparison)}
     said = []
     for setting, students in _settings(advice):
         row = students.iloc[0]
@@ -123,6 +141,9 @@ def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
         return None
     others = [_profile(folder, plan) for folder in other_profiles(plan) if _page(folder).is_file()]
     elsewhere = f" Other profiles answer for theirs: {', '.join(others)}." if others else ""
+    timed = {c.setting: plan.layout(c.setting).analysis("runtimes") / "timings.csv" for c in plan.of(Comparison)}
+    links = [_linked(file, titled(own), plan) for own, file in timed.items() if file.is_file()]
+    elsewhere += f" Speed by runtime: {', '.join(links)}." if links else ""
     lead = f"This answer of profile {html.escape(plan.profile)} holds for:"
     listed = "".join(f"<li>{sentence}</li>\n" for sentence in said)
     return HTML(f"<p>{lead}</p>\n<ul>\n{listed}</ul>\n<p>{elsewhere.strip()}</p>")
@@ -171,8 +192,11 @@ def _most(gap: pd.DataFrame | None, kind: str) -> str:
 
 
 def _recommending(folder: Path) -> list[Path]:
-    """The folders of the analyses of a profile's settings that recommend."""
-    made = (sorted((folder / "reports" / name).glob("*")) for name in ANALYSES)
+    """The folders of the analyses of a profile's settings that recommend; where there are budgets, theirs.
+
+    They speak of the largest budget with several seeds and of all tasks, as the gap beside them does.
+    """
+    made = (sorted((folder / "reports" / name).glob("*")) for name in ANALYSES[::-1])
     return next((found for found in made if found), [])
 
 
@@ -182,5 +206,8 @@ def _page(folder: Path) -> Path:
 
 def _profile(folder: Path, plan: Plan) -> str:
     """A profile as a link from this one's pages to its own."""
-    target = html.escape(link(_page(folder), _page(plan.folder).parent))
-    return f'<a href="{target}">{html.escape(profile_of(folder))}</a>'
+    return _linked(_page(folder), profile_of(folder), plan)
+
+
+def _linked(file: Path, words: str, plan: Plan) -> str:
+    return f'<a href="{html.escape(link(file, _page(plan.folder).parent))}">{html.escape(words)}</a>'

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML, Image
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import NOTHING, label, number, percent
+from study.analysis.figures.style import NOTHING, label, number, percent, titled
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
@@ -44,7 +44,7 @@ def answers(cards: list[str]) -> HTML | None:
 def pictures(plan: Plan, analysis: str, name: str, caption: str) -> list[Image | HTML]:
     """The picture of every setting that has it, then the caption of all of them."""
     layouts = {comparison.setting: plan.layout(comparison.setting) for comparison in plan.of(Comparison)}
-    files = {s.capitalize(): layout.analysis(analysis) / f"{name}.png" for s, layout in layouts.items()}
+    files = {titled(s): layout.analysis(analysis) / f"{name}.png" for s, layout in layouts.items()}
     shown: list[Image | HTML] = [
         Image(filename=str(file), alt=f"{setting}. {caption}", metadata={"caption": setting})
         for setting, file in files.items()
@@ -60,14 +60,14 @@ def strip(tables: dict[str, pd.DataFrame], caption: str, name: str = "strip", se
         tables: head of a column -> verdicts. caption, name, setting: as of :func:`presentation.styled`.
     """
     claims = {row.claim: row.text for table in tables.values() for row in table.itertuples()}
-    outcomes = {head: table.set_index("claim").to_dict("index") for head, table in tables.items()}
+    outcomes = {titled(head): table.set_index("claim").to_dict("index") for head, table in tables.items()}
     rows, looks = [], dict[str, str]()
     for place, (claim, text) in enumerate(claims.items()):
         cells = {head: own.get(claim) for head, own in outcomes.items()}
         rows.append({"claim": f"{claim}: {text}"} | {head: _verdict(cell) for head, cell in cells.items()})
         for column, cell in enumerate(cells.values(), start=1):
             looks |= {f"td.row{place}.col{column}": VERDICT_LOOKS[cell["verdict"]]} if cell else {}
-    return styled(rows, name, caption, setting=setting, wide=["claim", *tables], marked=looks)
+    return styled(rows, name, caption, setting=setting, wide=["claim", *outcomes], marked=looks)
 
 
 def _verdict(cell: dict[str, Any] | None) -> str:
@@ -80,7 +80,7 @@ def selection(analyses: Sequence[Analysis]) -> Styler | None:
     """What each rule picks for each student, what that keeps beside the floor, and the regret."""
     rows = [
         {
-            "student": f"{analysis.setting.capitalize()}, {row['student']}",
+            "student": f"{titled(analysis.setting)}, {row['student']}",
             "methods chosen by": RULES[row["rule"]].words,
             "picks": label(row["method"]),
             "teacher's score kept": percent(row["retained"]),

@@ -13,7 +13,17 @@ from pandas.io.formats.style import Styler
 
 from study.analysis.answers import answers, card, strip
 from study.analysis.figures.budgets import GROUP_WORDS
-from study.analysis.figures.style import NOTHING, in_words, interval, label, millions, number, short, with_interval
+from study.analysis.figures.style import (
+    NOTHING,
+    in_words,
+    interval,
+    label,
+    millions,
+    number,
+    short,
+    titled,
+    with_interval,
+)
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.presentation import styled
 
@@ -34,7 +44,7 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
         groups = dict(tuple(gap.groupby("tokens", sort=False)))
         most = next((tokens for tokens, own in groups.items() if own["models"].max() > 1), next(iter(groups)))
         rows = groups.pop(most)
-        best, head = rows.loc[rows["closed"].idxmax()], f"{setting.capitalize()}: {millions(most)} tokens"
+        best, head = rows.loc[rows["closed"].idxmax()], f"{titled(setting)}: {millions(most)} tokens"
         if not rows["learnt"].any():
             shown.append(card(head, "Nothing", f"was learnt on {GROUP_WORDS[kind]} by any of {len(rows)} methods"))
             continue

@@ -8,8 +8,10 @@ from typing import Any
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
+from study.analysis.figures.style import titled
 from study.analysis.presentation import styled
 from study.declarations import Origin, OwnTask, OwnText, language_of
+from study.descriptions import TeacherAdaptation
 from study.plan import Plan
 from study.sections import TASK_LANGUAGES
 from study.teachers import EMBEDDED_SIZES
@@ -31,7 +33,7 @@ may be chance.
 def materials(plan: Plan) -> Styler | None:
     """Teacher, texts and tasks of every setting, where they are from, their languages, and their licence if known."""
     rows = [row for setting in plan.params.grid.settings for row in _rows(plan, setting)]
-    words, wide = ["setting", "what", "name"], ["from", "languages", "licence"]
+    words, wide = ["setting", "what", "name"], ["what", "from", "languages", "licence"]
     return styled(rows, "materials", words=words, wide=wide, groups="setting")
 
 
@@ -50,11 +52,16 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
         place, licence = (origin, "unknown") if origin else ("embedded", "docs/sources.md")
         if isinstance(origin, Origin):
             place, licence = _place(origin), origin.licence or "unknown"
-        facts = {"setting": setting.capitalize(), "what": what, "name": name}
+        facts = {"setting": titled(setting), "what": what, "name": name}
         return facts | {"from": place, "languages": languages, "licence": licence}
 
     teacher = chosen.teacher.name
-    yield row("teacher", teacher.rstrip("/").rpartition("/")[2], None if teacher in EMBEDDED_SIZES else teacher, "")
+    yield row(
+        f"teacher, {_trained(plan, setting)}",
+        teacher.rstrip("/").rpartition("/")[2],
+        None if teacher in EMBEDDED_SIZES else teacher,
+        "",
+    )
     for text in chosen.texts:
         own = text if isinstance(text, OwnText) else None
         yield row("text", own.label if own else str(text), own, language_of(text))
@@ -63,6 +70,14 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
         languages = task.languages if task else TASK_LANGUAGES.get(name, ("en",))
         tested = params.task_budget(name).languages
         yield row("task", name, task, ", ".join(language for language in languages if language in tested))
+
+
+def _trained(plan: Plan, setting: str) -> str:
+    """What was trained of a setting's teacher before it taught."""
+    (made,) = plan.of(TeacherAdaptation, setting)
+    if made.head:
+        return "as it came, its own head too"
+    return "a head alone fitted on it" if made.adaptation.head_only else "trained whole as a language model"
 
 
 def _place(origin: Origin) -> str:

@@ -38,8 +38,8 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
     """Write ``reports/notebooks``: a page for every executed notebook in ``runs/notebooks``, and index.html, the list.
 
     Of several copies of one notebook (a setting, a student each) the first by name that did not fail is shown. A page
-    that is there stays where nothing was executed: it was made by a run elsewhere. The same executed notebooks give the
-    same bytes.
+    that is there stays where nothing was executed: it was made by a run elsewhere, and its links to other notebooks
+    follow the pages that there are. The same executed notebooks give the same bytes.
 
     Args:
         nav: of the report's pages, in ``reports/html``.
@@ -77,9 +77,20 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
             page, "notebook.html", plan, nav, title=f"{title} · profile {plan.profile}", heading=title, copy=copy.stem,
             content=content, notebook=f"{up}notebooks/{page.stem}.ipynb", files={}, style=STYLE,
         )  # fmt: skip
+    for page in (page for page in sorted(folder.glob("*.html")) if page.stem in links and page not in shown):
+        _link_anew(page, links)
     title = f"Notebooks · profile {plan.profile}"
     write_page(folder / INDEX, "notebooks.html", plan, nav, title=title, entries=entries, up=up, style=STYLE)
     return folder / INDEX
+
+
+def _link_anew(page: Path, links: dict[str, str]) -> None:
+    """Links of a page to other notebooks lead to where ``links`` says: pages of them may be gone or new."""
+    text = page.read_text()
+    others = "|".join(name for name in links if name != page.stem)
+    again = re.sub(rf'href="(?:[^":]*/)?({others})\.(?:html|ipynb)"', lambda own: f'href="{links[own[1]]}"', text)
+    if again != text:
+        write_file(page, again)
 
 
 def _elsewhere(plan: Plan, name: str, up: str) -> dict[str, str]:

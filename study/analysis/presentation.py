@@ -27,6 +27,7 @@ from study.analysis.figures.style import (
     number,
     percent,
     short,
+    titled,
     variant_words,
     with_interval,
 )
@@ -77,7 +78,7 @@ def styled(
         return None
     text = html.escape(caption, quote=False)
     if setting:
-        name, text = f"{name}-{setting}", f"<b>{html.escape(setting.capitalize())}.</b> {text}"
+        name, text = f"{name}-{setting}", f"<b>{html.escape(titled(setting))}.</b> {text}"
     table = Styler(frame, uuid=name, cell_ids=False, caption=text or None, escape="html", na_rep=NOTHING)
     table = table.hide(axis="index").format_index(escape="html", axis="columns")
     if cards:
@@ -118,7 +119,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler | None:
         runs = everything[everything["method"] != TEACHER]
         tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
         hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
-        columns[analysis.setting.capitalize()] = {
+        columns[titled(analysis.setting)] = {
             "teacher": analysis.comparison.teacher.name,
             "students": ", ".join(analysis.comparison.students),
             "distillation seeds": str(len(analysis.comparison.seeds)),
@@ -155,7 +156,7 @@ def headline(analyses: Sequence[Analysis]) -> Styler | None:
         timed = f"batch of {first['batch_size']}, {first['threads']} thread{'s' if first['threads'] != 1 else ''}"
         for student, best in analysis.headline["students"].items():
             bounds = (best["retained_percent_low"], best["retained_percent_high"])
-            columns[f"{analysis.setting.capitalize()}, {student}"] = {
+            columns[f"{titled(analysis.setting)}, {student}"] = {
                 "of the teacher's macro test score": percent(best["retained_percent"]),
                 "95 % interval": interval(*bounds, 1).strip(" ()") or NOTHING,
                 "the floor: untrained": floor_of(analysis, student),
@@ -322,7 +323,7 @@ def unlearnt(analyses: Sequence[Analysis]) -> Styler | None:
         ratios = (losses["last"] / losses["first"]).groupby(["student", "method"], sort=False).mean()
         rates = analysis.distillation.groupby(["student", "method"])["learning_rate"].first()
         rows += [
-            {"setting": analysis.setting.capitalize()}
+            {"setting": titled(analysis.setting)}
             | model_words(*model)
             | {"learning rate": f"{rates[model]:g}", "held-out loss, times that before": number(ratio, 1)}
             for model, ratio in ratios.items()

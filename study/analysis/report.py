@@ -13,7 +13,7 @@ from markupsafe import Markup
 from study.analysis import attention, translations
 from study.analysis.chooser import write_chooser
 from study.analysis.figures import comparison as figures
-from study.analysis.figures.style import DPI
+from study.analysis.figures.style import DPI, titled
 from study.analysis.notebooks import write_notebooks
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.budgets import load_budgets
@@ -33,6 +33,7 @@ from study.descriptions import Comparison, NeighbourSystem, model_name
 from study.execution import run_notebook
 from study.files import Layout, StudyError, write_file
 from study.plan import Plan
+from study.sections import BASE_BUDGET
 
 INDEX = "80_report"
 CHOOSER = "explore.html"
@@ -69,9 +70,10 @@ def write_report(plan: Plan) -> Path:
     Returns the index. Pages of all other notebooks go to ``reports/notebooks`` (:mod:`study.analysis.notebooks`).
 
     The index is notebooks/80_report.ipynb, executed here; the other pages are the executed analyses in
-    ``runs/analyses``. What the profile does not analyse (``grid.analyses``) has no page, and without a comparison there
-    is no explore.html. Pages hold no picture of their own: they show the files of figures beside them. Nothing in them
-    comes from the clock or from the network, so the same results, figures and notebooks give the same bytes.
+    ``runs/analyses``. What the profile does not analyse (``grid.analyses``) has no page, and with neither a comparison
+    nor budgets there is no explore.html. Pages hold no picture of their own: they show the files of figures beside
+    them. Nothing in them comes from the clock or from the network, so the same results, figures and notebooks give the
+    same bytes.
 
     Raises:
         StudyError: a result, figure, table or executed notebook is missing, or the folder cannot be written.
@@ -93,22 +95,24 @@ def write_report(plan: Plan) -> Path:
             pages.append(Page(*place, notebook, [layout.analysis(name)], numbers))
 
     html = plan.folder / "reports" / "html"
-    curves = [load_budgets(own, plan.layout(own.setting)) for own in comparisons if "budgets" in plan.analyses()]
-    nav: Navigation = {"": {INDEX_PAGE: "Answers", CHOOSER: "Choose a student"}}
+    nav: Navigation = {"": {INDEX_PAGE: "Answers"}}
+    if compares := not {"comparison", "budgets"}.isdisjoint(plan.analyses()):
+        nav[""][CHOOSER] = "Choose a student"
     for beside, words in ((attention, "Attention"), (translations, "Translations")):
         nav[""] |= {beside.PAGE: words} if result_file(plan, beside.RESULT) else {}
     nav[""]["../notebooks/index.html"] = "Notebooks"
     for page in pages[1:]:
-        nav.setdefault(page.setting.capitalize(), {})[page.name] = page.title
+        nav.setdefault(titled(page.setting), {})[page.name] = page.title
     write_file(html / STYLE, (Path(__file__).parent / STYLE).read_text())
     write_notebooks(plan, nav)
     attention.write_attention(plan, html, nav)
     translations.write_translations(plan, html, nav)
-    if choice := analyses or curves:
-        write_chooser(plan, choice, html / CHOOSER, nav)
+    if compares:
+        budgets = [] if analyses else [load_budgets(own, plan.layout(own.setting)) for own in comparisons]
+        write_chooser(plan, analyses or budgets, html / CHOOSER, nav)
     for page in pages:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
-        title = f"{f'{page.title}, {page.setting}'.strip(', ').capitalize()} · {heading} · profile {plan.profile}"
+        title = f"{titled(f'{page.title}, {page.setting}'.strip(', '))} · {heading} · profile {plan.profile}"
         files = {heading: [link(file, html) for file in files] for heading, files in page.files.items()}
         made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
         looks = {"style": STYLE, "notebook": made_by, "files": files}
@@ -140,10 +144,10 @@ def _linked(plan: Plan) -> dict[str, list[Path]]:
     """The files that the index links, by heading."""
     linked: dict[str, list[Path]] = {}
     for comparison in plan.of(Comparison):
-        layout, setting = plan.layout(comparison.setting), comparison.setting.capitalize()
+        layout, setting = plan.layout(comparison.setting), titled(comparison.setting)
         made = [path for name in plan.analyses(comparison.setting) for path in sorted(layout.analysis(name).iterdir())]
-        cells = [(*cell, name) for name in comparison.budgets for cell in comparison.budget_cells(name)]
-        results = [*result_files(comparison, layout), *(layout.result(model_name(*cell)) for cell in cells)]
+        results = [*result_files(comparison, layout)]
+        results += [layout.result(model_name(*cell)) for cell in comparison.every_cell() if cell[-1] != BASE_BUDGET]
         results += [layout.systems / f"{own.neighbour}.json" for own in plan.of(NeighbourSystem, comparison.setting)]
         results += [path for name in OTHER_RESULTS if (path := layout.result(name)).is_file()]
         linked |= {
@@ -169,7 +173,7 @@ def notebook_page(page: Page, html: Path, where: str) -> tuple[str, str]:
     first, *sections = _sections(notebook.cells)
     title = take_heading(first[0])
     first[0].source = first[0].source.strip()
-    where = " · ".join(filter(None, (page.setting.capitalize(), where)))
+    where = " · ".join(filter(None, (titled(page.setting), where)))
     parts = [str(Markup("<h1>{}</h1>\n<p class=where>{}</p>").format(title, where))]
     parts.append(as_html(notebook, first, code=False))
     names = {_anchor(cells): cells[0].source.splitlines()[0].removeprefix("## ") for cells in sections}

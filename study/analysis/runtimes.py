@@ -92,8 +92,9 @@ def choices(result: RuntimesResult) -> pd.DataFrame:
 
     Columns: model, method, run, runtime, precision, score (mean development score of the probe over tasks, 0-100), loss
     (points below the teacher in float32), milliseconds (median), p90, speed_up, megabytes (file), memory_megabytes
-    (process), recommended: trained, above the untrained student of its shape and precision, and no faster row of
-    that kind scores as high. The rule knows no chance: it takes a difference below the sampling error for one.
+    (process), front: trained, above the untrained student of its shape and precision, and no other row of that
+    kind that is as fast scores as high. The rule knows no chance: any difference counts, one below the sampling
+    error too.
 
     Source: this study's choice.
     """
@@ -110,11 +111,11 @@ def choices(result: RuntimesResult) -> pd.DataFrame:
             facts |= {"precision": quality.precision, "score": score, "milliseconds": row.p50, "p90": row.p90}
             facts |= {"speed_up": row.speed_up, "megabytes": size["file_bytes"] / 1e6}
             rows.append(facts | {"memory_megabytes": size["memory_bytes"] / 1e6})
-    table = pd.DataFrame(rows).sort_values("milliseconds", ascending=False, ignore_index=True)
+    table = pd.DataFrame(rows).sort_values(["milliseconds", "score"], ascending=[False, True], ignore_index=True)
     whole = table.query("model == 'teacher' and precision == 'fp32'")["score"].iloc[0]
     table.insert(6, "loss", whole - table["score"])
     floors = table[table["method"] == FLOOR].groupby(["model", "precision"])["score"].first()
     floor = table.join(floors.rename("floor"), on=["model", "precision"])["floor"].fillna(float("-inf"))
     able = table["score"].where((table["method"] != FLOOR) & (table["score"] > floor), float("-inf"))
     best_of_faster = able[::-1].cummax().shift(fill_value=float("-inf"))[::-1]
-    return table.assign(recommended=able > best_of_faster)
+    return table.assign(front=able > best_of_faster)

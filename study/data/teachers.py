@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import constants
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from study.config import Params
 from study.data.pretrained import UNREADABLE, check_tokenizer, reason
@@ -83,7 +84,7 @@ def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:
     if params.settings[setting].vocabulary == "trimmed":
         check_trimmable(tokenizer)
     if folder:
-        _check_files(folder)
+        _check_files(folder, config)
     if teacher.head == "own" and folder:
         _check_head(setting, folder, config)
     if config.model_type == "mpnet" and params.attention_implementation != "eager":
@@ -96,12 +97,21 @@ def _check(params: Params, setting: str, teacher: Teacher, root: Path) -> None:
             raise StudyError(f"students.{name}.width = {student.width}; the teacher's embeddings have {inner} channels")
 
 
-def _check_files(folder: Path) -> None:
-    """Refuse a folder whose weights are damaged, or that has none but pickled ones."""
+def _check_files(folder: Path, config: Any) -> None:
+    """Refuse weights that are damaged or of other shapes than the config says, and a folder that has none to read."""
     weights = sorted(folder.glob("*.safetensors"))
+    with torch.device("meta"):  # shapes alone
+        encoder = AutoModel.from_config(config)
+    shapes, prefix = (
+        {key: list(own.shape) for key, own in encoder.state_dict().items()},
+        f"{encoder.base_model_prefix}.",
+    )
     for file in weights:
-        with safe_open(file, "pt"):  # header and size agree
-            pass
+        with safe_open(file, "pt") as stored:  # header and size agree
+            for key in stored.keys():  # noqa: SIM118, no dictionary
+                shape = stored.get_slice(key).get_shape()
+                if (asked := shapes.get(key.removeprefix(prefix), shape)) != shape:
+                    raise ValueError(f"{file.name}: {key} has the shape {shape}; by config.json it is {asked}")
     if not weights:
         raise ValueError("it has no weights in model.safetensors; pickled ones are not read")
 

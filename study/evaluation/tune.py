@@ -14,13 +14,16 @@ from scipy.stats import sem
 from study import descriptions, records
 from study.descriptions import Run
 from study.distillation.distil import distil
-from study.distillation.trainer import DivergedError
+from study.distillation.trainer import DivergedError, digest
 from study.evaluation.probes import Probes
 from study.evaluation.provenance import input_hashes, provenance
 from study.files import Layout, StudyError
 from study.methods import Trained
 from study.records import Candidate, read_record, write_record
 from study.sections import BASE_BUDGET, MASKED_WORDS, Student
+
+#: What decides the scores of a candidate beside its run.
+PROBED = {"tasks", "finetuning", "revisions", "precision", "attention_implementation", "fast_paths"}
 
 
 def tune(description: descriptions.Tuning, layout: Layout, output: Path, others: Sequence[Run] = ()) -> records.Tuning:
@@ -31,7 +34,7 @@ def tune(description: descriptions.Tuning, layout: Layout, output: Path, others:
     candidates, steps and examples. Source: this study's choice.
 
     The file is written after every candidate. Where it is there already, of the same data, teacher, steps and seed,
-    candidates in it are not tried again.
+    candidates in it are not tried again, unless something else in their descriptions has changed.
 
     Args:
         others: candidates of other methods: what they read of the teacher is kept for them, too.
@@ -75,17 +78,20 @@ def _tried(probes: Probes, run: Run, others: Sequence[Run], known: dict[float, C
     """One candidate that is known or is trained, and probed on every task but retrieval; or that it diverged."""
     assert isinstance(run.objective, Trained)  # the plan tunes no others
     rate = run.objective.learning_rate
-    if rate in known:
+    judged = probes.description.model_dump(mode="json", include=PROBED)
+    asked = digest({"run": run.model_dump(mode="json"), "probes": judged})
+    if rate in known and known[rate].digest in (None, asked):
         return known[rate]
     with tempfile.TemporaryDirectory() as folder:
         try:
             curve = distil(run, probes.layout, Path(folder), others)["training"]["curve"]
         except DivergedError as error:
-            return Candidate(learning_rate=rate, diverged=str(error))
+            return Candidate(learning_rate=rate, digest=asked, diverged=str(error))
         masked = [name for name in probes.description.tasks if name in MASKED_WORDS]
         scores = {name: probes.score(Path(folder), name) for name in (*probes.splits, *masked)}
     return Candidate(
         learning_rate=rate,
+        digest=asked,
         development_mean=mean(scores.values()),
         development=scores,
         held_out_loss_before=curve[0]["loss"],

@@ -250,6 +250,7 @@ def teach(description: NeighbourSystem, layout: Layout, name: str, seed: int) ->
     if key not in _taught:
         options = cast(CrIld, description.options)
         task, budget = find_task(layout.tasks, name), description.tasks[name]
+        budget = budget.model_copy(update={"languages": task.languages[:1]})  # arms are told in this language alone
         tokenizer = load_tokenizer(description.folder(layout))
         splits = joint_splits(description, layout, task, budget, tokenizer, seed)
         if task.labels:

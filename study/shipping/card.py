@@ -106,10 +106,13 @@ def write_card(
     write_file(folder / "README.md", "\n".join(parts))
 
 
-def _command(plan: Plan, stage: str) -> str:
-    """What runs a stage, from the study's folder: another profile may have a stage of the same name."""
-    inside = "" if plan.folder == plan.root else f"cd {plan.folder.relative_to(plan.root).as_posix()} && "
-    return f"`{inside}dvc repro --single-item {stage}`"
+def command_of(plan: Plan, stage: str) -> str:
+    """What runs a stage with those it needs, from the study's folder: another profile may have one of the same name."""
+    if plan.folder == plan.root:
+        return f"make plan && dvc repro {stage}"
+    return (
+        f"make plan PROFILE={plan.profile} && cd {plan.folder.relative_to(plan.root).as_posix()} && dvc repro {stage}"
+    )
 
 
 def _what(run: Run, teacher: str, record: dict[str, Any], head: bool) -> str:
@@ -130,7 +133,7 @@ def _scores(plan: Plan, run: Run, layout: Layout) -> str:
 
     own = result(run.model)
     if own is None:
-        return f"Not measured yet: run {_command(plan, f'evaluate@{run.name}')}.\n"
+        return f"Not measured yet: run `{command_of(plan, f'evaluate@{run.name}')}`.\n"
     others = {"floor: untrained": result(model_name("none", run.student, run.seed)), "teacher": result(TEACHER)}
     models = {"this student": own} | {name: found for name, found in others.items() if found}
     lines = [f"| task | metric | {' | '.join(models)} |", "| --- | --- |" + " --- |" * len(models)]
@@ -170,11 +173,14 @@ def _latency(plan: Plan, run: Run, layout: Layout) -> str:
         return _by_runtime(run, read_record(path, RuntimesResult))
     path = layout.results / "latency.json"
     if not path.is_file():
-        return f"Not measured yet: run {_command(plan, f'latency@{run.setting}')}.\n"
+        return f"Not measured yet: run `{command_of(plan, f'latency@{run.setting}')}`.\n"
     measured = read_record(path, LatencyResult)
     rows = [m for m in measured.measurements if m.student == run.student]
+    first = measured.measurements[0]
+    rows = [row for row in rows if row.device == first.device]
+    where = first.processor or measured.environment.processor
     lines = [
-        f"PyTorch ({measured.precision}) on {measured.environment.processor}, {measured.sequence_length} tokens:\n",
+        f"PyTorch ({first.precision or measured.precision}) on {where}, {measured.sequence_length} tokens:\n",
         "| batch | threads | milliseconds | times the teacher's speed |",
         "| --- | --- | --- | --- |",
         *(f"| {m.batch_size} | {m.threads} | {1000 * m.median_seconds:.1f} | {m.speed_up:.1f} |" for m in rows),
@@ -211,7 +217,7 @@ def provenance_section(plan: Plan, run: Run, layout: Layout) -> str:
     hashes = {"weights of the student": weights_hash(layout.student(run.model))}
     hashes |= {f"{key} of its training": value for key, value in record["hashes"].items()}
     lines = [
-        f"`make repro PROFILE={plan.profile}`, or this student alone: {_command(plan, f'distill@{run.name}')}."
+        f"`make repro PROFILE={plan.profile}`, or this student alone: `{command_of(plan, f'distill@{run.name}')}`."
         f" Commit {commit(plan.root) or 'unknown'}; trained with torch {record['environment']['torch']} and"
         f" transformers {record['environment']['transformers']}.\n",
         "| SHA-256 of | |",

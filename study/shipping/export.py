@@ -22,7 +22,7 @@ from study.distillation.objectives import OBJECTIVES
 from study.evaluation.scores import training_of
 from study.files import StudyError, file_hash, write_file, write_json
 from study.plan import Plan
-from study.shipping.card import write_card
+from study.shipping.card import command_of, write_card
 from study.shipping.formats import MODEL, OPENVINO_MODEL, OPSET, WRITERS
 from study.shipping.parity import TEXTS, Parity, deviation, evaluation_of, onnx_encoder, openvino_encoder, probe_scores
 from study.shipping.trimming import Trimmed, trim
@@ -101,8 +101,7 @@ def trained(plan: Plan, run: Run) -> Path:
     """
     source = plan.layout(run.setting).student(run.model)
     if not (source / "record.json").is_file():
-        command = f"dvc repro --single-item distill@{run.name}"
-        raise StudyError(f"{run.name} is not trained yet: run `{command}` in {plan.folder} after `make plan`")
+        raise StudyError(f"{run.name} is not trained yet: run `{command_of(plan, f'distill@{run.name}')}`")
     training_of(source)
     return source
 

@@ -190,6 +190,12 @@ def test_make_tells_which_stage_of_how_many_begins(tmp_path):
     for line, following in zip(said, said[1:], strict=False):
         if line in begun:
             assert following == f"dvc --wait-for-lock repro --single-item {line.partition(': ')[2]}"
+    assert said[-1] == "dvc --wait-for-lock repro"  # a command of another profile holds the lock now and then
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["stages"]
+    outcome = subprocess.run([*make[:2], "report"], cwd=tmp_path, capture_output=True, text=True, env=alone, timeout=60)
+    assert outcome.returncode and outcome.stdout == "", "no command before the check"
+    first, *others = outcome.stderr.splitlines()
+    assert first == "profile laptop has no results yet; `make repro PROFILE=laptop` makes them" and len(others) == 1
 
 
 MACHINES = [("3.10", "Linux x86_64", "is Python 3.10; Python 3.11 to 3.14 is needed")]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -11,8 +14,10 @@ from study.analysis.dynamics import MEASURES
 from study.analysis.figures.style import GREY, drawn, handle, label, method_legend, new_figure, style_of
 from study.records_beside import DynamicsResult
 
-#: Shades from the embeddings to the last layer, which stands out.
-SHADES = ("#b0b0b0", "#9cc3e6", "#3f7fc1", "#08306b", "#c2500a")
+
+def _shades(depth: int) -> list[Any]:
+    """Of the embeddings, grey, of each layer, darker with depth, and of the last, which stands out."""
+    return ["#b0b0b0", *seaborn.color_palette("blend:#9cc3e6,#3f7fc1,#08306b", depth - 1), "#c2500a"]
 
 
 def _tokens(axes: Axes, measured: pd.DataFrame) -> None:
@@ -40,12 +45,13 @@ def layers_by_tokens(measured: pd.DataFrame, result: DynamicsResult, methods: li
     figure = new_figure(0.8 + 1.7 * len(tasks))
     grid = figure.subplots(len(tasks), len(methods), sharex=True, sharey="row", squeeze=False)
     depth = measured["layer"].max()
+    shades = _shades(depth)
     for panels, task in zip(grid, tasks, strict=True):
         for axes, method in zip(panels, methods, strict=True):
             own = measured[(measured["method"] == method) & (measured["measure"] == task)]
             for (layer, budget), line in own.groupby(["layer", "budget"]):
                 face = None if budget == result.runs[0].budget else "white"
-                look = {"color": SHADES[-1 - (depth - layer)], "marker": "o", "markerfacecolor": face}
+                look = {"color": shades[layer], "marker": "o", "markerfacecolor": face}
                 axes.plot(line["tokens"], line["value"], markersize=3 if face is None else 4, linewidth=1.4, **look)
             axes.axhline(100 * result.teacher[task][-1], color=GREY, linestyle="--", linewidth=1)
             _tokens(axes, measured)
@@ -54,7 +60,7 @@ def layers_by_tokens(measured: pd.DataFrame, result: DynamicsResult, methods: li
         axes.set_title(label(method))
     figure.supxlabel("million tokens read", fontsize=9)
     names = ["embeddings", *(f"layer {i}" for i in range(1, depth)), f"layer {depth}, the last"]
-    handles = [handle(name, shade, "o", "-") for name, shade in zip(names, SHADES[-1 - depth :], strict=True)]
+    handles = [handle(name, shade, "o", "-") for name, shade in zip(names, shades, strict=True)]
     handles.append(handle("teacher\u2019s last", GREY, "", "--"))
     figure.legend(handles=handles, loc="outside right upper")
     return figure

@@ -141,7 +141,8 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler | None:
             | {"cost of training": row.cost}
         )
     words = ["what", "kept (%)", "latency (ms)", "labels", "task", "cost of training"]
-    caption, wide = "What each needs, costs and keeps.", ["of", "reads of the teacher"]
+    caption = "What each needs, costs and keeps."
+    wide = ["what", "of", "reads of the teacher", "labels", "task", "cost of training"]
     return styled(table, "overview", caption, setting=setting, words=words, wide=wide)
 
 

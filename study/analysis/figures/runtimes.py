@@ -17,7 +17,7 @@ MARKERS = {"eager": "o", "compiled": "D", "bf16": "v", "onnx": "s", "onnx-int8":
 def quality_latency(choices: pd.DataFrame) -> Figure:
     """Development score of the frozen probe against milliseconds a text, for every model in every runtime.
 
-    Colour: method; marker: runtime, filled in 8 bits. The line joins what is recommended.
+    Colour: method; marker: runtime, filled in 8 bits. The line joins the front.
 
     Args:
         choices: :func:`study.analysis.runtimes.choices`.
@@ -27,7 +27,7 @@ def quality_latency(choices: pd.DataFrame) -> Figure:
     look = {TEACHER: Style("teacher", "black", "o")}
     for method in choices["method"].unique():
         look.setdefault(method, style_of(method, len(look)))
-    front = choices[choices["recommended"]]
+    front = choices[choices["front"]]
     axes.plot(front["milliseconds"], front["score"], color=PALE, linewidth=1.5, zorder=1)
     for row in choices.itertuples():
         color = look[row.method].color
@@ -49,6 +49,6 @@ def quality_latency(choices: pd.DataFrame) -> Figure:
         if runtime in set(choices["runtime"]):
             face = GREY if "int8" in runtime else "white"
             handles.append(handle(LABELS[runtime], GREY, marker, markerfacecolor=face))
-    handles.append(handle("recommended", PALE, linestyle="-"))
+    handles.append(handle("front", PALE, linestyle="-"))
     figure.legend(handles=handles, loc="outside right upper")
     return figure

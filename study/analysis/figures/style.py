@@ -124,6 +124,11 @@ def short(method: str) -> str:
     return SHORT.get(method, label(method))
 
 
+def titled(setting: str) -> str:
+    """A setting's name as it begins a line; its other letters stay as they are."""
+    return setting[:1].upper() + setting[1:]
+
+
 def in_words(text: str, named: Callable[[str], str] = label) -> str:
     """``text`` with the names of methods, and of the layers behind their @, replaced by what figures call them."""
     names = "|".join(re.escape(name) for name in sorted(STYLES, key=len, reverse=True))

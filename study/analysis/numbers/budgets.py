@@ -12,7 +12,7 @@ import xarray as xr
 
 from study.analysis.numbers import claims
 from study.analysis.numbers.results import FLOOR, check_mixture, check_there, check_versions
-from study.analysis.numbers.statistics import AXES, complete_array, estimate, replicates
+from study.analysis.numbers.statistics import AXES, Estimate, complete_array, difference, estimate, replicates
 from study.descriptions import TEACHER, Comparison, model_name
 from study.files import Layout, StudyError
 from study.records import RunResult, read_record, short_name
@@ -58,7 +58,7 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
     """Read the result files of every budget.
 
     Raises:
-        StudyError: files are missing (all are named), invalid, of another run than their place says, or were made with
+        StudyError: files are missing, invalid, of another run than their place says, or were made with
             other package versions than most.
     """
     cells = [(TEACHER, TEACHER, 0, BASE_BUDGET), *((*cell, BASE_BUDGET) for cell in comparison.cells())]
@@ -142,16 +142,38 @@ def gap_closed(budgets: Budgets, budget: str, group: str) -> dict[str, xr.DataAr
         StudyError: a method lacks a task or seed that another has.
     """
     rows = of_group(budgets, group)
+    return _shares(rows, rows[(rows["budget"] == budget) & ~rows["method"].isin([TEACHER, FLOOR])])
+
+
+def _shares(rows: pd.DataFrame, own: pd.DataFrame) -> dict[str, xr.DataArray]:
+    """Of the methods of some rows, by the teacher and the floor of others."""
     ceiling = rows.loc[rows["method"] == TEACHER, "score"].mean()
-    floors = rows[rows["method"] == FLOOR].groupby("student")["score"].mean()
-    own = rows[(rows["budget"] == budget) & ~rows["method"].isin([TEACHER, FLOOR])]
+    floors = rows[rows["method"] == FLOOR].groupby("student")["score"].mean().rename_axis("student").to_xarray()
     shares = {}
-    for method, runs in own.groupby("method", sort=False):
-        runs = runs.rename(columns={"seed": "distillation_seed"}).set_index(list(AXES))["score"]
-        array = complete_array(runs, f"{method} at budget {budget}")
-        floor = floors.rename_axis("student").to_xarray().sel(student=array["student"])
-        shares[str(method)] = ((array - floor) / (ceiling - floor)).transpose(*AXES)
+    for method, array in _arrays(own).items():
+        floor = floors.sel(student=array["student"])
+        shares[method] = ((array - floor) / (ceiling - floor)).transpose(*AXES)
     return shares
+
+
+def _arrays(own: pd.DataFrame) -> dict[str, xr.DataArray]:
+    """Method -> scores, AXES, of rows of one budget."""
+    arrays = {}
+    for method, runs in own.groupby("method", sort=False):
+        scores = runs.rename(columns={"seed": "distillation_seed"}).set_index(list(AXES))["score"]
+        arrays[str(method)] = complete_array(scores, f"{method} at budget {runs['budget'].iloc[0]}")
+    return arrays
+
+
+def _over_floor(values: xr.DataArray, floor: xr.DataArray) -> Estimate:
+    """The mean of a method's values, times 100, with the chance of its own seeds and of the floor's, seed by seed.
+
+    Args:
+        values: AXES, less the mean of the floor. floor: its own values on the same scale, AXES.
+    """
+    own = floor.sel({axis: values[axis] for axis in AXES})
+    chance = own - own.mean([axis for axis in AXES if axis != "student"])
+    return estimate(replicates(100 * difference(values, chance)))
 
 
 #: (group, budget) -> what methods close of the gap, as of :func:`gap_closed`.
@@ -166,7 +188,10 @@ def all_closed(budgets: Budgets) -> Closed:
 def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     """One row per group, budget and method: what it closes of the gap, in percent, with its 95 % interval.
 
-    Columns: group, budget, tokens, method, closed, low, high (:func:`statistics.estimate`; NaN of one model), score
+    The interval holds the chance of the method and of the floor, paired by seeds (:func:`statistics.estimate`); the
+    teacher's is left out.
+
+    Columns: group, budget, tokens, method, closed, low, high (NaN of one model), score
     (macro, 0-100), retained (of the teacher's, percent), models (distilled), learning_rate, loss_share, rank (within
     group and budget, 1 is best), learnt (held-out loss ended below LEARNT of its start, and the mean of the group's
     tasks lies above the floor's). A start that is not trained has no rate and no loss: its scores alone count.
@@ -178,12 +203,16 @@ def table(budgets: Budgets, closed: Closed) -> pd.DataFrame:
     training = budgets.training.groupby(["budget", "method"])
     rates, losses = training["learning_rate"].first(), training["loss_share"].mean()
     macros = {g: of_group(budgets, g).groupby(["budget", "method"])["score"].mean() for g in groups(budgets)}
+    floors = {}
+    for group in groups(budgets):
+        rows = of_group(budgets, group)
+        floors[group] = _shares(rows, rows[rows["method"] == FLOOR])[FLOOR]
     for (group, budget), methods in closed.items():
         for method, shares in methods.items():
             macro = macros[group][budget, method]
             listed.append(
                 {"group": group, "budget": budget, "tokens": budgets.tokens[budget], "method": method}
-                | estimate(replicates(100 * shares)).named("closed")
+                | _over_floor(shares, floors[group]).named("closed")
                 | {"score": 100 * macro}
                 | {"retained": 100 * macro / macros[group][BASE_BUDGET, TEACHER], "models": claims.models(shares)}
                 | {"learning_rate": rates.get((budget, method)), "loss_share": losses.get((budget, method))}
@@ -197,19 +226,18 @@ def gains(budgets: Budgets) -> pd.DataFrame:
     """What a method's students score above the untrained one, in points (0-100), whether there is a gap or not.
 
     One row per group of tasks (but the mean of all), budget and method: group, budget, tokens, method, gain (macro test
-    score less the untrained student's mean), low, high (95 %, :func:`statistics.estimate`; NaN of one model), models.
+    score less the untrained student's mean), low, high (95 %, as of :func:`table`; NaN of one model), models.
     """
     rows = []
     for group in [name for name in GROUPS if name in set(budgets.scores["group"])]:
         own = of_group(budgets, group)
-        floors = own[own["method"] == FLOOR].groupby("student")["score"].mean()
-        runs = own[~own["method"].isin([TEACHER, FLOOR])]
-        runs = runs.assign(over=runs["score"] - runs["student"].map(floors))
-        for (budget, method), scores in runs.groupby(["budget", "method"], sort=False):
-            gain = estimate(100 * scores.groupby("seed")["over"].mean().to_numpy()[None])  # students share seeds
-            place = {"group": group, "budget": budget, "tokens": budgets.tokens[str(budget)], "method": method}
-            models = len(scores[["student", "seed"]].drop_duplicates())
-            rows.append(place | gain.named("gain") | {"models": models})
+        floor = _arrays(own[own["method"] == FLOOR])[FLOOR]
+        means = floor.mean([axis for axis in AXES if axis != "student"])
+        for budget, runs in own[~own["method"].isin([TEACHER, FLOOR])].groupby("budget", sort=False):
+            for method, scores in _arrays(runs).items():
+                gain = _over_floor(scores - means.sel(student=scores["student"]), floor).named("gain")
+                place = {"group": group, "budget": budget, "tokens": budgets.tokens[str(budget)], "method": method}
+                rows.append(place | gain | {"models": claims.models(scores)})
     return pd.DataFrame(rows)
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 
 from study.analysis.numbers.budgets import score_rows
 from study.analysis.numbers.neighbours import over_seeds
-from study.descriptions import TEACHER, Comparison, open_description
-from study.files import Layout
+from study.descriptions import TEACHER, Comparison, model_name, open_description
+from study.files import Layout, StudyError
 from study.records import ResultFile, RunResult, read_record
 from study.records_beside import NeighbourResult
+from study.sections import BASE_BUDGET
 
 NOT_RUN, NOT_MEASURED = "not run", "not measured"
 START = "weights, as a start"
@@ -50,11 +51,11 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
 
     A method keeps the share of the teacher's mean over all tasks of the setting; of its budgets those count that have
     most seeds, up to three, and of these that with most tokens. A system keeps the share of its own reference's first
-    measure, where both are scores. Latency is that of texts one by one in eager PyTorch on one thread, and that of a
-    system what a model of the same shape takes.
+    measure, where both are scores; NaN where that is 0. Latency is that of texts one by one in eager PyTorch on one
+    thread, and that of a system what a model of the same shape takes.
 
     Raises:
-        StudyError: the plan or a result file is damaged.
+        StudyError: the plan or a result file is damaged, or a system is not in SYSTEMS.
     """
     comparison, _ = open_description(layout.folder / "plan" / Comparison.stage / f"{layout.setting}.json", Comparison)
     latency, runs = _latency(layout), _runs(comparison, layout)
@@ -96,15 +97,19 @@ def _latency(layout: Layout) -> dict[str, float]:
 
 
 def _runs(comparison: Comparison, layout: Layout) -> dict[tuple[str, str], list[RunResult]]:
-    """Method and student -> its runs at the budget that is shown, in the order of params.yaml."""
+    """Method and student -> its runs at the budget that is shown, in the order of params.yaml; those there are."""
     chosen: dict[tuple[str, str], list[RunResult]] = {}
-    folder = layout.result(TEACHER).parent
-    for method in (TEACHER, *comparison.methods, *ASKED_FOR, *(comparison.references or {})):
+    beside = [(*cell, BASE_BUDGET) for cell in [*comparison.ablation_cells(), *comparison.reference_cells()]]
+    cells = dict.fromkeys([(TEACHER, TEACHER, 0, BASE_BUDGET), *comparison.every_cell(), *beside])
+    wanted = (TEACHER, *comparison.methods, *ASKED_FOR, *(comparison.references or {}))
+    for method in dict.fromkeys(wanted):
         budgets: dict[tuple[str, str], list[RunResult]] = defaultdict(list)
-        pattern = f"{method}.json" if method == TEACHER else f"{method}_*.json"
-        for path in sorted(folder.glob(pattern)):
-            record = read_record(path, RunResult, profile=comparison.profile, setting=comparison.setting, method=method)
-            budgets[record.student, record.budget].append(record)
+        for cell in (cell for cell in cells if cell[0] == method):
+            path, (_, student, seed, budget) = layout.result(model_name(*cell)), cell
+            if path.is_file():
+                where = {"profile": comparison.profile, "setting": comparison.setting, "budget": budget}
+                record = read_record(path, RunResult, **where, method=method, student=student, seed=seed)
+                budgets[student, budget].append(record)
         ranked = sorted(budgets.values(), key=_standing)
         chosen |= {(method, own[0].student): own for own in ranked}  # the last, the highest, stays
     return chosen
@@ -134,6 +139,10 @@ def _device(result: ResultFile) -> str:
 
 
 def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, float]) -> dict[str, Any]:
+    if result.system not in SYSTEMS:
+        raise StudyError(
+            f"{result.neighbour}.system = {result.system}; overview.SYSTEMS lacks it: {', '.join(SYSTEMS)}"
+        )
     *needs, reference = SYSTEMS[result.system]
     arms = {arm.name: arm.values for arm in result.arms}
     (own, *_), measure = arms, next(iter(result.measures))
@@ -153,4 +162,8 @@ def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, 
     if reference == "start" or max(pair[1]) > 1:  # no score of a teacher
         means = [fmean(values) * (1 if max(pair[1]) > 1 else 100) for values in pair]
         return row | {"of": f"{measure} {means[0]:.1f}, {words} {means[1]:.1f}"}
-    return row | over_seeds([100 * a / b for a, b in zip(*pair, strict=True)]).named("kept") | {"of": words}
+    return (
+        row
+        | over_seeds([100 * a / b if b else float("nan") for a, b in zip(*pair, strict=True)]).named("kept")
+        | {"of": words}
+    )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -30,7 +29,9 @@ NAME = "recommendation"
 FINE_TUNED = "fine-tuned"
 COLUMNS = ["setting", "group", "tasks", "languages", "tokens", "budget_ms", "speed_up", "student", "method"]
 COLUMNS += ["methods", "retained", "retained_low", "retained_high", "floor", "margin", "margin_low", "margin_high"]
-COLUMNS += ["loss", "recommended", "because", "alike"]
+COLUMNS += ["loss", "recommended", "because", "alike", "better"]
+#: Columns of words that may be empty.
+_TEXTS = ["because", "alike", "better"]
 #: Columns that are numbers, undefined where nothing was measured.
 _NUMBERS = ["budget_ms", "speed_up", "retained", "retained_low", "retained_high", "floor"]
 _NUMBERS += ["margin", "margin_low", "margin_high", "loss"]
@@ -57,7 +58,8 @@ def recommendation(
     student keeps; NaN where it was not run), margin, margin_low, margin_high (points of macro test score, 0-100, over
     the floor), loss (points below the teacher), recommended, because (why it is not; of one that is, what is not shown
     of it), alike (trained methods that the student's own is not told apart from, joined by commas:
-    ``pairs``, corrected over all pairs of the student's methods).
+    ``pairs``, corrected over all pairs of the student's methods), better (those that are told apart from it and have
+    the higher mean on test data: development data alone chose).
 
     Args:
         headline: :func:`tables.headline`. scores: :func:`statistics.score_array`. pairs: their
@@ -81,13 +83,13 @@ def recommendation(
             row |= {"floor": 100 * float(of_method(scores, FLOOR, student).mean()) / ceiling}
         row |= {f"margin{end}": best.get(f"margin_over_{FLOOR}{end}") for end in ("", "_low", "_high")}
         row |= {"loss": 100 * (ceiling - best["test"]), "recommended": not against}
-        alike = _alike(best["method"], pairs[pairs["student"] == student])
-        row |= {"because": against or _unsure(best), "alike": ",".join(alike)}
+        alike, better = _beside(best["method"], pairs[pairs["student"] == student])
+        row |= {"because": against or _unsure(best), "alike": ",".join(alike), "better": ",".join(better)}
         rows.append(row)
     teacher = shared | {"student": TEACHER, "method": TEACHER, "retained": 100.0, "loss": 0.0, "methods": 0}
     if latency is not None:
         teacher |= {"budget_ms": 1000 * latency.loc[TEACHER, "median_seconds"], "speed_up": 1.0}
-    rows.append(teacher | {"recommended": True, "because": "", "alike": ""})
+    rows.append(teacher | {"recommended": True, "because": "", "alike": "", "better": ""})
     return pd.DataFrame(rows[::-1], columns=COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
 
 
@@ -130,13 +132,17 @@ def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:
 
 
 def read_recommendations(folders: Sequence[Path]) -> pd.DataFrame:
-    """The tables ``recommendation.csv`` of some folders, one below the other; folders without one are left out."""
+    """The tables ``recommendation.csv`` of some folders, one below the other; folders without one are left out.
+
+    A column of words that a table lacks, as one written by an earlier version does, is empty.
+    """
     files = [folder / f"{NAME}.csv" for folder in folders]
-    tables = [pd.read_csv(file, dtype={"because": str, "alike": str}) for file in files if file.is_file()]
+    tables = [pd.read_csv(file, dtype=dict.fromkeys(_TEXTS, str)) for file in files if file.is_file()]
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
-    texts = ["because", "alike"]
-    return pd.concat(tables, ignore_index=True).fillna(dict.fromkeys(texts, "")).astype(dict.fromkeys(_NUMBERS, float))
+    table = pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
+    table = table.astype(dict.fromkeys(_NUMBERS, float) | dict.fromkeys(_TEXTS, object))
+    return table.fillna(dict.fromkeys(_TEXTS, ""))
 
 
 def _against(best: dict[str, Any], faster: dict[str, float], several_seeds: bool) -> str:
@@ -155,9 +161,16 @@ def _unsure(best: dict[str, Any]) -> str:
     return "not shown to beat training without a teacher" if unsure else ""
 
 
-def _alike(best: str, table: pd.DataFrame) -> list[str]:
-    """Trained methods that the student's best one is not told apart from, in the order of the grid."""
-    pairs = table[(table["first"] == best) | (table["second"] == best)]
-    others = np.where(pairs["first"] == best, pairs["second"], pairs["first"])
+def _beside(best: str, table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Trained methods that the student's best one is not told apart from, and those shown better, in the grid's order.
+
+    Args:
+        table: the student's pairs.
+    """
+    pairs = table[((table["first"] == best) | (table["second"] == best)) & (table["first"] != FLOOR)]
+    pairs = pairs[pairs["second"] != FLOOR]
+    own = pairs["first"] == best
     told = (pairs["p_holm"] <= TOLD_APART) & (pairs["covers"] == BOTH_SEEDS)
-    return [other for other, apart in zip(others, told, strict=True) if other != FLOOR and not apart]
+    others = pairs["second"].where(own, pairs["first"])
+    ahead = pairs["effect"].where(~own, -pairs["effect"])
+    return others[~told].tolist(), others[told & (ahead > 0)].tolist()

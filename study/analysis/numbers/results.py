@@ -88,7 +88,7 @@ def load_results(comparison: Comparison, layout: Layout) -> Results:
         layout: where the files of the comparison's profile and setting are.
 
     Raises:
-        StudyError: files are missing (all are named), or one is cut short, is invalid, of another schema, belongs to
+        StudyError: files are missing, or one is cut short, is invalid, of another schema, belongs to
             another profile, setting or run than its place says, lacks a task, a fine-tuning seed or a latency
             measurement, was made with other package versions than the others, or is of another variant than its name.
     """
@@ -110,9 +110,10 @@ def _part(comparison: Comparison, **update: Any) -> Comparison:
 
 
 def check_there(paths: Iterable[Path], layout: Layout) -> None:
-    """Refuse where result files are missing; all are named."""
+    """Refuse where result files are missing; some are named."""
     if missing := [path.relative_to(layout.folder).as_posix() for path in paths if not path.is_file()]:
-        raise StudyError(f"{len(missing)} result files are missing (`dvc repro` makes them): {', '.join(missing)}")
+        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise StudyError(f"result files are missing (`make repro` makes them): {named}")
 
 
 def _read(comparison: Comparison, layout: Layout) -> _Files:
