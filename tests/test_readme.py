@@ -131,7 +131,7 @@ def test_the_page_on_methods_states_what_pruned_students_close() -> None:
     folder = ROOT / "profiles" / "pruning" / "reports" / "budgets" / "english"
     closed = {(r["group"], r["budget"], r["method"]): r for r in rows(folder / "gap.csv")}
     page = (ROOT / "docs" / "methods.md").read_text()
-    (table,) = re.findall(r"\| layers that stay .*?\n\n", page, re.S)
+    table, _ = re.findall(r"\| layers that stay .*?\n\n", page, re.S)
     shown = re.findall(r"^\| `([\w+-]+)`[^|]*\|[^|]*\|(.*)\|$", table, re.M)
     assert {("context", "base", method) for method, _ in shown} == {
         key for key in closed if key[:2] == ("context", "base")
@@ -142,6 +142,25 @@ def test_the_page_on_methods_states_what_pruned_students_close() -> None:
             row = closed.get((*column, method))
             values = [float(row[key]) for key in ("closed", "low", "high")] if row else []
             assert cell.strip() == ("{:.1f} ({:.1f} to {:.1f})".format(*values) if row else ""), (method, column)
+
+
+def test_the_page_on_methods_states_what_the_first_layers_close_in_several_languages() -> None:
+    folder = ROOT / "profiles" / "pruning-multilingual" / "reports" / "budgets" / "multilingual"
+    ends = ("closed", "low", "high")
+    closed = {(r["group"], r["method"]): "{:.1f} ({:.1f} to {:.1f})".format(*(float(r[end]) for end in ends))
+              for r in rows(folder / "gap.csv") if r["group"] != "all"}  # fmt: skip
+    page = (ROOT / "docs" / "methods.md").read_text().partition("Multilingual (profile [pruning-multilingual]")[2]
+    (table,) = re.findall(r"\| layers that stay .*?\n\n", page, re.S)
+    shown = re.findall(r"^\| `([\w+-]+)`[^|]*\|[^|]*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
+    groups = ("context", "sentence")
+    assert {(g, m): cell for m, *cells in shown for g, cell in zip(groups, cells, strict=True)} == closed
+    picks = {r["group"]: r for r in rows(folder / "recommendation.csv") if r["student"] != "teacher"}
+    assert (
+        "`pruned-bottom-mlm` is told apart from `hs-uniform+last` and `mlm` on context, `pruned-bottom-hs` over" in page
+    )
+    for group, method in (("context", "pruned-bottom-mlm"), ("all", "pruned-bottom-hs")):
+        assert picks[group]["method"] == method and "pruned-bottom" in picks[group]["alike"].split(",")
+        assert not {"mlm", "hs-uniform+last"} & set(picks[group]["alike"].split(","))
 
 
 def test_readme_states_which_layers_to_keep() -> None:

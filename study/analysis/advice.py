@@ -96,29 +96,28 @@ def table(advice: pd.DataFrame) -> Styler | None:
     """For every budget of time what to take, from the largest budget down; what is not recommended, and why."""
     rows = []
     students = advice[advice["student"] != TEACHER]
+    timed, bettered = students["speed_up"].notna().any(), students["better"].any()
     for row in students.to_dict("records"):
         why = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
+        better = ", ".join(map(short, filter(None, row["better"].split(",")))) or NOTHING
+        kept = with_interval((row["retained"], row["retained_low"], row["retained_high"]), 1)
+        speed = {"ms a sequence": number(row["budget_ms"], 1), "times as fast": number(row["speed_up"], 1)}
         rows.append(
             {"setting": titled(row["setting"]), "tasks": TASKS[row["group"]]}
             | {"take": row["student"] if row["recommended"] else f"({row['student']})"}
             | {"distilled by": label(row["method"]), "not told apart from": _alike(row)}
-            | {
-                "shown better on test data": ", ".join(map(short, row["better"].split(",")))
-                if row["better"]
-                else NOTHING
-            }
-            | {"score kept (interval)": with_interval((row["retained"], row["retained_low"], row["retained_high"]), 1)}
-            | {"floor": number(row["floor"], 1)}
-            | {"ms a sequence": number(row["budget_ms"], 1), "times as fast": number(row["speed_up"], 1)}
+            | ({"shown better on test data": better} if bettered else {})
+            | {"score kept (interval)": kept, "floor": number(row["floor"], 1)}
+            | (speed if timed else {})
             | {"recommended": why}
         )
-    how = "Take a setting's first row whose time you have, on another machine by times as fast."
-    if students["speed_up"].isna().all():
-        how = f"Speed was {NOT_TIMED}: scores alone decide."
-    chose = (
-        "Development data alone chose the method; one shown better on test data would have been chosen in hindsight."
-    )
-    caption = f"Score kept, and floor: in percent of the teacher's. {how} {chose}"
+    caption = "Score kept, and floor: in percent of the teacher's. "
+    if timed:
+        caption += "Take a setting's first row whose time you have, on another machine by times as fast."
+    else:
+        caption += f"Speed was {NOT_TIMED}: scores alone decide."
+    if bettered:
+        caption += " Development data alone chose the method; what is shown better would have been chosen in hindsight."
     looks: dict[str, Any] = {"words": ["setting", "take"], "groups": "setting"}
     looks["wide"] = ["tasks", "distilled by", "not told apart from", "shown better on test data", "recommended"]
     return styled(rows, "recommendation", caption, **looks)
