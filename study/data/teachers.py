@@ -102,10 +102,8 @@ def _check_files(folder: Path, config: Any) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     with torch.device("meta"):  # shapes alone
         encoder = AutoModel.from_config(config)
-    shapes, prefix = (
-        {key: list(own.shape) for key, own in encoder.state_dict().items()},
-        f"{encoder.base_model_prefix}.",
-    )
+    shapes = {key: list(own.shape) for key, own in encoder.state_dict().items()}
+    prefix = f"{encoder.base_model_prefix}."
     for file in weights:
         with safe_open(file, "pt") as stored:  # header and size agree
             for key in stored.keys():  # noqa: SIM118, no dictionary
