@@ -24,7 +24,7 @@ from study.analysis.figures.style import (
     titled,
     with_interval,
 )
-from study.analysis.numbers.budgets import NOT_TESTABLE
+from study.analysis.numbers.budgets import NOT_TESTABLE, standing
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]
@@ -35,14 +35,14 @@ VERDICT = ("", "tasks", "tokens", "verdict")
 def cards(curves: dict[str, Tables]) -> HTML | None:
     """A card for every setting and kind of task: what closes most of the gap on test data, and at every other budget.
 
-    First stands the largest budget with several distillation seeds. Where no method learnt, the card says so.
+    First stands the budget to read first. Where no method learnt, the card says so.
     """
     kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
         gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
         groups = dict(tuple(gap.groupby("tokens", sort=False)))
-        most = next((tokens for tokens, own in groups.items() if own["models"].max() > 1), next(iter(groups)))
+        most = max(groups, key=lambda tokens: standing(groups[tokens]["models"].max(), tokens))
         rows = groups.pop(most)
         best, head = rows.loc[rows["closed"].idxmax()], f"{titled(setting)}: {millions(most)} tokens"
         if not rows["learnt"].any():

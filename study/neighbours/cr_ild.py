@@ -88,11 +88,8 @@ def mixed_embeddings(encoder: PreTrainedModel, weight: float) -> Iterator[None]:
     def mix(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
         return weight * output + (1 - weight) * output.flip(0)
 
-    hook = module.register_forward_hook(mix)
-    try:
+    with module.register_forward_hook(mix):
         yield
-    finally:
-        hook.remove()
 
 
 class IntermediateDistillation(Distillation):
