@@ -34,6 +34,7 @@ from study.analysis.figures.style import in_words, save
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
+from study.analysis.pages import run_words
 from study.analysis.report import CHOOSER, write_report
 from study.descriptions import Comparison
 from study.execution import run_notebook
@@ -230,7 +231,8 @@ def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
     answer = "Which student should I ship? English No recommendation because: one distillation seed This answer"
     assert answer in text.replace("not shown to beat no training; ", "")
     assert "English: L3-H192 after 2 M tokens; the score is the mean of" in text
-    assert "Speed was not measured in this profile: scores alone decide." in text
+    assert "Speed was not measured beside these scores: scores alone decide." in text
+    assert run_words("mlm_L3-H192_1_long", plan) == "MLM: no teacher, L3-H192, 2 M tokens"
     assert [image["src"] for image in page.named("img")] == ["../budgets/english/gap_closed.png"]
     linked = {a["href"].rpartition("/")[2] for a in page.named("a")}
     assert {"gap.csv", "references.csv", "mlm_L3-H192_1_long.json", "mlm_L3-H192_1.json"} <= linked

@@ -12,8 +12,8 @@ import jinja2
 import nbformat
 from nbconvert import HTMLExporter
 
-from study.analysis.figures.style import in_words
-from study.descriptions import TEACHER
+from study.analysis.figures.style import in_words, millions
+from study.descriptions import TEACHER, Comparison
 from study.files import StudyError, write_file
 from study.plan import Plan
 
@@ -55,12 +55,13 @@ def result_file(plan: Plan, result: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def model_words(run: str) -> str:
-    """A run's name as readers see it: method, student, and the budget if it has one; or the teacher."""
+def run_words(run: str, plan: Plan) -> str:
+    """A run's name as readers see it: method, student, and the budget if it has one, by its tokens; or the teacher."""
     if run == TEACHER:
         return "the teacher"
+    tokens = {name: f"{millions(b.tokens)} tokens" for own in plan.of(Comparison) for name, b in own.budgets.items()}
     method, student, _, *budget = run.split("_")
-    return ", ".join([in_words(method), student, *(f"budget {name}" for name in budget)])
+    return ", ".join([in_words(method), student, *(tokens.get(name, f"budget {name}") for name in budget)])
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:

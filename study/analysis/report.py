@@ -43,6 +43,8 @@ STYLE = "page.css"
 FOLD = "fold"
 #: Result files of a setting beside those of its models.
 OTHER_RESULTS = ("latency", "tasks", "corpus", "representations", "admission", attention.RESULT, translations.RESULT)
+#: Pixels of a page that show an inch of a picture.
+PIXELS = 120
 PICTURE = '<figure>\n<a href="{0}"><img src="{0}" width="{1}" alt="{2}"></a>\n<figcaption>{3}</figcaption>\n</figure>'
 FOLDED = "<details><summary>{}</summary>\n<div id={}>\n{}</div>\n</details>"
 
@@ -223,6 +225,6 @@ def _sections(cells: list[nbformat.NotebookNode]) -> list[list[nbformat.Notebook
 
 
 def _picture(file: Path, html: Path, alternative: str, caption: str) -> str:
-    """A picture at its printed size or narrower, its caption below; it leads to the file."""
-    width = int.from_bytes(file.read_bytes()[16:20], "big") * 96 // DPI  # in the PNG header; CSS has 96 pixels an inch
+    """A picture at PIXELS an inch or narrower, its caption below; it leads to the file."""
+    width = int.from_bytes(file.read_bytes()[16:20], "big") * PIXELS // DPI  # in the PNG header
     return str(Markup(PICTURE).format(link(file, html), width, alternative, caption))

@@ -20,6 +20,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from study.descriptions import Comparison
 from study.files import write_file
@@ -77,7 +78,7 @@ MACRO = "macro test score (0–100)"
 GREY, PALE = "#4d4d4d", "#b0b0b0"  # PALE: of lines that carry no value
 
 #: Keeps lines from crossing words.
-HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+HALO = {"path_effects": [withStroke(linewidth=2.5, foreground="white")]}
 NOTHING, MINUS = "–", "−"
 
 LOOK: dict[Any, Any] = {
@@ -137,8 +138,11 @@ def in_words(text: str, named: Callable[[str], str] = label) -> str:
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
-    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too."""
-    return NOTHING if pd.isna(value) else f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", MINUS)
+    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too; 0 has none."""
+    if pd.isna(value):
+        return NOTHING
+    rounded = round(value, digits) + 0.0
+    return f"{rounded:{sign if rounded else ''},.{digits}f}".replace("-", MINUS)
 
 
 def interval(low: float, high: float, digits: int, sign: str = "") -> str:
@@ -300,7 +304,7 @@ def ranking(axes: Axes, rows: pd.DataFrame, look: dict[str, Style], within: tupl
 
 def note(axes: Axes, text: str, at: tuple[float, float], points: tuple[float, float], **options: Any) -> None:
     """Words so many ``points`` from a place, readable above lines; ``options``: of matplotlib's annotate."""
-    axes.annotate(text, at, points, textcoords="offset points", **{"bbox": HALO} | options)
+    axes.annotate(text, at, points, textcoords="offset points", **HALO | options)
 
 
 def show(figure: Figure | None, folder: str | os.PathLike, name: str, caption: str) -> Image | None:
