@@ -121,8 +121,9 @@ class Section(Checked):
     def _repr_html_(self) -> str:
         """How notebooks show it: a row for each key that has a value."""
         values = self.model_dump(mode="json", exclude_none=True)
-        rows = ((key, own if isinstance(own, str) else json.dumps(own).replace('"', "")) for key, own in values.items())
-        return f"<table>{''.join(f'<tr><th>{escape(key)}</th><td>{escape(own)}</td></tr>' for key, own in rows)}</table>"
+        shown = {key: own if isinstance(own, str) else json.dumps(own).replace('"', "") for key, own in values.items()}
+        rows = [f"<tr><th>{escape(key)}</th><td>{escape(own)}</td></tr>" for key, own in shown.items()]
+        return f"<table>{''.join(rows)}</table>"
 
 
 class Sparse(Section):

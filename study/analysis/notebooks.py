@@ -133,7 +133,7 @@ def _copies(plan: Plan) -> dict[str, list[Path]]:
 
 
 def _pages(plan: Plan, name: str, copies: dict[str, list[Path]]) -> dict[str, Path]:
-    """The pages of a notebook: words -> file, which is written where there is a copy; of another profile if it has none."""
+    """Words -> page of a notebook: to be written where there is a copy; another profile's where there is none."""
     own, reports = copies.get(name, []), plan.folder / "reports"
     page = reports / "notebooks" / f"{name}.html"
     if name == "80_report":

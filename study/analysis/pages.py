@@ -43,8 +43,8 @@ def write_page(path: Path, template: str, plan: Plan, nav: Navigation, data: Any
 
 def navigate_anew(page: str, name: str, nav: Navigation) -> str:
     """The text of a page that was written before, under the navigation of today."""
-    values = {"nav": nav, "here": name}
-    return re.sub(r"<nav>.*?</nav>", lambda _: TEMPLATES.get_template("nav.html").render(values), page, count=1, flags=re.S)
+    today = TEMPLATES.get_template("nav.html").render(nav=nav, here=name)
+    return re.sub(r"<nav>.*?</nav>", lambda _: today, page, count=1, flags=re.S)
 
 
 def link(file: Path, folder: Path) -> str:

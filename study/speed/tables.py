@@ -157,7 +157,7 @@ def step_times(result: dict, precision: str) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def predictions(checked: dict[str, pd.DataFrame]) -> Figure:
-    """Predicted against measured milliseconds a step, a panel for each of ``checked`` (study.speed.grid_cost.checks)."""
+    """Predicted against measured milliseconds a step, a panel for each of ``study.speed.grid_cost.checks``."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     panels = figure.subplots(1, len(checked), squeeze=False)[0]
     for axes, (name, steps) in zip(panels, checked.items(), strict=True):
