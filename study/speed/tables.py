@@ -13,7 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from study.analysis.figures.style import GREY, LOOK, PALE
 from study.files import StudyError
@@ -155,6 +157,13 @@ def step_times(result: dict, precision: str) -> Figure:
     return figure
 
 
+def _plain(axis: Axis) -> None:
+    """Numbers at 1, 2 and 5 of each power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 @matplotlib.rc_context(LOOK)
 def predictions(checked: dict[str, pd.DataFrame]) -> Figure:
     """Predicted against measured milliseconds a step, a panel for each of ``study.speed.grid_cost.checks``."""
@@ -168,6 +177,8 @@ def predictions(checked: dict[str, pd.DataFrame]) -> Figure:
         axes.plot(measured, predicted, "o", markersize=4, color=GREY, markerfacecolor="#0072b2", markeredgewidth=0.3)
         axes.set(title=f"{name} ({len(steps)} steps)", xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
         axes.set_xlabel("measured (ms)")
+        for axis in (axes.xaxis, axes.yaxis):
+            _plain(axis)
     panels[0].set_ylabel("predicted (ms)")
     return figure
 
@@ -184,8 +195,9 @@ def waits(clusters: pd.DataFrame) -> Figure:
         axes.plot(own["gpus"], own["longest chain (hours)"], "k:", linewidth=1, label="longest chain of stages")
         axes.plot(own["gpus"], own["GPUs (hours)"], "k--", linewidth=1, label="all work over all GPUs")
         axes.set(title=f"{name} ({own['stages'].iloc[0]} stages)", xlabel="GPUs", xscale="log", yscale="log")
-        axes.set_xticks(own["gpus"], [str(number) for number in own["gpus"]])
-        axes.minorticks_off()
+        _plain(axes.yaxis)
+        axes.set_xticks(own["gpus"], [str(number) for number in own["gpus"]], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
     figure.axes[0].set_ylabel("hours")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
