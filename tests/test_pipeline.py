@@ -176,6 +176,16 @@ def test_notebooks_are_thin_clean_and_begin_with_prose(name):
         assert defaults["output"].startswith("../scratch/")  # by hand, no run is overwritten
 
 
+@pytest.mark.parametrize("name", sorted(set(NOTEBOOKS) - BY_THE_REPORT))
+def test_notebooks_say_what_to_try_and_lead_to_others(name):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    linked = re.findall(r"\]\((\w+)\.ipynb\)", prose)
+    assert linked and set(linked) <= set(NOTEBOOKS) - {name}
+    assert "Next: [" in prose and ("Before: [" in prose or name in ("00_sources", "05_methods")) and "**Try" in prose
+    assert "$" in prose or name == "00_sources"  # an equation
+
+
 def study_command(*arguments: str, seconds: int = 60) -> subprocess.CompletedProcess:
     return pipeline.command(ROOT, sys.executable, "-m", "study", *arguments, seconds=seconds)
 
