@@ -26,7 +26,7 @@ from study.speed.grid_cost import (
     shared_card_steps,
     workload_of,
 )
-from study.speed.tables import predictions
+from study.speed.tables import predictions, waits
 
 CARD = cost.Device("made up", 1e12, 1e11, memory=1e9, link=1e10, price=3.6)
 OPTIONS = {
@@ -137,3 +137,13 @@ def test_scores_that_stay_on_the_chip_move_and_keep_nothing(tmp_path):
     assert with_scores.bytes - without.bytes == cost.SCORE_PASSES * layers * scores
     kept = eager.student.layers * eager.student.heads * scores
     assert with_scores.memory - without.memory == cost.SCORES_KEPT * kept
+
+
+def test_hours_on_clusters_stand_above_their_bounds():
+    rows = [(study, gpus, driver, gpus + 1.0) for study in "ab" for gpus in (8, 64) for driver in ("alone", "at once")]
+    table = pd.DataFrame(rows, columns=["study", "gpus", "recorded", "hours"])
+    table = table.assign(stages=7, **{"longest chain (hours)": 3.0, "GPUs (hours)": 64 / table["gpus"]})
+    first, second = waits(table).axes
+    assert (first.get_title(), second.get_title()) == ("a (7 stages)", "b (7 stages)")
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in second.lines]
+    assert drawn == [([8, 64], [9, 65])] * 2 + [([8, 64], [3, 3]), ([8, 64], [8, 1])]

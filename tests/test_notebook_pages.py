@@ -123,6 +123,13 @@ def test_the_list_names_the_command_that_executes_a_notebook(study):
     assert set(smoke["grid"]["neighbours"]["english"]) == set(SYSTEMS)
 
 
+def test_what_tuning_executes_has_a_page(study):
+    for path in ("notebooks/35_tune.ipynb", "scratch/executed/tune_english_mlm_L3-H192.ipynb"):
+        notebook(study.root / path, "35_tune", "# Which rate?")
+    folder = write_notebooks(study, NAV).parent
+    assert "executed copy tune_english_mlm_L3-H192" in (folder / "35_tune.html").read_text()
+
+
 def test_options_are_shown_as_a_table():
     shown = HiddenState(objective="hidden_state", learning_rate=0.1, mapping="last")._repr_html_()
     rows = {row[0].text: row[1].text for row in ElementTree.fromstring(shown)}

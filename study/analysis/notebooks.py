@@ -46,8 +46,8 @@ TARGETS = {
 }
 #: The profile that runs every system of other papers.
 EVERY_SYSTEM = "smoke"
-#: Where executed copies are; those of analyses are pages of the report already.
-RUNS, ANALYSED = "runs/notebooks", "runs/analyses"
+#: Where executed copies are: of stages, of `make tune`, of analyses, which are pages of the report already.
+EXECUTED = ("runs/notebooks", "scratch/executed", "runs/analyses")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Entry:
 
 
 def write_notebooks(plan: Plan, nav: Navigation) -> Path:
-    """Write ``reports/notebooks``: a page for every executed notebook in ``runs/notebooks``, and index.html, the list.
+    """Write ``reports/notebooks``: a page for every notebook that was executed, and index.html, the list.
 
     Of several copies of one notebook (a setting, a student each) the first by name that did not fail is shown. A page
     that is there stays where nothing was executed: it was made by a run elsewhere, and its navigation and links to
@@ -125,7 +125,7 @@ def _all(plan: Plan) -> list[Path]:
 def _copies(plan: Plan) -> dict[str, list[Path]]:
     """Notebook -> its executed copies that did not fail, by name."""
     copies: dict[str, list[Path]] = {}
-    for path in (path for kept in (RUNS, ANALYSED) for path in sorted((plan.folder / kept).glob("*.ipynb"))):
+    for path in (path for kept in EXECUTED for path in sorted((plan.folder / kept).glob("*.ipynb"))):
         done = read_notebook(path).metadata.get("papermill", {})
         if not done.get("exception"):
             copies.setdefault(Path(done.get("input_path") or path).stem, []).append(path)
