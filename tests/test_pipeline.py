@@ -80,10 +80,9 @@ def test_make_runs_every_kind_of_stage_once_in_the_order_of_their_numbers():
 
 
 def test_parameters_given_by_make_exist_in_its_notebooks():
-    """A recipe is everything up to the next target."""
-    for recipe in re.split(r"\n(?=[a-z-]+:)", (ROOT / "Makefile").read_text()):
-        for notebook in re.findall(r"study run notebooks/([\w-]+)\.ipynb", recipe):
-            assert set(re.findall(r"-p (\S+)", recipe)) <= set(parameters_of(notebook))
+    for command in (ROOT / "Makefile").read_text().replace("\\\n", " ").splitlines():
+        for notebook in re.findall(r"study run notebooks/([\w-]+)\.ipynb", command):
+            assert set(re.findall(r"-p (\S+)", command)) <= set(parameters_of(notebook))
 
 
 @pytest.mark.parametrize("name", NOTEBOOK_STAGES)
@@ -175,6 +174,16 @@ def test_notebooks_are_thin_clean_and_begin_with_prose(name):
     defaults = {target.id: node.value.value for node in ast.parse(code[0].source).body for target in node.targets}
     if "output" in defaults:
         assert defaults["output"].startswith("../scratch/")  # by hand, no run is overwritten
+
+
+@pytest.mark.parametrize("name", sorted(set(NOTEBOOKS) - BY_THE_REPORT))
+def test_notebooks_say_what_to_try_and_lead_to_others(name):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    linked = re.findall(r"\]\((\w+)\.ipynb\)", prose)
+    assert linked and set(linked) <= set(NOTEBOOKS) - {name}
+    assert "Next: [" in prose and ("Before: [" in prose or name in ("00_sources", "05_methods")) and "**Try" in prose
+    assert "$" in prose or name == "00_sources"  # an equation
 
 
 def study_command(*arguments: str, seconds: int = 60) -> subprocess.CompletedProcess:
