@@ -1,7 +1,7 @@
 """The plan of a study: params.yaml and a profile resolved, once, into one description for each stage, and its files.
 
-DVC reruns a stage when its description, its data or its notebook changes. Nothing else in the study resolves a default
-or a learning rate, expands a grid, or knows which runs there are.
+DVC reruns a stage when its description, its data or its notebook's code changes. Nothing else in the study resolves a
+default or a learning rate, expands a grid, or knows which runs there are.
 """
 
 from __future__ import annotations
