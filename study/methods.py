@@ -396,10 +396,7 @@ class Variant(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="allow",
-        frozen=True,
-        strict=True,
-        json_schema_extra={"examples": ["{extends: od, temperature: 2.0}"]},
+        extra="allow", frozen=True, strict=True, json_schema_extra={"examples": ["{extends: od, temperature: 2.0}"]}
     )
 
     extends: str | list[str]

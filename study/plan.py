@@ -47,15 +47,7 @@ from study.methods import PRUNING, Trained
 from study.neighbours_options import NOTEBOOKS
 from study.params import load_params
 from study.revisions import revisions
-from study.sections import (
-    ANALYSES,
-    BASE_BUDGET,
-    MASKED_WORDS,
-    AnalysisName,
-    Distillation,
-    Encoder,
-    TaskBudget,
-)
+from study.sections import ANALYSES, BASE_BUDGET, MASKED_WORDS, AnalysisName, Distillation, Encoder, TaskBudget
 from study.teachers import files_hash
 
 LIST = "plan.yaml"

@@ -11,14 +11,7 @@ import xarray as xr
 
 from study.analysis.numbers.budgets import GROUPS, Budgets, of_group
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL
-from study.analysis.numbers.statistics import (
-    AXES,
-    BOTH_SEEDS,
-    TOLD_APART,
-    complete_array,
-    covered,
-    of_method,
-)
+from study.analysis.numbers.statistics import AXES, BOTH_SEEDS, TOLD_APART, complete_array, covered, of_method
 from study.analysis.numbers.tables import differences, summary
 from study.analysis.numbers.tables import headline as headline_of
 from study.descriptions import TEACHER
