@@ -476,8 +476,6 @@ def test_where_no_claim_can_be_judged_there_are_no_verdicts(tmp_path):
     alone = Budgets(made.comparison, made.scores.query("method in ['od', 'none', 'teacher']"), made.training)
     tables = write_budgets(alone, tmp_path)
     assert tables["verdicts"].empty and (tmp_path / "verdicts.csv").read_text() == "group,budget,tokens,claim\n"
-    assert (
-        readable.verdicts("english", tables, "context") is readable.to_read({"english": tables}) is None
-        and readable.reasons("english", tables) is None
-    )
+    shown = readable.verdicts("english", tables, "context"), readable.to_read({"english": tables})
+    assert shown == (None, None) and readable.reasons("english", tables) is None
     assert tables["sensitivity"].empty and readable.sensitivity("english", tables) is None
