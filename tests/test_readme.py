@@ -114,7 +114,7 @@ def test_the_page_on_evidence_states_what_methods_gain_by_kind_of_teacher() -> N
              "HS uniform+last": "hs-uniform+last", "MiniLMv2": "mha-minilmv2", "DirectMiniLM": "mha-direct",
              "embedding transfer": "se-mse"}  # fmt: skip
     page = (ROOT / "docs" / "evidence.md").read_text()
-    shown = dict(re.findall(r"^\| ([\w+, ]+?) \|((?: \**[+-][\d.]+\** \|){4})$", page, re.M))
+    shown = dict(re.findall(r"^\| ([\w+, ]+?) \|(X)$", page, re.M))
     gains = {(s, r["group"], r["method"]): r for s in ("english", "english-sentence") for r in budgets(s, "gains")
              if r["budget"] == "base"}  # fmt: skip
     assert shown.keys() == names.keys()
