@@ -133,6 +133,8 @@ benchmark: environment check peers  ## speed of a training step beside its floor
 
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
 	python -m study run notebooks/65_cost_model.ipynb --executed $(FOLDER)/runs/notebooks/65_cost_model.ipynb -p profile $(PROFILE) -p output ../reports/costs
+	python -m study run notebooks/65_grid_cost.ipynb --executed $(FOLDER)/runs/notebooks/65_grid_cost.ipynb -p profile $(PROFILE) -p output ../reports/costs
+	python -m study run notebooks/66_clusters.ipynb --executed $(FOLDER)/runs/notebooks/66_clusters.ipynb -p output ../reports/costs
 
 runtimes: environment check  ## what serves teacher and students how fast, and what it loses (SETTING=english; a quiet machine)
 	python -m study run notebooks/67_runtimes.ipynb --executed $(FOLDER)/runs/notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes

@@ -168,13 +168,14 @@ def _report(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     """Write a trained student as programs load it, with its card."""
+    plan = resolve(options.profile)
+    plan.named(options.name)  # a mistake is told before the libraries load
+    if options.task and options.keep_pieces_from:
+        raise StudyError("--keep-pieces-from: classifiers keep their vocabulary; allowed: without --task")
     take_one_gpu()
     from study.shipping.export import export
 
-    plan = resolve(options.profile)
     if options.task:
-        if options.keep_pieces_from:
-            raise StudyError("--keep-pieces-from: classifiers keep their vocabulary; allowed: without --task")
         from study.shipping.classifier import export_classifier
 
         print(f"export: {export_classifier(plan, options.name, options.task, options.format, options.to)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from html import escape
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -115,6 +117,13 @@ class Section(Checked):
                 if isinstance(values, list) and len(values) > len(set(map(repr, values))):
                     raise ValueError(f"{key} = {values} names something twice; allowed: each once")
         return super()._has_no_problem()  # type: ignore[operator]
+
+    def _repr_html_(self) -> str:
+        """How notebooks show it: a row for each key that has a value."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        shown = {key: own if isinstance(own, str) else json.dumps(own).replace('"', "") for key, own in values.items()}
+        rows = [f"<tr><th>{escape(key)}</th><td>{escape(own)}</td></tr>" for key, own in shown.items()]
+        return f"<table>{''.join(rows)}</table>"
 
 
 class Sparse(Section):
@@ -387,10 +396,7 @@ class Variant(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="allow",
-        frozen=True,
-        strict=True,
-        json_schema_extra={"examples": ["{extends: od, temperature: 2.0}"]},
+        extra="allow", frozen=True, strict=True, json_schema_extra={"examples": ["{extends: od, temperature: 2.0}"]}
     )
 
     extends: str | list[str]

@@ -14,8 +14,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from study.config import NAME, NAMES, Params
-from study.data.examine import check_data
-from study.data.teachers import check_teachers, longest
 from study.families import SIZES
 from study.files import DEFAULT_PROFILE, StudyError, find_root, write_file
 from study.methods import TEXTS, AttentionRelation, TaskName
@@ -79,6 +77,9 @@ def new_study(
     named, declared = _tasks(params, tasks, language)
     listed = "\n".join(f"      - {_flow(_text(text, language))}" for text in texts)
     written = "".join(f"  {name}: {_flow(own)}\n" for name, own in declared.items())
+    from study.data.examine import check_data  # slow to load: what is wrong above is told at once
+    from study.data.teachers import check_teachers, longest
+
     length = min(LENGTH, longest(teacher, root))
     budget = f"{{train: null, development: null, test: null, max_length: {length}}}"
     budgets = "".join(f"    {name}: {budget}\n" for name in declared)

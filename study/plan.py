@@ -1,11 +1,12 @@
 """The plan of a study: params.yaml and a profile resolved, once, into one description for each stage, and its files.
 
-DVC reruns a stage when its description, its data or its notebook changes. Nothing else in the study resolves a default
-or a learning rate, expands a grid, or knows which runs there are.
+DVC reruns a stage when its description, its data or its notebook's code changes. Nothing else in the study resolves a
+default or a learning rate, expands a grid, or knows which runs there are.
 """
 
 from __future__ import annotations
 
+import difflib
 import io
 import math
 import os
@@ -46,15 +47,7 @@ from study.methods import PRUNING, Trained
 from study.neighbours_options import NOTEBOOKS
 from study.params import load_params
 from study.revisions import revisions
-from study.sections import (
-    ANALYSES,
-    BASE_BUDGET,
-    MASKED_WORDS,
-    AnalysisName,
-    Distillation,
-    Encoder,
-    TaskBudget,
-)
+from study.sections import ANALYSES, BASE_BUDGET, MASKED_WORDS, AnalysisName, Distillation, Encoder, TaskBudget
 from study.teachers import files_hash
 
 LIST = "plan.yaml"
@@ -106,6 +99,18 @@ class Plan:
         _check_known("method", method, self.params.methods)
         _check_known("student", student, self.params.students)
         return make_run(self.params, setting, method, student, seed)
+
+    def named(self, name: str) -> Run:
+        """The grid's run of a name: ``<setting>_<method>_<student>_<seed>``, then the budget if not the base.
+
+        Raises:
+            StudyError: there is none; the nearest names are offered.
+        """
+        runs = {run.name: run for run in self.of(Run)}
+        if name not in runs:
+            near = difflib.get_close_matches(name, runs, n=3, cutoff=0.4) or list(runs)[:3]
+            raise StudyError(f"run {name!r} is none of profile {self.profile}; nearest: {', '.join(near)}")
+        return runs[name]
 
 
 def _check_known(key: str, name: str, known: Collection[str]) -> None:

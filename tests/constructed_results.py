@@ -169,7 +169,7 @@ SPLITS = HEAD | {
         {"task": task, "split": split, "examples": 2000, "metric": "accuracy", "majority_share": share}
         for split in ("train", "development", "test")
         for task, share in SHARES.items()
-    ],
+    ]
 }
 
 
@@ -255,9 +255,7 @@ def comparison_of(
 
 
 def results_of_scores(
-    scores: dict[str, np.ndarray],
-    options: dict[str, dict] | None = None,
-    memberships: dict[str, dict] | None = None,
+    scores: dict[str, np.ndarray], options: dict[str, dict] | None = None, memberships: dict[str, dict] | None = None
 ) -> Results:
     """Results with the given test scores of every method, each (students, tasks, distillation and fine-tuning seeds).
 

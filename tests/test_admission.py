@@ -46,8 +46,7 @@ def test_untrained_models_are_scored_beside_the_teacher_on_development_data(tmp_
     layout = plan.layout("english")
     test = tiny.sentences(16, 3, flip=True)
     storage.save(
-        DatasetDict(train=tiny.sentences(200, 1), development=tiny.sentences(100, 2), test=test),
-        layout.tasks / "topic",
+        DatasetDict(train=tiny.sentences(200, 1), development=tiny.sentences(100, 2), test=test), layout.tasks / "topic"
     )
     storage.save(
         DatasetDict(train=first_of_two(200, 1), development=first_of_two(100, 2), test=first_of_two(16, 3)),

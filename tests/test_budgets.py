@@ -378,8 +378,14 @@ def test_the_verdict_to_read_is_named_once():
     narrow = constructed()
     on_context = narrow.scores["group"] == "context"
     narrow.scores.loc[(narrow.scores["method"] == "teacher") & on_context, "score"] = 0.5
-    caption = readable.verdicts("english", budget_tables(narrow)).caption
-    assert "The verdict to read: sentence tasks" in caption and "the teacher is not above the untrained" in caption
+    caption = readable.verdicts("english", budget_tables(narrow), "sentence").caption
+    assert "The verdict to read: sentence tasks" in caption and "its teacher is not above the untrained" in caption
+    both = readable.to_read({"english": tables, "narrow": budget_tables(narrow)})
+    assert "English: tasks that need context. Narrow: sentence tasks. On tasks that need context its" in both.caption
+    heads = [f"{setting}: {tokens} tokens" for setting in ("English", "Narrow") for tokens in ("0.31 M", "3 M")]
+    assert list(both.data.columns) == ["claim", *heads]
+    by_context = readable.verdicts("english", tables, "context").data
+    assert both.data[heads[0]].tolist() == by_context["0.31 M tokens"].tolist()
 
 
 def test_intervals_over_the_floor_hold_its_chance_too_seed_by_seed():
@@ -449,7 +455,7 @@ def test_readers_see_every_budget_in_words():
     first = gap[gap["tasks"] == "all"].set_index("method")
     assert first.loc["HS: uniform", "0.31 M tokens"].startswith("65.0 (")
     assert first.loc["OD: output distribution", "3 M tokens"].startswith("[30.0 (")  # it did not learn
-    strip = readable.verdicts("english", tables).data.set_index("claim")
+    strip = readable.verdicts("english", tables, "context").data.set_index("claim")
     (row,) = (strip.loc[claim] for claim in strip.index if claim.startswith("D2"))
     assert row["0.31 M tokens"].startswith("contradicted −") and row["3 M tokens"].startswith("supported +")
     text = readable.cards({"english": tables}).data
@@ -470,5 +476,6 @@ def test_where_no_claim_can_be_judged_there_are_no_verdicts(tmp_path):
     alone = Budgets(made.comparison, made.scores.query("method in ['od', 'none', 'teacher']"), made.training)
     tables = write_budgets(alone, tmp_path)
     assert tables["verdicts"].empty and (tmp_path / "verdicts.csv").read_text() == "group,budget,tokens,claim\n"
-    assert readable.verdicts("english", tables) is None and readable.reasons("english", tables) is None
+    shown = readable.verdicts("english", tables, "context"), readable.to_read({"english": tables})
+    assert shown == (None, None) and readable.reasons("english", tables) is None
     assert tables["sensitivity"].empty and readable.sensitivity("english", tables) is None

@@ -12,10 +12,7 @@ from study.descriptions import LatencyMeasurement
 from study.evaluation.latency import measure_latency
 from study.runtime import compute_device
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")]
 
 
 @pytest.mark.parametrize("method", METHODS + RIVALS)

@@ -26,7 +26,7 @@ from study.shipping import card
 from study.shipping import parity as parity_module
 from study.shipping.card import command_of
 from study.shipping.classifier import export_classifier
-from study.shipping.export import export, find
+from study.shipping.export import export
 from study.shipping.formats import MODEL, OPENVINO_MODEL, WRITERS
 
 FOR_TORCH = ("transformers", "sentence-transformers")
@@ -53,7 +53,7 @@ def plan(request, tmp_path_factory):
 
 
 def reference(plan, name: str, head: bool = False):
-    source = plan.layout("english").student(find(plan, name).model)
+    source = plan.layout("english").student(plan.named(name).model)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = (AutoModelForMaskedLM if head else AutoModel).from_pretrained(
         source, **({} if head else {"add_pooling_layer": False})
@@ -259,7 +259,7 @@ def test_a_card_says_how_to_run_a_stage_with_what_it_needs_and_shows_the_first_d
         "make plan && dvc repro distill@a",
         inside,
     )
-    layout, run = plan.layout("english"), find(plan, "english_hs-last_L2-H12_1")
+    layout, run = plan.layout("english"), plan.named("english_hs-last_L2-H12_1")
     made = latency_result(["L3-H384"])
     rows = [row | {"student": "L2-H12"} for row in made["measurements"] if row["student"] == "L3-H384"]
     on = [{"device": "cpu", "processor": "a CPU", "precision": "float32"}, {"device": "cuda", "processor": "a GPU"}]

@@ -140,10 +140,7 @@ def test_what_tasks_get_of_two_machines(gpus, cpus, granted):
 @on_ray
 @pytest.mark.parametrize(
     ("request_", "told"),
-    [
-        (Request(cpus=10_000), "10000 CPUs a task; allowed: 1 to "),
-        (Request(gpus=2), "2 GPUs a task; allowed: 0"),
-    ],
+    [(Request(cpus=10_000), "10000 CPUs a task; allowed: 1 to "), (Request(gpus=2), "2 GPUs a task; allowed: 0")],
 )
 def test_what_a_cluster_does_not_have_is_told_in_one_line(local, study, request_, told):
     with pytest.raises(StudyError, match=told) as error:

@@ -15,15 +15,18 @@ from study.descriptions import Run
 from study.methods import METHOD, PARTS
 from study.speed import cost
 from study.speed.grid_cost import (
+    H100,
+    checks,
+    compared,
     fit_traffic,
     grid_cost,
     known_results,
     measured_stages,
     predicted_stages,
     shared_card_steps,
-    unseen,
     workload_of,
 )
+from study.speed.tables import predictions, waits
 
 CARD = cost.Device("made up", 1e12, 1e11, memory=1e9, link=1e10, price=3.6)
 OPTIONS = {
@@ -102,8 +105,24 @@ def test_a_step_on_a_shared_card_is_timed_while_the_card_is_full():
     expected = (curve[1]["seconds"] - curve[0]["seconds"]) / 625 / 15
     assert steps[steps["method"] == "mlm"]["seconds"].iloc[0] == pytest.approx(expected)
     assert {work.attention for work in steps["workload"]} == {"sdpa"}
-    errors = unseen(steps, cost.Device("H100 SXM", flops=989e12, bandwidth=3.35e12)).abs()
+    errors = compared(steps, H100, fit_traffic)["error_percent"].abs()
     assert errors.mean() <= 20  # the aim, on methods left out of the fit
+
+
+def test_the_model_is_checked_where_steps_were_measured(tmp_path):
+    """Steps that follow the model are predicted as they are; a profile without results has no stages to check."""
+    plan = tiny.plan(tmp_path, grid={"methods": ["mlm", "od", "hs-last"]})
+    runs = plan.of(Run)
+    works = [workload_of(plan, run, 60) for run in runs]
+    seconds = [c.flops / (0.5 * CARD.flops) + c.bytes / (0.25 * CARD.bandwidth) for c in map(cost.count, works)]
+    steps = pd.DataFrame({"method": [run.method for run in runs], "workload": works, "seconds": seconds})
+    checked = checks(plan, steps, CARD, shared_card_steps(study.resolve("evidence"), "english", {"large": 15}))
+    assert list(checked) == ["benchmark", "gpu"] and len(checked["gpu"]) == 18
+    assert checked["benchmark"]["predicted"].tolist() == pytest.approx(seconds)
+    assert checked["benchmark"]["error_percent"].abs().max() < 1e-6
+    panels = predictions(checked).axes
+    assert [len(axes.lines[1].get_xdata()) for axes in panels] == [3, 18]
+    assert panels[0].lines[1].get_ydata().tolist() == pytest.approx([1e3 * own for own in seconds])
 
 
 def test_scores_that_stay_on_the_chip_move_and_keep_nothing(tmp_path):
@@ -118,3 +137,13 @@ def test_scores_that_stay_on_the_chip_move_and_keep_nothing(tmp_path):
     assert with_scores.bytes - without.bytes == cost.SCORE_PASSES * layers * scores
     kept = eager.student.layers * eager.student.heads * scores
     assert with_scores.memory - without.memory == cost.SCORES_KEPT * kept
+
+
+def test_hours_on_clusters_stand_above_their_bounds():
+    rows = [(study, gpus, driver, gpus + 1.0) for study in "ab" for gpus in (8, 64) for driver in ("alone", "at once")]
+    table = pd.DataFrame(rows, columns=["study", "gpus", "recorded", "hours"])
+    table = table.assign(stages=7, **{"longest chain (hours)": 3.0, "GPUs (hours)": 64 / table["gpus"]})
+    first, second = waits(table).axes
+    assert (first.get_title(), second.get_title()) == ("a (7 stages)", "b (7 stages)")
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in second.lines]
+    assert drawn == [([8, 64], [9, 65])] * 2 + [([8, 64], [3, 3]), ([8, 64], [8, 1])]

@@ -14,9 +14,13 @@ import numpy as np
 import PIL.Image
 import pytest
 from constructed_results import make_study
+from ruamel.yaml import YAML
 
-from study.analysis.notebooks import TEXTS, write_notebooks
+from study.analysis.notebooks import TARGETS, TEXTS, write_notebooks
 from study.files import write_file
+from study.methods import HiddenState
+from study.neighbours_options import NOTEBOOKS as SYSTEMS
+from study.sections import Encoder
 
 REPOSITORY = Path(__file__).parents[1]
 NAV = {"": {"index.html": "Answers", "../notebooks/index.html": "Notebooks"}}
@@ -101,7 +105,38 @@ def test_links_lead_to_pages_where_there_are_any(study):
     assert '<a href="../html/comparison_english.html">all</a>' in text
     assert '<a href="../../docs/design.md">how</a>' in text and '<a href="../html/index.html">Answers</a>' in text
     listed = (folder / "index.html").read_text()
-    assert "40_evaluate</a>: no executed copy is at hand" in listed and "30_distill</a>: no" not in listed
+    assert "40_evaluate</a>: not executed yet; <code>make repro PROFILE=laptop</code> does" in listed
+    assert "30_distill</a>: not" not in listed
+
+
+def test_the_list_names_the_command_that_executes_a_notebook(study):
+    """As the Makefile has it; a system that no run of the profile asks for is run by the smoke profile."""
+    recipes = re.split(r"\n(?=[a-z-]+:)", (REPOSITORY / "Makefile").read_text())
+    by_make = {name: own.split(":")[0] for own in recipes for name in re.findall(r"run notebooks/(\w+)\.ipynb", own)}
+    assert by_make | {"70_explore": "lab"} == TARGETS
+    for name in ("48_miniend", "60_benchmark"):
+        notebook(study.root / "notebooks" / f"{name}.ipynb", name)
+    listed = write_notebooks(study, NAV).read_text()
+    assert "48_miniend</a>: not executed yet; <code>make repro PROFILE=smoke</code>" in listed
+    assert "60_benchmark</a>: not executed yet; <code>make benchmark PROFILE=laptop</code>" in listed
+    smoke = YAML(typ="safe").load(REPOSITORY / "profiles/smoke/params.yaml")
+    assert set(smoke["grid"]["neighbours"]["english"]) == set(SYSTEMS)
+
+
+def test_what_tuning_executes_has_a_page(study):
+    for path in ("notebooks/35_tune.ipynb", "scratch/executed/tune_english_mlm_L3-H192.ipynb"):
+        notebook(study.root / path, "35_tune", "# Which rate?")
+    folder = write_notebooks(study, NAV).parent
+    assert "executed copy tune_english_mlm_L3-H192" in (folder / "35_tune.html").read_text()
+
+
+def test_options_are_shown_as_a_table():
+    shown = HiddenState(objective="hidden_state", learning_rate=0.1, mapping="last")._repr_html_()
+    rows = {row[0].text: row[1].text for row in ElementTree.fromstring(shown)}
+    assert {"objective": "hidden_state", "learning_rate": "0.1", "mapping": "last"}.items() <= rows.items()
+    assert "inputs" not in rows  # has no value
+    shown = Encoder.model_construct(layers=2, family="<b>")._repr_html_()
+    assert [row[1].text for row in ElementTree.fromstring(shown)] == ["2", "<b>"]
 
 
 def test_a_page_stays_where_nothing_is_executed_and_the_same_copies_give_the_same_bytes(study):
@@ -126,6 +161,18 @@ def test_links_of_a_page_that_stays_follow_the_pages_that_there_are(study):
     write_notebooks(study, NAV)
     gone = '<a href="../../notebooks/30_distill.ipynb">first</a>'
     assert kept.read_text() == before.replace('<a href="30_distill.html">first</a>', gone)
+
+
+def test_a_page_that_stays_has_the_navigation_of_today(study):
+    folder = write_notebooks(study, NAV).parent
+    kept = folder / "30_distill.html"
+    before = kept.read_text()
+    shutil.rmtree(study.root / "runs/notebooks")
+    write_notebooks(study, NAV | {"English": {"budgets_english.html": "budgets"}})
+    after = kept.read_text()
+    new = '<a href="../html/budgets_english.html">budgets</a>'
+    assert new in after and new not in before and after.count("<nav>") == after.count("</nav>") == 1
+    assert after.split("</nav>")[1] == before.split("</nav>")[1] and after.split("<nav>")[0] == before.split("<nav>")[0]
 
 
 def test_a_page_of_another_profile_serves_where_there_is_none(study):

@@ -387,7 +387,7 @@ def test_check_says_what_there_is(folder):
             "articles.jsonl holds no document with lang = it;",
         ),
         ({"setting": {"texts": [{"files": "blank.txt", "language": "en"}]}}, "blank.txt holds no document;"),
-        ({"task": {"text": "review"}}, "tasks.reviews: task reviews: reviews.csv: no column 'review'"),
+        ({"task": {"text": "review"}}, "tasks.reviews: reviews.csv: no column 'review'"),
         ({"task": {"labels": ["bad", "worse"]}}, "has the label 'good'; allowed: bad, worse"),
         (
             {"task": {"files": {"train": "reviews.csv", "test": "empty.csv"}}},

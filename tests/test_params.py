@@ -180,10 +180,7 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put(-1e-4, *METHOD, "learning_rate"),
         ["methods.mha-minilmv2.learning_rate", "-0.0001", "greater than 0"],
     ),
-    "not a number": (
-        put(float("nan"), *METHOD, "learning_rate"),
-        ["methods.mha-minilmv2.learning_rate", "nan"],
-    ),
+    "not a number": (put(float("nan"), *METHOD, "learning_rate"), ["methods.mha-minilmv2.learning_rate", "nan"]),
     "negative fine-tuning rate": (
         put([3e-4, -1.0], "finetuning", "learning_rates"),
         ["finetuning.learning_rates", "-1.0"],
@@ -257,10 +254,7 @@ MISTAKES = {  # name: (change, what the line has to hold: key, value, allowed)
         put(1.5, "corpus", "language_exponent"),
         ["corpus.language_exponent", "= 1.5", "less than or equal to 1"],
     ),
-    "string for an integer": (
-        put("200", "distillation", "steps"),
-        ["distillation.steps", "'200'", "integer"],
-    ),
+    "string for an integer": (put("200", "distillation", "steps"), ["distillation.steps", "'200'", "integer"]),
     "a value of a variant of a wrong type": (
         put("two", "variants", "temperature", "temperature"),
         ["variants.temperature.temperature = 'two'", "of od", "a valid number; allowed: a value such as 0.1"],

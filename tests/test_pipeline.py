@@ -80,10 +80,9 @@ def test_make_runs_every_kind_of_stage_once_in_the_order_of_their_numbers():
 
 
 def test_parameters_given_by_make_exist_in_its_notebooks():
-    """A recipe is everything up to the next target."""
-    for recipe in re.split(r"\n(?=[a-z-]+:)", (ROOT / "Makefile").read_text()):
-        for notebook in re.findall(r"study run notebooks/([\w-]+)\.ipynb", recipe):
-            assert set(re.findall(r"-p (\S+)", recipe)) <= set(parameters_of(notebook))
+    for command in (ROOT / "Makefile").read_text().replace("\\\n", " ").splitlines():
+        for notebook in re.findall(r"study run notebooks/([\w-]+)\.ipynb", command):
+            assert set(re.findall(r"-p (\S+)", command)) <= set(parameters_of(notebook))
 
 
 @pytest.mark.parametrize("name", NOTEBOOK_STAGES)
@@ -95,9 +94,10 @@ def test_parameters_given_by_a_stage_exist_in_its_notebooks(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOK_STAGES)
-def test_a_stage_depends_on_the_notebook_it_runs_in_its_canonical_copy(name):
-    (copy,) = re.findall(r"study run (\S+)", BODIES[name]["cmd"])
-    assert copy.startswith("scratch/notebooks/") and copy in BODIES[name]["deps"]
+def test_an_analysis_depends_on_its_notebook_and_any_other_stage_on_its_code_alone(name):
+    (copy,) = re.findall(r"study run scratch/notebooks/(\S+)\.ipynb", BODIES[name]["cmd"])
+    whole, code = f"scratch/notebooks/{copy}.ipynb", f"scratch/code/{copy}.py"
+    assert [path for path in (whole, code) if path in BODIES[name]["deps"]] == [whole if name == "analyse" else code]
 
 
 @pytest.mark.parametrize("name", EXPENSIVE)
@@ -175,6 +175,16 @@ def test_notebooks_are_thin_clean_and_begin_with_prose(name):
     defaults = {target.id: node.value.value for node in ast.parse(code[0].source).body for target in node.targets}
     if "output" in defaults:
         assert defaults["output"].startswith("../scratch/")  # by hand, no run is overwritten
+
+
+@pytest.mark.parametrize("name", sorted(set(NOTEBOOKS) - BY_THE_REPORT))
+def test_notebooks_say_what_to_try_and_lead_to_others(name):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    linked = re.findall(r"\]\((\w+)\.ipynb\)", prose)
+    assert linked and set(linked) <= set(NOTEBOOKS) - {name}
+    assert "Next: [" in prose and ("Before: [" in prose or name in ("00_sources", "05_methods")) and "**Try" in prose
+    assert "$" in prose or name == "00_sources"  # an equation
 
 
 def study_command(*arguments: str, seconds: int = 60) -> subprocess.CompletedProcess:

@@ -156,10 +156,7 @@ def test_every_family_is_read_from_shares_as_from_the_whole(sharded, family):
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [
-        ("1", "one process; allowed: two or more, started by torchrun"),
-        ("yes", "allowed: 1, 0 or nothing"),
-    ],
+    [("1", "one process; allowed: two or more, started by torchrun"), ("yes", "allowed: 1, 0 or nothing")],
 )
 def test_a_teacher_that_cannot_be_sharded_is_told_before_any_work(tmp_path, monkeypatch, value, told):
     monkeypatch.setenv("STUDY_SHARD_TEACHER", value)

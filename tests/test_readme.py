@@ -113,8 +113,8 @@ def test_the_page_on_evidence_states_what_methods_gain_by_kind_of_teacher() -> N
     names = {"MLM, no teacher": "mlm", "OD": "od", "HS last": "hs-last", "HS uniform": "hs-uniform",
              "HS uniform+last": "hs-uniform+last", "MiniLMv2": "mha-minilmv2", "DirectMiniLM": "mha-direct",
              "embedding transfer": "se-mse"}  # fmt: skip
-    page = (ROOT / "docs" / "evidence.md").read_text()
-    shown = dict(re.findall(r"^\| ([\w+, ]+?) \|((?: \**[+-][\d.]+\** \|){4})$", page, re.M))
+    page = (ROOT / "docs" / "evidence.md").read_text().partition("| method | language model: context |")[2]
+    shown = dict(re.findall(r"^\| ([\w+, ]+?) \|((?: \**[+-]?[\d.]+\** \|){4})$", page.partition("\n\n")[0], re.M))
     gains = {(s, r["group"], r["method"]): r for s in ("english", "english-sentence") for r in budgets(s, "gains")
              if r["budget"] == "base"}  # fmt: skip
     assert shown.keys() == names.keys()
@@ -122,7 +122,7 @@ def test_the_page_on_evidence_states_what_methods_gain_by_kind_of_teacher() -> N
     for words, cells in shown.items():
         for column, cell in zip(columns, cells.split("|"), strict=False):
             row = gains[*column, names[words]]
-            value = f"{float(row['gain']):+.1f}"
+            value = f"{float(row['gain']):+.1f}".replace("-0.0", "0.0")
             sure = float(row["low"]) > 0 or float(row["high"]) < 0
             assert cell.strip() == (f"**{value}**" if sure else value), (words, column)
 
@@ -142,6 +142,17 @@ def test_the_page_on_methods_states_what_pruned_students_close() -> None:
             row = closed.get((*column, method))
             values = [float(row[key]) for key in ("closed", "low", "high")] if row else []
             assert cell.strip() == ("{:.1f} ({:.1f} to {:.1f})".format(*values) if row else ""), (method, column)
+
+
+def test_the_page_on_methods_states_what_recipes_close() -> None:
+    folder = ROOT / "profiles" / "recipes" / "reports" / "budgets" / "english"
+    ends = ("closed", "low", "high")
+    closed = {(r["group"], r["method"]): "{:.1f} ({:.1f} to {:.1f})".format(*(float(r[end]) for end in ends))
+              for r in rows(folder / "gap.csv") if r["group"] != "all"}  # fmt: skip
+    page = (ROOT / "docs" / "methods.md").read_text().partition("**What came out** (profile [recipes]")[2]
+    table = page[page.index("| method |") :].partition("\n\n")[0]
+    shown = re.findall(r"^\| `([\w+-]+)`[^|]*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
+    assert {(g, m): c for m, *cells in shown for g, c in zip(("context", "sentence"), cells, strict=True)} == closed
 
 
 def test_the_page_on_methods_states_what_the_first_layers_close_in_several_languages() -> None:

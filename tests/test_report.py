@@ -34,6 +34,7 @@ from study.analysis.figures.style import in_words, save
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
+from study.analysis.pages import run_words
 from study.analysis.report import CHOOSER, write_report
 from study.descriptions import Comparison
 from study.execution import run_notebook
@@ -230,7 +231,8 @@ def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
     answer = "Which student should I ship? English No recommendation because: one distillation seed This answer"
     assert answer in text.replace("not shown to beat no training; ", "")
     assert "English: L3-H192 after 2 M tokens; the score is the mean of" in text
-    assert "Speed was not measured in this profile: scores alone decide." in text
+    assert "Speed was not measured beside these scores: scores alone decide." in text
+    assert run_words("mlm_L3-H192_1_long", plan) == "MLM: no teacher, L3-H192, 2 M tokens"
     assert [image["src"] for image in page.named("img")] == ["../budgets/english/gap_closed.png"]
     linked = {a["href"].rpartition("/")[2] for a in page.named("a")}
     assert {"gap.csv", "references.csv", "mlm_L3-H192_1_long.json", "mlm_L3-H192_1.json"} <= linked
@@ -461,8 +463,16 @@ def test_a_damaged_notebook_is_named(study, pages, monkeypatch):
         notebook.write_text(whole)
 
 
-@pytest.mark.parametrize("name", [*KNOWN.values(), "80_report"])
-def test_notebooks_of_pages_have_no_formulas(name):
-    """Pages work offline: nothing renders formulas."""
-    notebook = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
-    assert not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+def test_formulas_are_drawn_by_the_browser(pages):
+    """Pages work offline: nothing renders formulas but MathML."""
+    for name in ("comparison_english.html", "ablations_english.html", "representations_english.html"):
+        assert pages[name].named("math") and not re.search(r"\$|\\\w|formula\d", pages[name].text), name
+    text = words_of(pages["comparison_english.html"])
+    assert "macro=1K∑k=1Ksk," in text and "kept=macro of the studentmacro of the teacher." in text
+
+
+def test_analyses_lead_to_those_before_and_after(pages):
+    links = [a["href"] for a in pages["ablations_english.html"].named("a") if "href" in a]
+    assert {"comparison_english.html", "representations_english.html"} <= {*links[len(pages) :]}
+    links = [a["href"] for a in pages["comparison_english.html"].named("a") if "href" in a]
+    assert "../../notebooks/47_represent.ipynb" in links  # nobody executed it

@@ -58,10 +58,7 @@ distilled(Path.cwd(), "student", "od", distillation={budget})
 def test_a_killed_run_continues_and_ends_with_the_same_weights_bit_for_bit(folder, capsys):
     budget = {"steps": 100, "save_every": 5, "evaluate_every": 50, "accumulation_steps": 2}
     threads = str(torch.get_num_threads())
-    environment = os.environ | {
-        "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
-        "OMP_NUM_THREADS": threads,
-    }
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": threads}
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(budget=budget)],
         cwd=folder,

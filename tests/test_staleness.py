@@ -238,9 +238,19 @@ def test_executing_and_saving_a_notebook_reruns_nothing(study):
 def test_a_changed_notebook_reruns_its_stages(study):
     notebook = study / "notebooks" / "45_latency.ipynb"
     content = nbformat.read(notebook, as_version=4)
-    content.cells[-1].source += "\n# a comment"
+    [*_, last] = (cell for cell in content.cells if cell.cell_type == "code")
+    last.source += "\n# a comment"
     nbformat.write(content, notebook)
     assert stale_after(study) == both("latency@{}")
+
+
+def test_prose_reruns_what_draws_pages_and_nothing_expensive(study):
+    for name in ("00_sources", "10_tasks", "20_teacher", "30_distill", "40_evaluate", "54_representations"):
+        notebook = study / "notebooks" / f"{name}.ipynb"
+        content = nbformat.read(notebook, as_version=4)
+        content.cells.insert(1, nbformat.v4.new_markdown_cell("A remark."))
+        nbformat.write(content, notebook)
+    assert stale_after(study) == both("analyse@representations_{}")
 
 
 def test_another_profile_is_planned_and_run_without_touching_this_one(study):

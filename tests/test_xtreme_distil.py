@@ -92,8 +92,7 @@ def test_attention_maps_by_hand_and_against_a_loop():
 
 
 @pytest.mark.parametrize(
-    ("variant", "states"),
-    [("cls", {2: 4}), ("topmost", {0: 2, 1: 3, 2: 4}), ("uniform", {0: 0, 1: 2, 2: 4})],
+    ("variant", "states"), [("cls", {2: 4}), ("topmost", {0: 2, 1: 3, 2: 4}), ("uniform", {0: 0, 1: 2, 2: 4})]
 )
 @pytest.mark.parametrize("width", [12, 24])
 def test_the_first_stage_against_a_transcription(variant, states, width):

@@ -37,7 +37,7 @@ TASKS = GROUP_WORDS | {FINE_TUNED: "fine-tuned tasks"}
 GAPS = {kind: f"closes most of the gap on {TASKS[kind]}" for kind in ("context", "sentence")}
 #: Analyses that recommend: the first that a profile has does.
 ANALYSES = ("comparison", "budgets")
-NOT_TIMED = "not measured in this profile"
+NOT_TIMED = "not measured beside these scores"
 
 
 def recommendations(plan: Plan) -> pd.DataFrame:

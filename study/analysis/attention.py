@@ -6,7 +6,7 @@ from pathlib import Path
 
 from study.analysis.figures import methods as figures
 from study.analysis.figures.style import save
-from study.analysis.pages import Navigation, link, model_words, result_file, write_page
+from study.analysis.pages import Navigation, link, result_file, run_words, write_page
 from study.descriptions import TEACHER
 from study.plan import Plan
 from study.records import read_record
@@ -35,7 +35,7 @@ def write_attention(plan: Plan, html: Path, nav: Navigation) -> None:
     maps = read_record(path, AttentionMaps, profile=plan.profile)
     first = maps.sentences[0]
     students = [name for name in first.models if name != TEACHER]
-    words = {name: model_words(name) for name in (TEACHER, *students)}
+    words = {name: run_words(name, plan) for name in (TEACHER, *students)}
     last = students[-1]
     shown = {kind: (first.matrices(TEACHER, kind)[-2], first.matrices(last, kind)[-1]) for kind in list(KINDS)[:3]}
     picture = save(figures.relations(shown, first.tokens), html, f"attention_{maps.setting}")

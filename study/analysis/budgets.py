@@ -24,7 +24,7 @@ from study.analysis.figures.style import (
     titled,
     with_interval,
 )
-from study.analysis.numbers.budgets import NOT_TESTABLE
+from study.analysis.numbers.budgets import NOT_TESTABLE, standing
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]
@@ -35,14 +35,14 @@ VERDICT = ("", "tasks", "tokens", "verdict")
 def cards(curves: dict[str, Tables]) -> HTML | None:
     """A card for every setting and kind of task: what closes most of the gap on test data, and at every other budget.
 
-    First stands the largest budget with several distillation seeds. Where no method learnt, the card says so.
+    First stands the budget to read first. Where no method learnt, the card says so.
     """
     kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
         gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
         groups = dict(tuple(gap.groupby("tokens", sort=False)))
-        most = next((tokens for tokens, own in groups.items() if own["models"].max() > 1), next(iter(groups)))
+        most = max(groups, key=lambda tokens: standing(groups[tokens]["models"].max(), tokens))
         rows = groups.pop(most)
         best, head = rows.loc[rows["closed"].idxmax()], f"{titled(setting)}: {millions(most)} tokens"
         if not rows["learnt"].any():
@@ -61,20 +61,38 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
     return answers(shown)
 
 
-def verdicts(setting: str, tables: Tables, group: str | None = None) -> Styler | None:
-    """Verdict and decisive effect of every claim at every budget, of a group of tasks: by default the first judged.
+def verdicts(setting: str, tables: Tables, group: str) -> Styler | None:
+    """Verdict and decisive effect of every claim at every budget, by a group of tasks; the caption says which to read.
 
-    The first is the one to read, since claims are about what a student has learnt of language; the caption says so.
+    That is the first judged, since claims are about what a student has learnt of language.
     """
     first = None if tables["verdicts"].empty else tables["verdicts"]["group"].iloc[0]
-    group = group or first
-    judged = tables["verdicts"].query("group == @group")
     lead = "The verdict to read" if group == first else "Beside it, judged by the same rule"
-    by_budget = {f"{millions(t)} tokens": rows for t, rows in judged.groupby("tokens")}
-    caption = f"{lead}: {GROUP_WORDS[group or 'all']}; effects in percent of the gap."
-    if group == first != "context" and "context" in set(tables["references"]["group"]):
-        caption += " On tasks that need context the teacher is not above the untrained student: nothing to judge."
-    return strip(by_budget, caption, f"verdicts-{group}", setting)
+    caption = f"{lead}: {GROUP_WORDS[group]}; effects in percent of the gap."
+    if group == first:
+        caption += _left_out(group, tables)
+    return strip(_by_tokens(tables, group), caption, f"verdicts-{group}", setting)
+
+
+def to_read(curves: dict[str, Tables]) -> Styler | None:
+    """The verdicts to read, a column for every setting and budget; None where no claim is judged."""
+    columns, said = dict[str, pd.DataFrame](), list[str]()
+    for setting, tables in curves.items():
+        for group in tables["verdicts"]["group"].iloc[:1]:
+            columns |= {f"{setting}: {head}": rows for head, rows in _by_tokens(tables, group).items()}
+            said.append(f"{titled(setting)}: {GROUP_WORDS[group]}.{_left_out(group, tables)}")
+    return strip(columns, f"{' '.join(said)} Effects in percent of the gap.")
+
+
+def _by_tokens(tables: Tables, group: str) -> dict[str, pd.DataFrame]:
+    judged = tables["verdicts"].query("group == @group")
+    return {f"{millions(tokens)} tokens": rows for tokens, rows in judged.groupby("tokens")}
+
+
+def _left_out(group: str, tables: Tables) -> str:
+    if group == "context" or "context" not in set(tables["references"]["group"]):
+        return ""
+    return " On tasks that need context its teacher is not above the untrained student: nothing to judge."
 
 
 def reasons(setting: str, tables: Tables) -> Styler | None:

@@ -56,10 +56,10 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
 def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
     """As :func:`page_data`, of a setting that was run at several budgets of tokens; nothing of it is timed.
 
-    ``budgets``: name -> words, in rising order; ``budget``: the one shown first, the largest of those with most seeds.
+    ``budgets``: name -> words, in rising order; ``budget``: the one to read first.
     Trained models have a ``budget``. Intervals leave out the teacher's chance, as those of the gap do.
     """
-    models, seeds = [], dict[str, int]()
+    models, seen = [], set[str]()
     trained = dict(iter(budgets.training.groupby(["method", "student", "budget"])["curve"]))  # of starts there is none
     for (method, student, budget), rows in budgets.scores.groupby(["method", "student", "budget"], sort=False):
         flat = [
@@ -76,12 +76,11 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
             model |= _place(layout, model_name(method, student, rows["seed"].iloc[0], budget))
             points = [point for curve in trained.get((method, student, budget), ()) for point in curve]
             model["curve"] = _curve(pd.DataFrame(points, columns=["tokens", "loss"]))
-            seeds[budget] = max(seeds.get(budget, 0), rows["seed"].nunique())
+            seen.add(budget)
         models.append(model)
-    words = {name: f"{millions(tokens)} tokens" for name, tokens in budgets.tokens.items() if name in seeds}
-    first = max(words, key=lambda name: (seeds[name], budgets.tokens[name]))
+    words = {name: f"{millions(tokens)} tokens" for name, tokens in budgets.tokens.items() if name in seen}
     shared = {"setting": layout.setting, "floor": FLOOR, "teacher": TEACHER, "models": models}
-    return shared | {"budgets": words, "budget": first, "fixed": True}
+    return shared | {"budgets": words, "budget": budgets.first, "fixed": True}
 
 
 def _place(layout: Layout, model: str) -> dict[str, str]:

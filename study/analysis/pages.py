@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import nbformat
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
-from study.analysis.figures.style import in_words
-from study.descriptions import TEACHER
+from study.analysis.figures.style import in_words, millions
+from study.descriptions import TEACHER, Comparison
 from study.files import StudyError, write_file
 from study.plan import Plan
 
@@ -21,6 +23,7 @@ from study.plan import Plan
 INDEX_PAGE = "index.html"
 #: Group -> file, from the page's folder -> title, of the pages that a page leads to.
 Navigation = dict[str, dict[str, str]]
+MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 TEMPLATES = jinja2.Environment(autoescape=True, trim_blocks=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
 
 
@@ -36,6 +39,12 @@ def write_page(path: Path, template: str, plan: Plan, nav: Navigation, data: Any
     embedded = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     values |= {"profile": plan.profile, "nav": nav, "here": path.name, "data": embedded}
     write_file(path, TEMPLATES.get_template(template).render(values) + "\n")
+
+
+def navigate_anew(page: str, name: str, nav: Navigation) -> str:
+    """The text of a page that was written before, under the navigation of today."""
+    today = TEMPLATES.get_template("nav.html").render(nav=nav, here=name)
+    return re.sub(r"<nav>.*?</nav>", lambda _: today, page, count=1, flags=re.S)
 
 
 def link(file: Path, folder: Path) -> str:
@@ -55,12 +64,13 @@ def result_file(plan: Plan, result: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def model_words(run: str) -> str:
-    """A run's name as readers see it: method, student, and the budget if it has one; or the teacher."""
+def run_words(run: str, plan: Plan) -> str:
+    """A run's name as readers see it: method, student, and the budget if it has one, by its tokens; or the teacher."""
     if run == TEACHER:
         return "the teacher"
+    tokens = {name: f"{millions(b.tokens)} tokens" for own in plan.of(Comparison) for name, b in own.budgets.items()}
     method, student, _, *budget = run.split("_")
-    return ", ".join([in_words(method), student, *(f"budget {name}" for name in budget)])
+    return ", ".join([in_words(method), student, *(tokens.get(name, f"budget {name}") for name in budget)])
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -86,7 +96,7 @@ def take_heading(cell: nbformat.NotebookNode) -> str:
 
 
 def as_html(notebook: nbformat.NotebookNode, cells: Sequence[nbformat.NotebookNode], code: bool) -> str:
-    """Some cells of a notebook, with their code or without."""
+    """Some cells of a notebook, with their code or without; formulas of its text become MathML, which browsers draw."""
     exporter = HTMLExporter(
         template_name="basic",
         exclude_input=not code,
@@ -94,5 +104,18 @@ def as_html(notebook: nbformat.NotebookNode, cells: Sequence[nbformat.NotebookNo
         exclude_output_prompt=True,
         exclude_anchor_links=True,
     )
-    part = nbformat.v4.new_notebook(metadata=notebook.metadata, cells=cells)
-    return exporter.from_notebook_node(part)[0].strip()
+    formulas: list[str] = []
+
+    def set_aside(maths: re.Match) -> str:
+        """A word in the place of a formula, which Markdown would misread."""
+        formulas.append(convert(maths[1] or maths[2], display="block" if maths[1] else "inline"))
+        return f"formula{len(formulas) - 1}formula"
+
+    prose = [cell.cell_type == "markdown" for cell in cells]
+    shown = [
+        nbformat.from_dict(cell | {"source": MATHS.sub(set_aside, cell.source)}) if text else cell
+        for cell, text in zip(cells, prose, strict=True)
+    ]
+    part = nbformat.v4.new_notebook(metadata=notebook.metadata, cells=shown)
+    body = exporter.from_notebook_node(part)[0].strip()
+    return re.sub(r"\bformula(\d+)formula\b", lambda place: formulas[int(place[1])], body)

@@ -41,11 +41,7 @@ from study.analysis.numbers.tables import MEAN
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
 #: Where a contrast's test has the effect; {} is its margin.
-CLAIMED = {
-    "superior": "above zero",
-    "non-inferior": "above −{:g}",
-    "equivalent": "between −{0:g} and {0:g}",
-}
+CLAIMED = {"superior": "above zero", "non-inferior": "above −{:g}", "equivalent": "between −{0:g} and {0:g}"}
 
 
 def styled(

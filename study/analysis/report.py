@@ -14,7 +14,7 @@ from study.analysis import attention, translations
 from study.analysis.chooser import write_chooser
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI, titled
-from study.analysis.notebooks import write_notebooks
+from study.analysis.notebooks import linked, links_of, write_notebooks
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.budgets import load_budgets
 from study.analysis.numbers.results import result_files
@@ -43,6 +43,8 @@ STYLE = "page.css"
 FOLD = "fold"
 #: Result files of a setting beside those of its models.
 OTHER_RESULTS = ("latency", "tasks", "corpus", "representations", "admission", attention.RESULT, translations.RESULT)
+#: Pixels of a page that show an inch of a picture.
+PIXELS = 120
 PICTURE = '<figure>\n<a href="{0}"><img src="{0}" width="{1}" alt="{2}"></a>\n<figcaption>{3}</figcaption>\n</figure>'
 FOLDED = "<details><summary>{}</summary>\n<div id={}>\n{}</div>\n</details>"
 
@@ -110,8 +112,11 @@ def write_report(plan: Plan) -> Path:
     if compares:
         budgets = [] if analyses else [load_budgets(own, plan.layout(own.setting)) for own in comparisons]
         write_chooser(plan, analyses or budgets, html / CHOOSER, nav)
+    links = links_of(plan, html)
     for page in pages:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
+        same = plan.analyses(page.setting) if page.setting else {}
+        content = linked(content, links | {own: f"{name}_{page.setting}.html" for name, own in same.items()})
         title = f"{titled(f'{page.title}, {page.setting}'.strip(', '))} · {heading} · profile {plan.profile}"
         files = {heading: [link(file, html) for file in files] for heading, files in page.files.items()}
         made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
@@ -223,6 +228,6 @@ def _sections(cells: list[nbformat.NotebookNode]) -> list[list[nbformat.Notebook
 
 
 def _picture(file: Path, html: Path, alternative: str, caption: str) -> str:
-    """A picture at its printed size or narrower, its caption below; it leads to the file."""
-    width = int.from_bytes(file.read_bytes()[16:20], "big") * 96 // DPI  # in the PNG header; CSS has 96 pixels an inch
+    """A picture at PIXELS an inch or narrower, its caption below; it leads to the file."""
+    width = int.from_bytes(file.read_bytes()[16:20], "big") * PIXELS // DPI  # in the PNG header
     return str(Markup(PICTURE).format(link(file, html), width, alternative, caption))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from study.analysis.pages import Navigation, link, model_words, result_file, write_page
+from study.analysis.pages import Navigation, link, result_file, run_words, write_page
 from study.plan import Plan
 from study.records import read_record
 from study.records_beside import Translations
@@ -25,7 +25,7 @@ def write_translations(plan: Plan, html: Path, nav: Navigation) -> None:
     if path is None:
         return
     read = read_record(path, Translations, profile=plan.profile)
-    words = {name: model_words(name) for name in read.models}
+    words = {name: run_words(name, plan) for name in read.models}
     shares = [read.found(name) for name in read.models]
     found = [
         {"from": first, "to": second, "shares": [f"{100 * own[place, other]:.0f} %" for own in shares]}

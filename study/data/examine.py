@@ -52,7 +52,7 @@ def _told(lines: list[str], key: str, own: Declared, plan: Plan, name: str = "")
     except StudyError as error:
         if isinstance(error, UnreachableError) and not config.HF_HUB_OFFLINE:
             return unseen
-        raise StudyError(f"{key}: {error}") from None
+        raise StudyError(f"{key}: {str(error).removeprefix(f'task {name}: ')}") from None
 
 
 def _check_text(text: OwnText, plan: Plan) -> str:

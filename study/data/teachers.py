@@ -18,14 +18,7 @@ from study.families import family_of, positions
 from study.files import StudyError, UnreachableError
 from study.params import check_lengths
 from study.sections import Teacher
-from study.teachers import (
-    EMBEDDED_POSITIONS,
-    EMBEDDED_SIZES,
-    agree,
-    encoder_subfolder,
-    find_folder,
-    read_teacher,
-)
+from study.teachers import EMBEDDED_POSITIONS, EMBEDDED_SIZES, agree, encoder_subfolder, find_folder, read_teacher
 
 
 def check_teachers(params: Params, root: Path) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -53,13 +55,12 @@ def unit_importance(model: PreTrainedModel, sequences: MaskedSequences) -> Impor
     totals: dict[tuple[str, int], Tensor] = {}
     layers = part(model.base_model, family.layers)
     kinds = {family.block.attention_output: getattr(model.config, family.sizes[2]), family.block.output: None}
-    hooks = [
-        part(layer, name).register_forward_pre_hook(_gate(gates, (name, place), units))
-        for place, layer in enumerate(layers)
-        for name, units in kinds.items()
-    ]
     was_training = model.training
-    try:
+    with ExitStack() as hooks:
+        hooks.callback(model.train, was_training)
+        for (place, layer), (name, units) in product(enumerate(layers), kinds.items()):
+            gate = _gate(gates, (name, place), units)
+            hooks.enter_context(part(layer, name).register_forward_pre_hook(gate))
         model.eval()
         for first in range(0, len(sequences), BATCH):
             rows = [sequences[i] for i in range(first, min(first + BATCH, len(sequences)))]
@@ -72,10 +73,6 @@ def unit_importance(model: PreTrainedModel, sequences: MaskedSequences) -> Impor
             for key, gradient in zip(gates, gradients, strict=True):
                 scores = gradient.flatten(1).abs().sum(dim=0)  # (units,)
                 totals[key] = totals[key] + scores if key in totals else scores
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
     heads, neurons = (torch.stack([totals[name, place] for place in range(len(layers))]) for name in kinds)
     return Importance(heads, neurons)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -86,22 +88,17 @@ def read_activations(
 
         return hook
 
-    hooks = [
-        state_of(encoder, family, i, depth).register_forward_hook(keep(activations.hidden, i)) for i in hidden_layers
-    ]
-    for i in attention_layers:
-        names = family.block.projections
-        each = [PROJECTIONS] if len(names) == 1 else [(name,) for name in PROJECTIONS]
-        for path, kept in zip(names, each, strict=True):
-            module = part(layers[i - 1], path)
-            hooks.append(module.register_forward_hook(keep(activations.attention[i], *kept)))
-    try:
+    read = [(state_of(encoder, family, i, depth), keep(activations.hidden, i)) for i in hidden_layers]
+    names = family.block.projections
+    each = [PROJECTIONS] if len(names) == 1 else [(name,) for name in PROJECTIONS]
+    for i, (path, kept) in product(attention_layers, zip(names, each, strict=True)):
+        read.append((part(layers[i - 1], path), keep(activations.attention[i], *kept)))
+    with ExitStack() as hooks, suppress(_Complete):
+        for module, hook in read:
+            hooks.enter_context(module.register_forward_hook(hook))
         encoder(input_ids=input_ids, attention_mask=attention_mask)
-    except _Complete:
-        processes.release(encoder)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return activations
+    processes.release(encoder)
     return activations
 
 

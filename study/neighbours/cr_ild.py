@@ -30,12 +30,7 @@ from study.distillation.losses import attention_scores, hidden_state, output_dis
 from study.distillation.mappings import layer_mapping
 from study.distillation.objectives.attention_maps import check_scores_exist
 from study.distillation.taps import Activations, read_activations, state_of
-from study.evaluation.finetune import (
-    MeanPoolingClassifier,
-    frozen_score,
-    reading_batch,
-    start_from_probe,
-)
+from study.evaluation.finetune import MeanPoolingClassifier, frozen_score, reading_batch, start_from_probe
 from study.families import family_of, keep_layers
 from study.files import Layout, StudyError
 from study.neighbours.stages import (
@@ -88,11 +83,8 @@ def mixed_embeddings(encoder: PreTrainedModel, weight: float) -> Iterator[None]:
     def mix(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
         return weight * output + (1 - weight) * output.flip(0)
 
-    hook = module.register_forward_hook(mix)
-    try:
+    with module.register_forward_hook(mix):
         yield
-    finally:
-        hook.remove()
 
 
 class IntermediateDistillation(Distillation):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -113,18 +113,15 @@ def projections(model: Any) -> Iterator[dict[str, Tensor]]:
 
     Places: ``encoder``, ``decoder`` and ``cross``, whose queries are the decoder's and keys and values the encoder's.
     """
-    family, found, hooks = family_of(model.encoder), {}, []
+    family, found = family_of(model.encoder), dict[str, Tensor]()
     encoder, decoder = (part(own.base_model, family.layers)[-1] for own in (model.encoder, model.decoder))
-    for place, layer in (("encoder", encoder), ("decoder", decoder), ("cross", decoder)):
-        for name, path in zip(PROJECTIONS, family.block.projections, strict=True):
-            module = part(layer, f"cross{path}" if place == "cross" else path)
-            key = f"{place}.{name}"
-            hooks.append(module.register_forward_hook(lambda m, i, output, key=key: found.update({key: output})))
-    try:
+    with ExitStack() as hooks:
+        for place, layer in (("encoder", encoder), ("decoder", decoder), ("cross", decoder)):
+            for name, path in zip(PROJECTIONS, family.block.projections, strict=True):
+                module, key = part(layer, f"cross{path}" if place == "cross" else path), f"{place}.{name}"
+                hook = module.register_forward_hook(lambda m, i, output, key=key: found.update({key: output}))
+                hooks.enter_context(hook)
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def decoded(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:

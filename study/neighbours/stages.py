@@ -19,14 +19,7 @@ from study.data.pretrained import load_tokenizer, save_model
 from study.data.tasks import Task, find_task, load_task
 from study.descriptions import NeighbourSystem
 from study.distillation.trainer import DistillationTrainer, common_arguments
-from study.evaluation.finetune import (
-    Collator,
-    MeanPoolingClassifier,
-    encode,
-    finetune,
-    pooled_features,
-    reading_batch,
-)
+from study.evaluation.finetune import Collator, MeanPoolingClassifier, encode, finetune, pooled_features, reading_batch
 from study.evaluation.metrics import task_metrics
 from study.files import Layout, StudyError
 from study.runtime import compute_device, use_bf16

@@ -20,7 +20,7 @@ from study.files import Layout, StudyError, write_file, write_json
 from study.plan import Plan
 from study.records import RunResult, read_record
 from study.shipping.card import provenance_section
-from study.shipping.export import draft_of, find, trained
+from study.shipping.export import draft_of, trained
 from study.shipping.formats import MODEL, WRITERS, quantise, write_onnx
 from study.shipping.parity import evaluation_of, extra
 
@@ -59,7 +59,7 @@ def export_classifier(plan: Plan, name: str, task: str, kind: str, to: Path | No
     """
     if kind not in FORMATS:
         raise StudyError(f"format {kind!r} is none of classifiers; allowed: {', '.join(FORMATS)}")
-    run = find(plan, name)
+    run = plan.named(name)
     description, layout = evaluation_of(plan, run.setting, run.model), plan.layout(run.setting)
     known = {name: find_task(layout.tasks, name) for name in description.tasks}
     able = [name for name, own in known.items() if own.labels and own.kind == "labelled" and not own.pair]

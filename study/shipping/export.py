@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shutil
@@ -53,7 +52,7 @@ def export(plan: Plan, name: str, kind: str, to: Path | None = None, texts: Path
     """
     if kind not in WRITERS:
         raise StudyError(f"format {kind!r} is unknown; allowed: {', '.join(WRITERS)}")
-    run = find(plan, name)
+    run = plan.named(name)
     layout = plan.layout(run.setting)
     source = trained(plan, run)
     record = json.loads((source / "record.json").read_text())
@@ -78,19 +77,6 @@ def export(plan: Plan, name: str, kind: str, to: Path | None = None, texts: Path
         if measured:
             print(f"parity: {measured.sentence}")
     return target
-
-
-def find(plan: Plan, name: str) -> Run:
-    """The run of the plan with that name.
-
-    Raises:
-        StudyError: there is none; the nearest names are offered.
-    """
-    runs = {run.name: run for run in plan.of(Run)}
-    if name not in runs:
-        near = difflib.get_close_matches(name, runs, n=3, cutoff=0.4) or list(runs)[:3]
-        raise StudyError(f"run {name!r} is none of profile {plan.profile}; nearest: {', '.join(near)}")
-    return runs[name]
 
 
 def trained(plan: Plan, run: Run) -> Path:

@@ -404,10 +404,7 @@ def stage_seconds(plan: Plan) -> pd.DataFrame:
 
 
 def cross_validate(
-    steps: pd.DataFrame,
-    groups: str,
-    device: Device,
-    fitted: Callable[[pd.DataFrame, Device], Efficiency] | None = None,
+    steps: pd.DataFrame, groups: str, device: Device, fitted: Callable[[pd.DataFrame, Device], Efficiency] | None = None
 ) -> pd.Series:
     """Seconds per step of every row, predicted from efficiencies ``fitted`` (:func:`fit`) to all other ``groups``."""
     predicted = pd.Series(index=steps.index, dtype=float)

@@ -6,7 +6,7 @@ as all n are there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +19,15 @@ from study.files import StudyError
 from study.methods import Untrained
 from study.plan import Plan
 from study.records import RunResult, read_record
-from study.speed.cost import Device, Efficiency, count, cross_validate, predict, workload_of
+from study.speed.cost import Device, Efficiency, count, cross_validate, predict, stage_steps, workload_of
 
 #: Share of a GPU's peak that large matrix products reach: small models cannot tell it. Source: this study's assumption.
 PRODUCTS = 0.5
+#: Peaks for dense bf16, memory and links are the makers'; dollars an hour of a rented device are assumptions.
+H100 = Device("H100 SXM", flops=989e12, bandwidth=3.35e12, memory=80e9, link=450e9, price=3.0)
+B200 = Device("B200", flops=2250e12, bandwidth=8e12, memory=180e9, link=900e9, price=5.5)
+#: Tokens that the two teachers of the profile `paper` know, by setting.
+VOCABULARIES = {"roberta": 50_265, "xlm-r": 250_002}
 
 
 def known_results(plan: Plan) -> dict[str, Results]:
@@ -72,9 +77,29 @@ def fit_traffic(steps: pd.DataFrame, device: Device, products: float = PRODUCTS)
     return Efficiency(products, float((moved**2).sum() / (moved * (1 - flops)).sum()))
 
 
-def unseen(steps: pd.DataFrame, device: Device) -> pd.Series:
-    """Error in percent of every step's seconds, predicted from the steps of all other methods."""
-    return 100 * (cross_validate(steps, "method", device, fit_traffic) / steps["seconds"] - 1)
+def compared(
+    steps: pd.DataFrame, device: Device, fitted: Callable[[pd.DataFrame, Device], Efficiency] | None = None
+) -> pd.DataFrame:
+    """Steps with what is ``predicted`` of each from those of all other methods, and its ``error_percent``."""
+    predicted = cross_validate(steps, "method", device, fitted)
+    return steps.assign(predicted=predicted, error_percent=100 * (predicted / steps["seconds"] - 1))
+
+
+def checks(plan: Plan, benchmark: pd.DataFrame, machine: Device, card: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Measured steps as :func:`compared`, by where they were measured.
+
+    Args:
+        benchmark: steps of a benchmark on ``machine``. card: steps of one H100.
+
+    Returns:
+        ``benchmark``; ``stages``, the profile's distillations, if it has results (their peaks are taken as 1, so only
+        the ratio of the two efficiencies matters); ``gpu``.
+    """
+    checked = {"benchmark": compared(benchmark, machine)}
+    if results := known_results(plan):
+        stages = [stage_steps(own, plan).assign(setting=setting) for setting, own in results.items()]
+        checked["stages"] = compared(pd.concat(stages, ignore_index=True), Device("cores of the stages", 1.0, 1.0))
+    return checked | {"gpu": compared(card, H100, fit_traffic)}
 
 
 def grid_cost(

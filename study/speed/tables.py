@@ -13,9 +13,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from study.analysis.figures.style import LOOK
+from study.analysis.figures.style import GREY, LOOK, PALE
 from study.files import StudyError
 from study.speed.parts import PARTS
 
@@ -152,4 +154,50 @@ def step_times(result: dict, precision: str) -> Figure:
     tokens = f"{sizes['batch_size']} × {sizes['sequence_length']}"
     axes.set_xlabel(f"milliseconds per step of {tokens} tokens, {precision}")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers at 1, 2 and 5 of each power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+@matplotlib.rc_context(LOOK)
+def predictions(checked: dict[str, pd.DataFrame]) -> Figure:
+    """Predicted against measured milliseconds a step, a panel for each of ``study.speed.grid_cost.checks``."""
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    panels = figure.subplots(1, len(checked), squeeze=False)[0]
+    for axes, (name, steps) in zip(panels, checked.items(), strict=True):
+        measured, predicted = 1e3 * steps["seconds"], 1e3 * steps["predicted"]
+        ends = [0.8 * min(measured.min(), predicted.min()), 1.25 * max(measured.max(), predicted.max())]
+        axes.plot(ends, ends, color=GREY, linewidth=0.8)
+        axes.fill_between(ends, [0.8 * end for end in ends], [1.2 * end for end in ends], color=PALE, alpha=0.3)
+        axes.plot(measured, predicted, "o", markersize=4, color=GREY, markerfacecolor="#0072b2", markeredgewidth=0.3)
+        axes.set(title=f"{name} ({len(steps)} steps)", xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+        axes.set_xlabel("measured (ms)")
+        for axis in (axes.xaxis, axes.yaxis):
+            _plain(axis)
+    panels[0].set_ylabel("predicted (ms)")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def waits(clusters: pd.DataFrame) -> Figure:
+    """Hours of every study against GPUs, a line for each driver, above the two bounds (study.speed.simulation)."""
+    studies = list(clusters.groupby("study", sort=False))
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, len(studies), squeeze=False)[0], studies, strict=True):
+        for (recorded, own), look in zip(rows.groupby("recorded", sort=False), ("s-", "o--", "^:"), strict=False):
+            axes.plot(own["gpus"], own["hours"], look, label=f"outcomes recorded {recorded}")
+        own = rows.drop_duplicates("gpus")
+        axes.plot(own["gpus"], own["longest chain (hours)"], "k:", linewidth=1, label="longest chain of stages")
+        axes.plot(own["gpus"], own["GPUs (hours)"], "k--", linewidth=1, label="all work over all GPUs")
+        axes.set(title=f"{name} ({own['stages'].iloc[0]} stages)", xlabel="GPUs", xscale="log", yscale="log")
+        _plain(axes.yaxis)
+        axes.set_xticks(own["gpus"], [str(number) for number in own["gpus"]], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+    figure.axes[0].set_ylabel("hours")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure

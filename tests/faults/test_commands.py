@@ -92,6 +92,22 @@ def test_a_folder_that_cannot_be_written_is_named(folder):
     assert (folder / "scratch").read_text().startswith("a file")
 
 
+MISTYPED = [
+    (("export", "english_od_L3-H192_9"), "run 'english_od_L3-H192_9' is none of profile laptop"),
+    (("new", "mine", "--teacher", "./nowhere", "--text", "wikipedia", "--task", "sentiment"), "teacher './nowhere'"),
+    (("new", "mine", "--teacher", "all-minilm-l6-v2", "--text", "wikipedi", "--task", "sts-b"), "--text wikipedi"),
+    (("new", "mine", "--teacher", "all-minilm-l6-v2", "--text", "wikipedia", "--task", "sts"), "--task sts"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), MISTYPED)
+def test_what_is_mistyped_is_told_before_the_libraries_load(folder, arguments, told):
+    shutil.copy(ROOT / "tests" / "fixtures" / "params.yaml", folder)
+    (folder / "torch.py").write_text("raise SystemExit('torch was loaded')")
+    line = refused(study(folder, *arguments, PYTHONPATH=f"{folder}{os.pathsep}{ROOT}"))
+    assert told in line and not (folder / "profiles").exists()
+
+
 def test_a_relative_cache_of_sources_is_that_of_the_command(folder):
     code = "import os; open(os.environ['STUDY_SOURCES'] + '/seen', 'w').close()"
     (folder / "wheels").mkdir()

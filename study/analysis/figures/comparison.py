@@ -142,7 +142,9 @@ def quality_latency(analysis: Analysis) -> Figure:
     words = f"batch of {batch}, {tokens} tokens, {threads} {'thread' if threads == 1 else 'threads'}"
     axes.set(xlabel=f"median latency (ms; {words})", ylabel=MACRO)
     axes.margins(x=0.15, y=0.12)
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))  # intervals may go below what a score can
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, 0), top + 0.08 * (top - bottom))  # no score is below 0; words stand above the teacher
+    axes.set_xlim(left=max(axes.get_xlim()[0], 0))
     axes.grid()
     handles = [handle(style.label, style.color, style.marker) for style in look.values()]
     figure.legend(handles=[*handles, handle("Pareto front", PALE, linestyle="-")], loc="outside right upper")
@@ -266,7 +268,7 @@ def claims(analysis: Analysis) -> Figure:
         bounds = [bound for bound in (row.lower, row.upper) if np.isfinite(bound)]
         axes.vlines(bounds, row.height - 0.5, row.height + 0.5, color="black", linewidth=1.2, zorder=2)
         if row.missing:
-            note(axes, "not run", (0, row.height), (4, 0), va="center", fontsize=7, bbox=None)
+            note(axes, "not run", (0, row.height), (4, 0), va="center", fontsize=7)
         draw_interval(axes, row.height, row.low, row.high, (-np.inf, np.inf), color)
         axes.plot(row.effect, row.height, linestyle="", marker=marker, markersize=4.5, color=color, zorder=4)
     for claim, rows in table.groupby("claim", sort=False):

@@ -13,6 +13,7 @@ from study.analysis.answers import VERDICT_LOOKS
 from study.analysis.figures.style import (
     GREY,
     STUDENT_STYLES,
+    drawn,
     in_words,
     interval,
     new_figure,
@@ -27,9 +28,14 @@ from study.records_beside import NeighbourResult
 
 CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is at the first arm."
 KEPT = (
-    "What is kept against latency, of one text at a time on one thread; means over seeds. Methods (filled): share of"
-    " the teacher's mean over all tasks; systems (open): of their own reference on their own task, so not on one scale"
-    " with methods. What has no latency or no share stands in the table alone."
+    "What is kept against latency, of one text at a time on one thread; means over seeds. Methods: share of the"
+    " teacher's mean over all tasks; systems: of their own reference on their own task. What has no latency or no share"
+    " stands in the table alone."
+)
+#: Words of an axis -> kinds of rows of :func:`overview.overview` on it.
+SCALES = (
+    ("methods: of the teacher's mean over all tasks", ["teacher", "method"]),
+    ("systems: of their own reference, on their own task", ["system"]),
 )
 #: Measures of this size are shown as they are; shares of one, as most scores are, times 100.
 LARGE = 1.0
@@ -109,6 +115,7 @@ def verdicts_table(result: NeighbourResult) -> Styler | None:
     )  # fmt: skip
 
 
+@drawn
 def arms_figure(result: NeighbourResult) -> Figure:
     """The first measure of every arm that has it, a line each."""
     measure, rows = next(iter(result.measures)), arms(result)
@@ -146,31 +153,38 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler | None:
     return styled(table, "overview", caption, setting=setting, words=words, wide=wide)
 
 
+@drawn
 def overview_figure(rows: pd.DataFrame) -> Figure | None:
-    """What is kept against latency; None where no row has both."""
+    """What is kept against latency, a panel each for methods and systems; None where no row has both."""
     shown = rows[rows["kept"].notna() & rows["latency"].notna()].sort_values("kept")
     if shown.empty:
         return None
-    figure = new_figure(1.2 + 0.3 * len(shown))
-    axes = figure.subplots()
-    axes.set_xscale("log")
-    ends = shown["latency"].min(), shown["latency"].max()
-    axes.set_xlim(0.8 * ends[0], 2.8 * ends[1])
-    step = 0.045 * (shown["kept"].max() - shown["kept"].min())
-    for column, own in shown.groupby("latency"):
-        least = -float("inf")
-        for row in own.itertuples():  # labels of one latency stand above each other
-            system = row.kind == "system"
-            color, marker = STUDENT_STYLES[system]
-            axes.plot(column, row.kept, marker, color=color, markerfacecolor="white" if system else color)
-            least = max(row.kept, least + step)
-            text = f"{in_words(row.row.partition(',')[0], short)}  {number(row.kept, 1)}" + f" of {row.of}" * system
-            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}
-            place = (column, row.kept), (1.12 * column, least)
-            axes.annotate(text, *place, fontsize=8, va="center", arrowprops=line)
+    kinds = [
+        (words, own) for words, own in ((words, shown[shown["kind"].isin(of)]) for words, of in SCALES) if len(own)
+    ]
+    figure = new_figure(1.2 + 0.3 * len(shown) + 0.4 * len(kinds))
+    heights = [2 + len(own) for _, own in kinds]
+    panels = figure.subplots(len(kinds), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     ticks = sorted({*shown["latency"]})
-    axes.set_xticks(ticks, [number(own, 1) for own in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("milliseconds a text")
-    axes.set_ylabel("kept (%)")
+    for axes, (words, own), height in zip(panels, kinds, heights, strict=True):
+        color, marker = STUDENT_STYLES[len(own[own["kind"] == "system"]) > 0]
+        axes.set(xscale="log", xlim=(0.8 * ticks[0], 2.8 * ticks[-1]), ylabel="kept (%)")
+        axes.set_title(words, loc="left")
+        axes.margins(y=0.15)
+        axes.grid(axis="y")
+        axes.set_xticks(ticks, [number(tick, 1) for tick in ticks])
+        axes.minorticks_off()
+        step = 0.8 * (own["kept"].max() - own["kept"].min()) / height
+        for column, group in own.groupby("latency"):
+            least = -float("inf")
+            for row in group.itertuples():  # labels of one latency stand above each other
+                least = max(row.kept, least + step)
+                text = f"{in_words(row.row.partition(',')[0], short)}  {number(row.kept, 1)}"
+                text += f" of {row.of}" * (row.kind == "system")
+                line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}
+                axes.plot(column, row.kept, marker, color=color)
+                axes.annotate(
+                    text, (column, row.kept), (1.12 * column, least), fontsize=8, va="center", arrowprops=line
+                )
+    panels[-1].set_xlabel("milliseconds a text")
     return figure

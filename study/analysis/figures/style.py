@@ -20,6 +20,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from study.descriptions import Comparison
 from study.files import write_file
@@ -37,37 +38,36 @@ class Style:
     label: str
     color: str
     marker: str
-    hatch: str = ""
 
 
 # Every colour has a contrast of at least 4.5 : 1 with white. One range of hues per family; markers tell methods apart
-# without colour, in bars hatches.
+# without colour.
 STYLES = {
     "none": Style("none: as initialised", "#737373", "o"),
-    "mlm": Style("MLM: no teacher", "#262626", "s", "xx"),
-    "od": Style("OD: output distribution", "#8a6d00", "D", ".."),
-    "hs-last": Style("HS: last", "#00808c", "v", "||"),
-    "hs-top": Style("HS: top", "#2578b8", "^", "//"),
-    "hs-uniform": Style("HS: uniform", "#1f5fd0", "<", "\\\\"),
-    "hs-uniform-consecutive": Style("HS: uniform-consecutive", "#4b4fa8", ">", "--"),
-    "hs-uniform+last": Style("HS: uniform+last", "#08306b", "p", ""),
-    "mha-minilmv2": Style("MHA: MiniLMv2", "#c2500a", "*", "++"),
-    "mha-direct": Style("MHA: DirectMiniLM", "#7f2704", "X", "//"),
-    "se-mse": Style("SE: squared error", "#0e7a56", "P", "oo"),
-    "se-cosine": Style("SE: cosine", "#557a00", "d", "//"),
-    "se-relational": Style("SE: relational", "#00441b", "H", ".."),
-    "od+hs": Style("sum: OD + HS", "#a3447c", "h", "**"),
-    "hs+mha": Style("sum: HS + MHA", "#6a51a3", "8", "//"),
-    "distilbert": Style("DistilBERT", "#c2186b", "o", "xx"),
-    "tinybert": Style("TinyBERT", "#980043", "s", ""),
-    "minilm": Style("MHA: MiniLM v1", "#a65e1a", "^", ".."),
-    "pruned": Style("pruned: every other layer", "#737373", "^", "//"),
-    "pruned-top": Style("pruned: last layers", "#a3447c", "v", "||"),
-    "pruned-bottom": Style("pruned: first layers", "#557a00", "D", ""),
-    "pruned-mlm": Style("pruned: every other + MLM", "#262626", "^", "xx"),
-    "pruned-bottom-mlm": Style("pruned: first + MLM", "#595959", "D", "oo"),
-    "pruned-hs": Style("pruned: every other + HS", "#2578b8", "p", "--"),
-    "pruned-bottom-hs": Style("pruned: first + HS", "#00441b", "d", ".."),
+    "mlm": Style("MLM: no teacher", "#262626", "s"),
+    "od": Style("OD: output distribution", "#8a6d00", "D"),
+    "hs-last": Style("HS: last", "#00808c", "v"),
+    "hs-top": Style("HS: top", "#2578b8", "^"),
+    "hs-uniform": Style("HS: uniform", "#1f5fd0", "<"),
+    "hs-uniform-consecutive": Style("HS: uniform-consecutive", "#4b4fa8", ">"),
+    "hs-uniform+last": Style("HS: uniform+last", "#08306b", "p"),
+    "mha-minilmv2": Style("MHA: MiniLMv2", "#c2500a", "*"),
+    "mha-direct": Style("MHA: DirectMiniLM", "#7f2704", "X"),
+    "se-mse": Style("SE: squared error", "#0e7a56", "P"),
+    "se-cosine": Style("SE: cosine", "#557a00", "d"),
+    "se-relational": Style("SE: relational", "#00441b", "H"),
+    "od+hs": Style("sum: OD + HS", "#a3447c", "h"),
+    "hs+mha": Style("sum: HS + MHA", "#6a51a3", "8"),
+    "distilbert": Style("DistilBERT", "#c2186b", "o"),
+    "tinybert": Style("TinyBERT", "#980043", "s"),
+    "minilm": Style("MHA: MiniLM v1", "#a65e1a", "^"),
+    "pruned": Style("pruned: every other layer", "#737373", "^"),
+    "pruned-top": Style("pruned: last layers", "#a3447c", "v"),
+    "pruned-bottom": Style("pruned: first layers", "#557a00", "D"),
+    "pruned-mlm": Style("pruned: every other + MLM", "#262626", "^"),
+    "pruned-bottom-mlm": Style("pruned: first + MLM", "#595959", "D"),
+    "pruned-hs": Style("pruned: every other + HS", "#2578b8", "p"),
+    "pruned-bottom-hs": Style("pruned: first + HS", "#00441b", "d"),
 }
 SPARE = [("#0e7a56", "P"), ("#a3447c", "h"), ("#557a00", "d"), ("#6a51a3", "8"), ("#00441b", "H")]
 STUDENT_STYLES = [("#0072b2", "o"), ("#9a6700", "s"), ("#005c44", "^"), ("#a3447c", "D"), ("#4d4d4d", "v")]
@@ -78,7 +78,7 @@ MACRO = "macro test score (0–100)"
 GREY, PALE = "#4d4d4d", "#b0b0b0"  # PALE: of lines that carry no value
 
 #: Keeps lines from crossing words.
-HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+HALO = {"path_effects": [withStroke(linewidth=2.5, foreground="white")]}
 NOTHING, MINUS = "–", "−"
 
 LOOK: dict[Any, Any] = {
@@ -138,8 +138,11 @@ def in_words(text: str, named: Callable[[str], str] = label) -> str:
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
-    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too."""
-    return NOTHING if pd.isna(value) else f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", MINUS)
+    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too; 0 has none."""
+    if pd.isna(value):
+        return NOTHING
+    rounded = round(value, digits) + 0.0
+    return f"{rounded:{sign if rounded else ''},.{digits}f}".replace("-", MINUS)
 
 
 def interval(low: float, high: float, digits: int, sign: str = "") -> str:
@@ -301,7 +304,7 @@ def ranking(axes: Axes, rows: pd.DataFrame, look: dict[str, Style], within: tupl
 
 def note(axes: Axes, text: str, at: tuple[float, float], points: tuple[float, float], **options: Any) -> None:
     """Words so many ``points`` from a place, readable above lines; ``options``: of matplotlib's annotate."""
-    axes.annotate(text, at, points, textcoords="offset points", **{"bbox": HALO} | options)
+    axes.annotate(text, at, points, textcoords="offset points", **HALO | options)
 
 
 def show(figure: Figure | None, folder: str | os.PathLike, name: str, caption: str) -> Image | None:

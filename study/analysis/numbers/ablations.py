@@ -15,16 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import Results
-from study.analysis.numbers.statistics import (
-    BOTH_SEEDS,
-    TOLD_APART,
-    by_method,
-    covered,
-    holm,
-    models,
-    pool,
-    two_sided,
-)
+from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, by_method, covered, holm, models, pool, two_sided
 from study.analysis.numbers.tables import write_tables
 from study.descriptions import Comparison
 

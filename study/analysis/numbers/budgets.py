@@ -53,6 +53,18 @@ class Budgets:
         tokens = {BASE_BUDGET: self.comparison.tokens} | {n: b.tokens for n, b in self.comparison.budgets.items()}
         return dict(sorted(tokens.items(), key=lambda item: item[1]))
 
+    @property
+    def first(self) -> str:
+        """The budget to read first, by :func:`standing`."""
+        trained = self.scores[~self.scores["method"].isin([TEACHER, FLOOR])]
+        seeds = trained.groupby("budget")["seed"].nunique()
+        return max(seeds.index, key=lambda name: standing(seeds[name], self.tokens[name]))
+
+
+def standing(seeds: int, tokens: int) -> tuple[bool, int]:
+    """What orders budgets: of those run with several distillation seeds the one of most tokens is read first."""
+    return seeds > 1, tokens
+
 
 def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
     """Read the result files of every budget.
@@ -61,8 +73,7 @@ def load_budgets(comparison: Comparison, layout: Layout) -> Budgets:
         StudyError: files are missing, invalid, of another run than their place says, or were made with
             other package versions than most.
     """
-    cells = [(TEACHER, TEACHER, 0, BASE_BUDGET), *((*cell, BASE_BUDGET) for cell in comparison.cells())]
-    cells += [(*cell, budget) for budget in comparison.budgets for cell in comparison.budget_cells(budget)]
+    cells = [(TEACHER, TEACHER, 0, BASE_BUDGET), *comparison.every_cell()]
     paths = [layout.result(model_name(*cell)) for cell in cells]
     check_there(paths, layout)
     scores: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from study.analysis.numbers.budgets import score_rows
+from study.analysis.numbers.budgets import score_rows, standing
 from study.analysis.numbers.neighbours import over_seeds
 from study.descriptions import TEACHER, Comparison, model_name, open_description
 from study.files import Layout, StudyError
@@ -49,10 +49,9 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
     Columns: row; kind (``teacher``, ``method``, ``system``); teacher, labels, task: what it needs; cost; kept, with its
     95 % interval over seeds, low to high, in percent; of: of what; latency in ms. NaN where nothing was measured.
 
-    A method keeps the share of the teacher's mean over all tasks of the setting; of its budgets those count that have
-    most seeds, up to three, and of these that with most tokens. A system keeps the share of its own reference's first
-    measure, where both are scores; NaN where that is 0. Latency is that of texts one by one in eager PyTorch on one
-    thread, and that of a system what a model of the same shape takes.
+    A method keeps the share of the teacher's mean over all tasks of the setting, at its budget to read first. A system
+    keeps the share of its own reference's first measure, where both are scores; NaN where that is 0. Latency is that of
+    texts one by one in eager PyTorch on one thread, and that of a system what a model of the same shape takes.
 
     Raises:
         StudyError: the plan or a result file is damaged, or a system is not in SYSTEMS.
@@ -110,14 +109,13 @@ def _runs(comparison: Comparison, layout: Layout) -> dict[tuple[str, str], list[
                 where = {"profile": comparison.profile, "setting": comparison.setting, "budget": budget}
                 record = read_record(path, RunResult, **where, method=method, student=student, seed=seed)
                 budgets[student, budget].append(record)
-        ranked = sorted(budgets.values(), key=_standing)
+        ranked = sorted(budgets.values(), key=lambda own: standing(len(own), _tokens(own)))
         chosen |= {(method, own[0].student): own for own in ranked}  # the last, the highest, stays
     return chosen
 
 
-def _standing(runs: list[RunResult]) -> tuple[int, int]:
-    """Seeds, up to three, and tokens of the runs of a budget."""
-    return min(len(runs), 3), runs[0].distillation.tokens if runs[0].distillation else 0
+def _tokens(runs: list[RunResult]) -> int:
+    return runs[0].distillation.tokens if runs[0].distillation else 0
 
 
 def _scores(runs: list[RunResult], comparison: Comparison) -> list[float]:

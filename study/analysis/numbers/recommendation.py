@@ -11,14 +11,7 @@ import xarray as xr
 
 from study.analysis.numbers.budgets import GROUPS, Budgets, of_group
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL
-from study.analysis.numbers.statistics import (
-    AXES,
-    BOTH_SEEDS,
-    TOLD_APART,
-    complete_array,
-    covered,
-    of_method,
-)
+from study.analysis.numbers.statistics import AXES, BOTH_SEEDS, TOLD_APART, complete_array, covered, of_method
 from study.analysis.numbers.tables import differences, summary
 from study.analysis.numbers.tables import headline as headline_of
 from study.descriptions import TEACHER
@@ -96,18 +89,14 @@ def recommendation(
 def by_score(budgets: Budgets) -> pd.DataFrame:
     """:func:`recommendation` of a setting that was run at budgets of tokens, where nothing is timed.
 
-    By every group of tasks, the mean of all first, at the largest budget with several distillation seeds, or the
-    largest. The best method on development data is that over the tasks that have them. Intervals of ``retained`` leave
-    out the teacher's chance, as those of the gap do.
+    By every group of tasks, the mean of all first, at the budget to read first. The best method on development data is
+    that over the tasks that have them. Intervals of ``retained`` leave out the teacher's chance, as of the gap.
 
     Raises:
         StudyError: a method lacks a task or seed that another has.
     """
-    trained = budgets.scores[~budgets.scores["method"].isin([TEACHER, FLOOR])]
-    seeds = trained.groupby("budget")["seed"].nunique()
-    budget = max(seeds.index, key=lambda name: (seeds[name] > 1, budgets.tokens[name]))
     groups = [group for group in GROUPS[::-1] if group in {*budgets.scores["group"], "all"}]
-    return pd.concat([_of_group(budgets, budget, group) for group in groups], ignore_index=True)
+    return pd.concat([_of_group(budgets, budgets.first, group) for group in groups], ignore_index=True)
 
 
 def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:

@@ -335,8 +335,8 @@ def load_tuning(layout: Layout) -> pd.DataFrame:
     return table.assign(loss=table["loss"] / table.pop("before"))
 
 
-def macro(results: Results, per_seed: bool = False) -> pd.DataFrame:
-    """Macro averages, one row per run, or per run and fine-tuning seed if ``per_seed``.
+def macro(results: Results) -> pd.DataFrame:
+    """Macro averages, one row per run.
 
     macro = mean over tasks of the main metric's mean over fine-tuning seeds, for ``development`` and ``test`` data; the
     test score of a task with several languages is their mean, the language trained on included; probes do not count.
@@ -347,6 +347,5 @@ def macro(results: Results, per_seed: bool = False) -> pd.DataFrame:
     tasks = main.groupby([*RUN, "finetuning_seed", "task"], sort=False)[["development", "test"]].mean()
     seeds = tasks.groupby([*RUN, "finetuning_seed"], sort=False).mean()
     runs = seeds.groupby(RUN, sort=False).mean()
-    table = (seeds if per_seed else runs).reset_index()
     ceiling = runs.xs(TEACHER, level="method")["test"].item()
-    return table.assign(retained=table["test"] / ceiling)
+    return runs.assign(retained=runs["test"] / ceiling).reset_index()

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from study import methods
 from study.distillation import losses
@@ -22,16 +21,8 @@ class Attention(Objective):
 
     method: methods.AttentionRelation | methods.DirectAttention
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        method: methods.AttentionRelation | methods.DirectAttention,
-        inputs: methods.Inputs = "masked",
-        fused: bool = True,
-    ):
-        super().__init__(student, teacher, method, inputs, fused)
-        self.student_layer = student.config.num_hidden_layers
+    def build(self) -> None:
+        self.student_layer = self.student.config.num_hidden_layers
         (self.teacher_layer,) = self.teacher_layers()["attention_layers"]
 
     @staticmethod
@@ -93,17 +84,10 @@ class DirectAttention(Attention):
 
     method: methods.DirectAttention
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        method: methods.DirectAttention,
-        inputs: methods.Inputs = "masked",
-        fused: bool = True,
-    ):
-        super().__init__(student, teacher, method, inputs, fused)
+    def build(self) -> None:
+        super().build()
         for name in PROJECTIONS:
-            self.projections[name] = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
+            self.projections[name] = self.map_to_teacher()
 
     def loss(self, student: Activations, teacher: Activations | None, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from study import methods
 from study.distillation import losses
@@ -23,22 +22,15 @@ class AttentionMaps(Objective):
         StudyError: models of different numbers of heads, or whose scores are more than those of queries and keys.
     """
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        method: Any,
-        inputs: methods.Inputs = "masked",
-        fused: bool = True,
-    ):
-        super().__init__(student, teacher, method, inputs, fused)
+    def build(self) -> None:
+        student, teacher, reader = self.student, self.teacher, f"objective {self.method.objective}"
         self.depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
         self.heads = student.config.num_attention_heads
         for name, model in (("student", student), ("teacher", teacher)):
-            check_scores_exist(model, name, f"objective {method.objective}")
+            check_scores_exist(model, name, reader)
         if self.heads != teacher.config.num_attention_heads:
             raise StudyError(
-                f"objective {method.objective}: the student has {self.heads} attention heads; allowed:"
+                f"{reader}: the student has {self.heads} attention heads; allowed:"
                 f" {teacher.config.num_attention_heads}, as the teacher has"
             )
 

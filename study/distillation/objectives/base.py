@@ -65,6 +65,10 @@ class Objective(nn.Module):
         self.rounds_outputs = False
         self._keys_to_ignore_on_save = sorted(self._tied())  # the Trainer asks for this when it loads a checkpoint
         self._register_state_dict_hook(self._without_tied)
+        self.build()
+
+    def build(self) -> None:
+        """Make what the objective has beside both models: learned projections, layers by name."""
 
     @torch.no_grad()
     def round_teacher(self) -> None:
@@ -100,8 +104,13 @@ class Objective(nn.Module):
             part(self.student.base_model, family_of(self.student).layers)[last - 1].gradient_checkpointing = False
 
     @property
-    def teacher(self) -> PreTrainedModel | None:
+    def teacher(self) -> Any:
+        """The frozen teacher; None where the objective needs none."""
         return self._outside[0]
+
+    def map_to_teacher(self) -> nn.Linear:
+        """A linear map from the student's width to the teacher's."""
+        return nn.Linear(self.student.config.hidden_size, self.teacher.config.hidden_size)
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

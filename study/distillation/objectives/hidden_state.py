@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from study import methods
 from study.distillation import losses
@@ -24,22 +23,14 @@ class HiddenState(Objective):
 
     method: methods.HiddenState
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        method: methods.HiddenState,
-        inputs: methods.Inputs = "masked",
-        fused: bool = True,
-    ):
-        super().__init__(student, teacher, method, inputs, fused)
-        depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
-        self.mapping = _mapping(method, *depths)
-        if method.map_equal_widths is False and student.config.hidden_size == teacher.config.hidden_size:
+    def build(self) -> None:
+        student, teacher = self.student.config, self.teacher.config
+        self.mapping = _mapping(self.method, teacher.num_hidden_layers, student.num_hidden_layers)
+        if self.method.map_equal_widths is False and student.hidden_size == teacher.hidden_size:
             return
         for i, targets in self.mapping.items():
             for j in targets:
-                self.projections[f"{i}-{j}"] = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
+                self.projections[f"{i}-{j}"] = self.map_to_teacher()
 
     @staticmethod
     def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from study import methods
 from study.distillation import losses
@@ -30,19 +29,11 @@ class SentenceEmbedding(Objective):
 
     method: methods.SentenceEmbedding
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        method: methods.SentenceEmbedding,
-        inputs: methods.Inputs = "masked",
-        fused: bool = True,
-    ):
-        super().__init__(student, teacher, method, inputs, fused)
-        self.student_layer, self.teacher_layer = (m.config.num_hidden_layers for m in (student, teacher))
-        widths = student.config.hidden_size, teacher.config.hidden_size
-        if method.distance != "relational" and widths[0] != widths[1]:
-            self.projections["sentence"] = nn.Linear(*widths)
+    def build(self) -> None:
+        student, teacher = self.student.config, self.teacher.config
+        self.student_layer, self.teacher_layer = student.num_hidden_layers, teacher.num_hidden_layers
+        if self.method.distance != "relational" and student.hidden_size != teacher.hidden_size:
+            self.projections["sentence"] = self.map_to_teacher()
 
     @staticmethod
     def layers_read(method: Any, teacher_layers: int, student_layers: int) -> Layers:
