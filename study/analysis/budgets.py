@@ -24,7 +24,7 @@ from study.analysis.figures.style import (
     titled,
     with_interval,
 )
-from study.analysis.numbers.budgets import NOT_TESTABLE, standing
+from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]
@@ -42,7 +42,7 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
         gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
         groups = dict(tuple(gap.groupby("tokens", sort=False)))
-        most = max(groups, key=lambda tokens: standing(groups[tokens]["models"].max(), tokens))
+        most = curves[setting]["recommendation"]["tokens"].iloc[0]
         rows = groups.pop(most)
         best, head = rows.loc[rows["closed"].idxmax()], f"{titled(setting)}: {millions(most)} tokens"
         if not rows["learnt"].any():
@@ -92,7 +92,7 @@ def _by_tokens(tables: Tables, group: str) -> dict[str, pd.DataFrame]:
 def _left_out(group: str, tables: Tables) -> str:
     if group == "context" or "context" not in set(tables["references"]["group"]):
         return ""
-    return " On tasks that need context its teacher is not above the untrained student: nothing to judge."
+    return " On tasks that need context the teacher is not above the untrained student: nothing to judge."
 
 
 def reasons(setting: str, tables: Tables) -> Styler | None:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from study.analysis.numbers.statistics import signed
 from study.descriptions import Comparison
 from study.files import write_file
 
@@ -40,8 +41,8 @@ class Style:
     marker: str
 
 
-# Every colour has a contrast of at least 4.5 : 1 with white. One range of hues per family; markers tell methods apart
-# without colour.
+# Every colour has a contrast of at least 4.5 : 1 with white. One range of hues per family; within a profile markers
+# tell methods apart without colour.
 STYLES = {
     "none": Style("none: as initialised", "#737373", "o"),
     "mlm": Style("MLM: no teacher", "#262626", "s"),
@@ -58,15 +59,15 @@ STYLES = {
     "se-relational": Style("SE: relational", "#00441b", "H"),
     "od+hs": Style("sum: OD + HS", "#a3447c", "h"),
     "hs+mha": Style("sum: HS + MHA", "#6a51a3", "8"),
-    "distilbert": Style("DistilBERT", "#c2186b", "o"),
-    "tinybert": Style("TinyBERT", "#980043", "s"),
+    "distilbert": Style("DistilBERT", "#c2186b", "<"),
+    "tinybert": Style("TinyBERT", "#980043", ">"),
     "minilm": Style("MHA: MiniLM v1", "#a65e1a", "^"),
     "pruned": Style("pruned: every other layer", "#737373", "^"),
     "pruned-top": Style("pruned: last layers", "#a3447c", "v"),
     "pruned-bottom": Style("pruned: first layers", "#557a00", "D"),
-    "pruned-mlm": Style("pruned: every other + MLM", "#262626", "^"),
-    "pruned-bottom-mlm": Style("pruned: first + MLM", "#595959", "D"),
-    "pruned-hs": Style("pruned: every other + HS", "#2578b8", "p"),
+    "pruned-mlm": Style("pruned: every other + MLM", "#262626", "X"),
+    "pruned-bottom-mlm": Style("pruned: first + MLM", "#595959", "P"),
+    "pruned-hs": Style("pruned: every other + HS", "#2578b8", "h"),
     "pruned-bottom-hs": Style("pruned: first + HS", "#00441b", "d"),
 }
 SPARE = [("#0e7a56", "P"), ("#a3447c", "h"), ("#557a00", "d"), ("#6a51a3", "8"), ("#00441b", "H")]
@@ -141,8 +142,8 @@ def number(value: float, digits: int, sign: str = "") -> str:
     """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too; 0 has none."""
     if pd.isna(value):
         return NOTHING
-    rounded = round(value, digits) + 0.0
-    return f"{rounded:{sign if rounded else ''},.{digits}f}".replace("-", MINUS)
+    shown = signed(value, digits) if sign else f"{round(value, digits) + 0.0:,.{digits}f}"
+    return shown.replace("-", MINUS)
 
 
 def interval(low: float, high: float, digits: int, sign: str = "") -> str:

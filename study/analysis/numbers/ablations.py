@@ -15,7 +15,17 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import Results
-from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, by_method, covered, holm, models, pool, two_sided
+from study.analysis.numbers.statistics import (
+    BOTH_SEEDS,
+    TOLD_APART,
+    by_method,
+    covered,
+    holm,
+    models,
+    pool,
+    signed,
+    two_sided,
+)
 from study.analysis.numbers.tables import write_tables
 from study.descriptions import Comparison
 
@@ -123,8 +133,8 @@ def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] =
         lead = f"{len(shown)} of {len(rows)} variants are told apart from their reference (Holm, 5 %):"
     lines = []
     for row in rows.itertuples():
-        line = f"* {named(row.method)} less {named(row.reference)}: {row.effect:+.1f} points"
-        line += "" if np.isnan(row.low) else f" ({row.low:+.1f} to {row.high:+.1f})"
+        line = f"* {named(row.method)} less {named(row.reference)}: {signed(row.effect, 1)} points"
+        line += "" if np.isnan(row.low) else f" ({signed(row.low, 1)} to {signed(row.high, 1)})"
         line += " **told apart**" * (row.p_holm <= TOLD_APART and row.covers == BOTH_SEEDS)
         rates = (row.learning_rate, row.reference_learning_rate)
         if rates[0] != rates[1] and not np.isnan(rates).any():
