@@ -17,10 +17,11 @@ from test_report import REPOSITORY, Page, executed
 from study import StudyError, resolve
 from study.analysis.figures import neighbours as figures
 from study.analysis.numbers.neighbours import arms, load_neighbours, verdicts
-from study.analysis.numbers.overview import ASKED_FOR, SYSTEMS, overview
+from study.analysis.numbers.overview import ASKED_FOR, READ, SYSTEMS, overview
 from study.analysis.report import write_report
 from study.data import storage
 from study.descriptions import Comparison, Neighbours, NeighbourSystem
+from study.distillation.objectives import OBJECTIVES
 from study.execution import run_notebook
 from study.files import write_file
 from study.neighbours.prequant import PREQUANT
@@ -49,6 +50,10 @@ def result(claims=(("own", "other", "above"),), values=VALUES, **changes) -> Nei
 
 
 @pytest.mark.fast
+def test_what_every_objective_reads_of_the_teacher_has_words():
+    assert OBJECTIVES.keys() <= READ.keys()
+
+
 def test_verdicts_by_hand():
     shown = verdicts(result((("own", "other", "above"), ("own", "other", "below"), ("other", "own", "below"))))
     assert shown["verdict"].tolist() == ["supported", "contradicted", "supported"]

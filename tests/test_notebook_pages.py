@@ -121,6 +121,16 @@ def test_the_list_names_the_command_that_leaves_an_executed_copy(study):
     assert f"60_benchmark</a>: {missing}; <code>make benchmark PROFILE=laptop</code> leaves one" in listed
 
 
+PAGES = [page for place in ("", "profiles/*/") for page in sorted(REPOSITORY.glob(f"{place}reports/html/*.html"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_tables_of_a_committed_page_have_names_of_their_own(page):
+    """Two of one name would take each other's colours."""
+    names = re.findall(r'<table[^>]* id="([^"]+)"', page.read_text())
+    assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
+
+
 def test_what_tuning_executes_has_a_page(study):
     for path in ("notebooks/35_tune.ipynb", "scratch/executed/tune_english_mlm_L3-H192.ipynb"):
         notebook(study.root / path, "35_tune", "# Which rate?")

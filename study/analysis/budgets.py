@@ -81,7 +81,7 @@ def to_read(curves: dict[str, Tables]) -> Styler | None:
         for group in tables["verdicts"]["group"].iloc[:1]:
             columns |= {f"{setting}: {head}": rows for head, rows in _by_tokens(tables, group).items()}
             said.append(f"{titled(setting)}: {GROUP_WORDS[group]}.{_left_out(group, tables)}")
-    return strip(columns, f"{' '.join(said)} Effects in percent of the gap.")
+    return strip(columns, f"{' '.join(said)} Effects in percent of the gap.", "to-read")
 
 
 def _by_tokens(tables: Tables, group: str) -> dict[str, pd.DataFrame]:
