@@ -54,6 +54,7 @@ def test_what_every_objective_reads_of_the_teacher_has_words():
     assert OBJECTIVES.keys() <= READ.keys()
 
 
+@pytest.mark.fast
 def test_verdicts_by_hand():
     shown = verdicts(result((("own", "other", "above"), ("own", "other", "below"), ("other", "own", "below"))))
     assert shown["verdict"].tolist() == ["supported", "contradicted", "supported"]
