@@ -117,7 +117,7 @@ def test_the_list_names_the_command_that_leaves_an_executed_copy(study):
         notebook(study.root / "notebooks" / f"{name}.ipynb", name)
     listed = write_notebooks(study, NAV).read_text()
     missing = "no executed copy is at hand"
-    assert f"48_miniend</a>: {missing}\n" in listed
+    assert f"48_miniend</a>: {missing}</dd>" in listed
     assert f"60_benchmark</a>: {missing}; <code>make benchmark PROFILE=laptop</code> leaves one" in listed
 
 
