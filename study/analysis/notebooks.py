@@ -76,7 +76,7 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
     Raises:
         StudyError: an executed copy is no notebook, or the folder cannot be written.
     """
-    folder, copies = plan.folder / "reports" / "notebooks", _copies(plan)
+    folder, copies = plan.folder / "reports" / "notebooks", executed_copies(plan)
     html, up = folder.with_name("html"), f"{link(plan.root, folder)}/"
     nav = {group: {link(html / file, folder): title for file, title in own.items()} for group, own in nav.items()}
     entries: list[Entry] = []
@@ -84,7 +84,7 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
         pages = {words: link(page, folder) for words, page in _pages(plan, notebook.stem, copies).items()}
         question = take_heading(read_notebook(notebook).cells[0])
         entries.append(Entry(notebook.stem, question, _command(plan, notebook.stem), pages))
-    links = links_of(plan, folder)
+    links = links_of(plan, folder, copies)
     for name in links:
         page = folder / f"{name}.html"
         if link(page, folder) != links[name]:
@@ -102,9 +102,12 @@ def write_notebooks(plan: Plan, nav: Navigation) -> Path:
     return folder / INDEX
 
 
-def links_of(plan: Plan, folder: Path) -> dict[str, str]:
-    """Notebook -> its first page, itself where nobody executed it, as pages in ``folder`` link it."""
-    copies = _copies(plan)
+def links_of(plan: Plan, folder: Path, copies: dict[str, list[Path]]) -> dict[str, str]:
+    """Notebook -> its first page, itself where nobody executed it, as pages in ``folder`` link it.
+
+    Args:
+        copies: :func:`executed_copies`.
+    """
     places = {path: next(iter(_pages(plan, path.stem, copies).values()), path) for path in _all(plan)}
     return {path.stem: link(place, folder) for path, place in places.items()}
 
@@ -119,7 +122,7 @@ def _all(plan: Plan) -> list[Path]:
     return sorted((plan.root / "notebooks").glob("*.ipynb"))
 
 
-def _copies(plan: Plan) -> dict[str, list[Path]]:
+def executed_copies(plan: Plan) -> dict[str, list[Path]]:
     """Notebook -> its executed copies that did not fail, by name."""
     copies: dict[str, list[Path]] = {}
     for path in (path for kept in EXECUTED for path in sorted((plan.folder / kept).glob("*.ipynb"))):

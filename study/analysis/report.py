@@ -14,7 +14,7 @@ from study.analysis import attention, translations
 from study.analysis.chooser import write_chooser
 from study.analysis.figures import comparison as figures
 from study.analysis.figures.style import DPI, titled
-from study.analysis.notebooks import linked, links_of, write_notebooks
+from study.analysis.notebooks import executed_copies, linked, links_of, write_notebooks
 from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.budgets import load_budgets
 from study.analysis.numbers.results import result_files
@@ -112,7 +112,7 @@ def write_report(plan: Plan) -> Path:
     if compares:
         budgets = [] if analyses else [load_budgets(own, plan.layout(own.setting)) for own in comparisons]
         write_chooser(plan, analyses or budgets, html / CHOOSER, nav)
-    links = links_of(plan, html)
+    links = links_of(plan, html, executed_copies(plan))
     for page in pages:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
         same = plan.analyses(page.setting) if page.setting else {}

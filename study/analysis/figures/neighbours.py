@@ -159,15 +159,13 @@ def overview_figure(rows: pd.DataFrame) -> Figure | None:
     shown = rows[rows["kept"].notna() & rows["latency"].notna()].sort_values("kept")
     if shown.empty:
         return None
-    kinds = [
-        (words, own) for words, own in ((words, shown[shown["kind"].isin(of)]) for words, of in SCALES) if len(own)
-    ]
+    kinds = [(words, shown[shown["kind"].isin(of)]) for words, of in SCALES if shown["kind"].isin(of).any()]
     figure = new_figure(1.2 + 0.3 * len(shown) + 0.4 * len(kinds))
     heights = [2 + len(own) for _, own in kinds]
     panels = figure.subplots(len(kinds), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     ticks = sorted({*shown["latency"]})
     for axes, (words, own), height in zip(panels, kinds, heights, strict=True):
-        color, marker = STUDENT_STYLES[len(own[own["kind"] == "system"]) > 0]
+        color, marker = STUDENT_STYLES[own["kind"].iloc[0] == "system"]
         axes.set(xscale="log", xlim=(0.8 * ticks[0], 2.8 * ticks[-1]), ylabel="kept (%)")
         axes.set_title(words, loc="left")
         axes.margins(y=0.15)
@@ -183,8 +181,7 @@ def overview_figure(rows: pd.DataFrame) -> Figure | None:
                 text += f" of {row.of}" * (row.kind == "system")
                 line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}
                 axes.plot(column, row.kept, marker, color=color)
-                axes.annotate(
-                    text, (column, row.kept), (1.12 * column, least), fontsize=8, va="center", arrowprops=line
-                )
+                place = (column, row.kept), (1.12 * column, least)
+                axes.annotate(text, *place, fontsize=8, va="center", arrowprops=line)
     panels[-1].set_xlabel("milliseconds a text")
     return figure
