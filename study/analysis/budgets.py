@@ -13,18 +13,9 @@ from pandas.io.formats.style import Styler
 
 from study.analysis.answers import answers, card, strip
 from study.analysis.figures.budgets import GROUP_WORDS
-from study.analysis.figures.style import (
-    NOTHING,
-    in_words,
-    interval,
-    label,
-    millions,
-    number,
-    short,
-    titled,
-    with_interval,
-)
+from study.analysis.figures.style import in_words, label, short, titled
 from study.analysis.numbers.budgets import NOT_TESTABLE, standing
+from study.analysis.numbers.text import NOTHING, interval, millions, number, with_interval
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]
@@ -81,7 +72,7 @@ def to_read(curves: dict[str, Tables]) -> Styler | None:
         for group in tables["verdicts"]["group"].iloc[:1]:
             columns |= {f"{setting}: {head}": rows for head, rows in _by_tokens(tables, group).items()}
             said.append(f"{titled(setting)}: {GROUP_WORDS[group]}.{_left_out(group, tables)}")
-    return strip(columns, f"{' '.join(said)} Effects in percent of the gap.")
+    return strip(columns, f"{' '.join(said)} Effects in percent of the gap.", "verdicts")
 
 
 def _by_tokens(tables: Tables, group: str) -> dict[str, pd.DataFrame]:

@@ -10,19 +10,10 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from study.analysis.answers import VERDICT_LOOKS
-from study.analysis.figures.style import (
-    GREY,
-    STUDENT_STYLES,
-    drawn,
-    in_words,
-    interval,
-    new_figure,
-    number,
-    short,
-    with_interval,
-)
+from study.analysis.figures.style import GREY, STUDENT_STYLES, drawn, in_words, new_figure, short
 from study.analysis.numbers.neighbours import arms, verdicts
 from study.analysis.numbers.overview import NOT_MEASURED, NOT_RUN
+from study.analysis.numbers.text import interval, number, with_interval
 from study.analysis.presentation import styled
 from study.records_beside import NeighbourResult
 
