@@ -8,7 +8,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from study.analysis.figures.style import GREY, HALF, PALE, Style, drawn, handle, note, panels, point, ranking, styles
+from study.analysis.figures.style import (
+    GREY,
+    HALF,
+    PALE,
+    WIDTH,
+    Style,
+    drawn,
+    handle,
+    note,
+    panels,
+    point,
+    ranking,
+    styles,
+)
 from study.analysis.numbers.text import millions, number
 from study.descriptions import Comparison
 
@@ -44,8 +57,8 @@ def gap_closed(comparison: Comparison, closed: pd.DataFrame) -> Figure:
 
 def _sorted(closed: pd.DataFrame, groups: list[str], look: dict[str, Style]) -> Figure:
     """A panel per group of tasks: a dot with its interval per method, the best at the top."""
-    height = 0.4 + len(groups) * (0.5 + 0.2 * len(look))
-    figure, grid = panels(closed, height, HALF, row="group", row_order=groups, sharex=False, sharey=False)
+    height, width = 0.9 + 0.24 * len(look), WIDTH if len(groups) > 1 else HALF
+    figure, grid = panels(closed, height, width, col="group", col_order=groups, sharex=False, sharey=False)
     for group, axes in grid.items():
         own = closed[closed["group"] == group]
         ends = _ends(own, margin=6)
@@ -58,7 +71,7 @@ def _sorted(closed: pd.DataFrame, groups: list[str], look: dict[str, Style]) -> 
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.axvline(100, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_title(f"{GROUP_WORDS[group]}, {millions(own['tokens'].iloc[0])} tokens")
-    axes.set_xlabel("gap closed (%)")
+    figure.supxlabel("gap closed (%)", fontsize=9)
     return figure
 
 

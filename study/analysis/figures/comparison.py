@@ -16,6 +16,7 @@ from study.analysis.figures.style import (
     MACRO,
     METRICS,
     PALE,
+    WIDTH,
     Style,
     contrast_words,
     draw_interval,
@@ -85,8 +86,10 @@ def quality(analysis: Analysis) -> Figure:
     shares = analysis.summary[analysis.summary["method"] != TEACHER].assign(filled=True)
     shares[["value", "low", "high"]] = 100 * shares[["retained", "retained_low", "retained_high"]]
     within = min(90, shares["value"].min()) - 8, max(100, shares["value"].max()) + 5
-    height = 0.8 + len(students) * (0.5 + 0.2 * len(look))
-    figure, grid = panels(pd.DataFrame({"student": students}), height, HALF, col="student", col_wrap=1, sharey=False)
+    columns = min(2, len(students))
+    height, width = 0.8 + -(-len(students) // columns) * (0.5 + 0.2 * len(look)), WIDTH if columns > 1 else HALF
+    every = pd.DataFrame({"student": students})
+    figure, grid = panels(every, height, width, col="student", col_wrap=columns, sharey=False)
     floor_line: dict[str, Any] = {"linestyle": ":", "linewidth": 1.4}
     for student, axes in grid.items():
         axes.set_title(student)
@@ -96,7 +99,7 @@ def quality(analysis: Analysis) -> Figure:
         axes.axvline(100, zorder=1, **TEACHER_LINE)
         for best in ranked[ranked["selected"]].itertuples():
             axes.plot(best.value, best.height, "o", color="black", markersize=12, fillstyle="none", zorder=4)
-    figure.axes[-1].set_xlabel("macro test score, % of the teacher's")
+    figure.supxlabel("macro test score, % of the teacher's", fontsize=9)
     handles = [handle("teacher", **TEACHER_LINE)]
     if FLOOR in look:
         handles.append(handle("floor: untrained", look[FLOOR].color, **floor_line))
