@@ -138,10 +138,9 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler | None:
             | {"reads of the teacher": row.teacher, "labels": row.labels, "task": row.task}
             | {"cost of training": row.cost}
         )
-    words = ["what", "kept (%)", "latency (ms)", "labels", "task", "cost of training"]
     caption = "What each needs, costs and keeps."
     wide = ["what", "of", "reads of the teacher", "labels", "task", "cost of training"]
-    return styled(table, "overview", caption, setting=setting, words=words, wide=wide)
+    return styled(table, "overview", caption, setting=setting, wide=wide)
 
 
 @drawn
