@@ -12,7 +12,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from study.descriptions import own_data
-from study.execution import be_quiet, declared_parameters, end_with_starter, run_notebook, take_one_gpu, unchanged
+from study.execution import (
+    be_quiet,
+    declared_parameters,
+    end_with_starter,
+    run_notebook,
+    take_one_gpu,
+    unchanged,
+    write_code,
+)
 from study.files import DEFAULT_PROFILE, StudyError, find_root, own_tuning_folder
 from study.plan import resolve, write_plan
 from study.teachers import EMBEDDED_SIZES
@@ -76,6 +84,11 @@ def _run(options: argparse.Namespace) -> None:
     known = declared_parameters(options.notebook) if options.parameters else {}
     values = {key: _value(key, text, known.get(key, "")) for key, text in options.parameters}
     run_notebook(options.notebook, executed, values)
+
+
+def _code(options: argparse.Namespace) -> None:
+    """Keep the code of notebooks alone: what expensive stages depend on."""
+    write_code(options.notebooks, options.folder)
 
 
 def _value(key: str, text: str, default: str) -> Any:
@@ -228,6 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     add("notebook", type=Path)
     add("--executed", type=Path, help="where the executed copy goes (default: scratch/notebooks/)")
     add("-p", dest="parameters", nargs=2, metavar=("KEY", "VALUE"), action="append", default=[])
+    add = command(_code)
+    add("notebooks", type=Path, help="a folder of notebooks")
+    add("folder", type=Path, help="where NAME.py goes; files that would stay as they are are left alone")
     add = command(_distil)
     add("description", type=Path, help="plan/distill/RUN.json of a profile's folder")
     add("--output", type=Path, help="the student's folder (default: where the pipeline has it)")

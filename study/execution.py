@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from study.files import StudyError, find_root, make_folder
+from study.files import StudyError, find_root, make_folder, write_file
 
 #: Variables that launchers of distributed training set.
 LAUNCHERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -83,6 +83,31 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], roo
         raise StudyError(f"{notebook.name}: the notebook's process {_ending(codes)}") from None
 
 
+def write_code(notebooks: Path, folder: Path) -> None:
+    """Keep the code of every notebook of a folder, with the tags of its cells, as ``folder/<name>.py``.
+
+    Files that hold it already are left alone, so that what began before is not older than what it depends on.
+
+    Raises:
+        StudyError: a notebook cannot be read, or the folder cannot be written.
+    """
+    codes = {f"{path.stem}.py": _code(path) for path in sorted(notebooks.glob("*.ipynb"))}
+    make_folder(folder)
+    for path in folder.iterdir():
+        if path.name not in codes:
+            path.unlink()
+    for name, code in codes.items():
+        path = folder / name
+        if not path.is_file() or path.read_text() != code:
+            write_file(path, code)
+
+
+def _code(notebook: Path) -> str:
+    cells = [cell for cell in _cells(notebook) if cell.cell_type == "code"]
+    tags = ["".join(f"# tag: {tag}\n" for tag in cell.metadata.get("tags", [])) for cell in cells]
+    return "\n\n".join(tag + cell.source for tag, cell in zip(tags, cells, strict=True)) + "\n"
+
+
 @contextmanager
 def unchanged(description: Path) -> Iterator[None]:
     """Refuse what was made while the description of it was changed: DVC would take it for what the new one asks for.
@@ -105,17 +130,21 @@ def declared_parameters(notebook: Path) -> dict[str, str]:
     Raises:
         StudyError: no such notebook, or one that cannot be read.
     """
-    import nbformat
     from papermill.translators import PythonTranslator
+
+    declared = [cell for cell in _cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    return {own.name: own.default for cell in declared for own in PythonTranslator.inspect(cell)}
+
+
+def _cells(notebook: Path) -> list[Any]:
+    import nbformat
 
     if not notebook.is_file():
         raise StudyError(f"{notebook}: no such notebook")
     try:
-        cells = nbformat.read(notebook, as_version=4).cells
+        return nbformat.read(notebook, as_version=4).cells
     except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
         raise StudyError(f"{notebook}: not a notebook: {str(error).splitlines()[0][:100]}") from None
-    declared = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    return {own.name: own.default for cell in declared for own in PythonTranslator.inspect(cell)}
 
 
 def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -380,14 +381,13 @@ def test_the_verdict_to_read_is_named_once():
     on_context = narrow.scores["group"] == "context"
     narrow.scores.loc[(narrow.scores["method"] == "teacher") & on_context, "score"] = 0.5
     caption = readable.verdicts("english", budget_tables(narrow), "sentence").caption
-    assert "The verdict to read: sentence tasks" in caption and "its teacher is not above the untrained" in caption
+    assert "The verdict to read: sentence tasks" in caption and "the teacher is not above the untrained" in caption
     both = readable.to_read({"english": tables, "narrow": budget_tables(narrow)})
-    assert "English: tasks that need context. Narrow: sentence tasks. On tasks that need context its" in both.caption
+    assert "English: tasks that need context. Narrow: sentence tasks. On tasks that need context the" in both.caption
     heads = [f"{setting}: {tokens} tokens" for setting in ("English", "Narrow") for tokens in ("0.31 M", "3 M")]
     assert list(both.data.columns) == ["claim", *heads]
-    assert (
-        both.uuid != strip({"english": tables["verdicts"].drop_duplicates("claim")}, "").uuid
-    )  # on one page, with looks of their own
+    other = strip({"english": tables["verdicts"].drop_duplicates("claim")}, "")
+    assert both.uuid != other.uuid  # on one page, with looks of their own
     by_context = readable.verdicts("english", tables, "context").data
     assert both.data[heads[0]].tolist() == by_context["0.31 M tokens"].tolist()
 
@@ -469,10 +469,11 @@ def test_readers_see_every_budget_in_words():
 
 
 def test_a_budget_with_one_model_a_method_does_not_lead_a_card():
-    gap = gap_table(constructed())
-    gap.loc[gap["budget"] == "large", "models"] = 1
-    text = readable.cards({"english": {"gap": gap}}).data
-    assert "English: 0.31 M tokens" in text and "3 M tokens: 90 % by MHA: MiniLMv2, one model" in text
+    made = constructed()
+    made = replace(made, scores=made.scores.query("budget != 'large' or seed == 1"))
+    assert made.first == "base"
+    text = readable.cards({"english": budget_tables(made)}).data
+    assert "English: 0.31 M tokens" in text and "3 M tokens: 91 % by MHA: MiniLMv2, one model" in text
 
 
 def test_where_no_claim_can_be_judged_there_are_no_verdicts(tmp_path):

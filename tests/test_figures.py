@@ -13,13 +13,14 @@ from constructed_results import HEAD, add_languages, make_study, results_of_scor
 from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation
 
-from study import StudyError
+from study import StudyError, resolve
 from study.analysis.figures import ablations, style
 from study.analysis.figures import comparison as figures
 from study.analysis.figures import methods as of_methods
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import HS
 from study.analysis.numbers.results import load_tuning
+from study.descriptions import Comparison
 from study.files import Layout
 
 NAMES = [name for name in figures.CAPTIONS if name != "per_language"]
@@ -194,6 +195,13 @@ def test_saving_twice_gives_the_same_bytes(results, tmp_path, name):
 def test_methods_look_different_in_marker_and_colour(results):
     look = style.styles(results.comparison).values()
     assert len({own.marker for own in look}) == len({own.color for own in look}) == len(look)
+
+
+@pytest.mark.parametrize("profile", ["laptop", "evidence", "recipes", "pruning", "pruning-multilingual"])
+def test_markers_tell_the_methods_of_a_profile_apart(profile):
+    for comparison in resolve(profile).of(Comparison):
+        markers = [own.marker for own in style.styles(comparison).values()]
+        assert len(set(markers)) == len(markers), dict(zip(comparison.methods, markers, strict=True))
 
 
 def test_profiles_are_shares_of_models_above_a_share_of_the_teacher(tmp_path):

@@ -17,10 +17,11 @@ from test_report import REPOSITORY, Page, executed
 from study import StudyError, resolve
 from study.analysis.figures import neighbours as figures
 from study.analysis.numbers.neighbours import arms, load_neighbours, verdicts
-from study.analysis.numbers.overview import ASKED_FOR, SYSTEMS, overview
+from study.analysis.numbers.overview import ASKED_FOR, READ, SYSTEMS, overview
 from study.analysis.report import write_report
 from study.data import storage
 from study.descriptions import Comparison, Neighbours, NeighbourSystem
+from study.distillation.objectives import OBJECTIVES
 from study.execution import run_notebook
 from study.files import write_file
 from study.neighbours.prequant import PREQUANT
@@ -46,6 +47,11 @@ def result(claims=(("own", "other", "above"),), values=VALUES, **changes) -> Nei
     told |= {"equation": "x", "reproduced": "All.", "unknown": ["much"], "model": "teacher", "options": {}}
     told |= {"revisions": {}, "seeds": [1, 2, 3], "measures": {"score": "macro score"}, "seconds": 60.0}
     return NeighbourResult.model_validate(HEAD | told | {"arms": rows, "checks": checks} | changes)
+
+
+@pytest.mark.fast
+def test_what_every_objective_reads_of_the_teacher_has_words():
+    assert OBJECTIVES.keys() <= READ.keys()
 
 
 @pytest.mark.fast

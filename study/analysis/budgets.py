@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from study.analysis.answers import answers, card, strip
 from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.style import in_words, label, short, titled
-from study.analysis.numbers.budgets import NOT_TESTABLE, standing
+from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.numbers.text import NOTHING, interval, millions, number, with_interval
 from study.analysis.presentation import styled
 
@@ -33,7 +33,7 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
         gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
         groups = dict(tuple(gap.groupby("tokens", sort=False)))
-        most = max(groups, key=lambda tokens: standing(groups[tokens]["models"].max(), tokens))
+        most = curves[setting]["recommendation"]["tokens"].iloc[0]
         rows = groups.pop(most)
         best, head = rows.loc[rows["closed"].idxmax()], f"{titled(setting)}: {millions(most)} tokens"
         if not rows["learnt"].any():
@@ -72,7 +72,7 @@ def to_read(curves: dict[str, Tables]) -> Styler | None:
         for group in tables["verdicts"]["group"].iloc[:1]:
             columns |= {f"{setting}: {head}": rows for head, rows in _by_tokens(tables, group).items()}
             said.append(f"{titled(setting)}: {GROUP_WORDS[group]}.{_left_out(group, tables)}")
-    return strip(columns, f"{' '.join(said)} Effects in percent of the gap.", "verdicts")
+    return strip(columns, f"{' '.join(said)} Effects in percent of the gap.", "to-read")
 
 
 def _by_tokens(tables: Tables, group: str) -> dict[str, pd.DataFrame]:
@@ -83,7 +83,7 @@ def _by_tokens(tables: Tables, group: str) -> dict[str, pd.DataFrame]:
 def _left_out(group: str, tables: Tables) -> str:
     if group == "context" or "context" not in set(tables["references"]["group"]):
         return ""
-    return " On tasks that need context its teacher is not above the untrained student: nothing to judge."
+    return " On tasks that need context the teacher is not above the untrained student: nothing to judge."
 
 
 def reasons(setting: str, tables: Tables) -> Styler | None:

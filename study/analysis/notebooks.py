@@ -40,19 +40,16 @@ TARGETS = {
     "66_clusters": "costs",
     "67_runtimes": "runtimes",
     "68_dynamics": "dynamics",
-    "70_explore": "lab",
     "72_attention": "attention",
     "74_translations": "translations",
 }
-#: The profile that runs every system of other papers.
-EVERY_SYSTEM = "smoke"
 #: Where executed copies are: of stages, of `make tune`, of analyses, which are pages of the report already.
 EXECUTED = ("runs/notebooks", "scratch/executed", "runs/analyses")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A notebook in the list of all: its file, what it asks, the command that executes it, and its pages.
+    """A notebook in the list of all: its file, what it asks, the command that leaves an executed copy, and its pages.
 
     ``pages``: name -> file from the list's folder.
     """
@@ -144,10 +141,11 @@ def _pages(plan: Plan, name: str, copies: dict[str, list[Path]]) -> dict[str, Pa
 
 
 def _command(plan: Plan, name: str) -> str:
-    """What executes a notebook for this profile; for a system that it does not ask for, what does for another."""
+    """What leaves an executed copy for this profile; nothing for what it does not ask for or leaves to readers."""
     asked = {SYSTEMS[own.options.system] for own in plan.of(NeighbourSystem)}
-    profile = EVERY_SYSTEM if name in set(SYSTEMS.values()) - asked else plan.profile
-    return f"make {TARGETS.get(name, 'repro')} PROFILE={profile}"
+    if name == "70_explore" or name in set(SYSTEMS.values()) - asked:
+        return ""
+    return f"make {TARGETS.get(name, 'repro')} PROFILE={plan.profile}"
 
 
 def _write_anew(page: Path, links: dict[str, str], nav: Navigation) -> None:

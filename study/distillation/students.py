@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -229,34 +230,25 @@ def _observe(teacher: PreTrainedModel, sample: Tensor, layers: Mapping[int, int]
         part(block, name) for block in blocks for name in (family.block.attention_norm, family.block.output_norm)
     ]
     norms, activations, hidden = {}, {}, []
-    hooks = [
-        norm.register_forward_hook(
-            lambda module, inputs, output: norms.update({module: (inputs[0].flatten(0, -2), output.flatten(0, -2))})
-        )
-        for norm in observed
-    ]
-    hooks += [
-        part(block, family.block.output).register_forward_hook(
-            lambda module, inputs, output: activations.update({module: inputs[0].flatten(0, -2)})
-        )
-        for block in blocks
-    ]
-    hooks += [
-        module.register_forward_hook(
-            lambda module, inputs, output: hidden.append(
-                (output[0] if isinstance(output, tuple) else output).flatten(0, -2)
-            )
-        )
-        for module in (state_of(_encoder(teacher), family, layer, depth) for layer in range(depth + 1))
-    ]
-    was_training = teacher.training
-    try:
+
+    def keep_norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        norms[module] = inputs[0].flatten(0, -2), output.flatten(0, -2)
+
+    def keep_activation(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        activations[module] = inputs[0].flatten(0, -2)
+
+    def keep_state(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        hidden.append((output[0] if isinstance(output, tuple) else output).flatten(0, -2))
+
+    hooked = [(norm, keep_norm) for norm in observed]
+    hooked += [(part(block, family.block.output), keep_activation) for block in blocks]
+    hooked += [(state_of(_encoder(teacher), family, layer, depth), keep_state) for layer in range(depth + 1)]
+    with ExitStack() as hooks:
+        hooks.callback(teacher.train, teacher.training)
+        for module, hook in hooked:
+            hooks.enter_context(module.register_forward_hook(hook))
         states = _encoder(teacher).eval()(input_ids=sample).last_hidden_state
         language_modelling_head(teacher)(states[:, ::16])  # logits are large, a share of the tokens suffices
-    finally:
-        teacher.train(was_training)
-        for hook in hooks:
-            hook.remove()
     return hidden, norms, activations
 
 

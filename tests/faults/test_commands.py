@@ -80,6 +80,23 @@ def test_a_parameter_that_does_not_fit_is_named(folder, key, value, told):
     assert not (folder / "scratch").exists()
 
 
+def test_code_of_notebooks_is_kept_apart_and_what_stays_as_it_is_is_left_alone(folder):
+    source, kept = folder / "notebooks" / "does.ipynb", folder / "code" / "does.py"
+    assert study(folder, "code", "notebooks", "code").returncode == 0
+    assert kept.read_text() == "# tag: parameters\ncode = ''\nseed = 1\n\nexec(code)\n"
+    os.utime(kept, ns=(1, 1))
+    (folder / "code" / "gone.py").touch()
+    content = nbformat.read(source, as_version=4)
+    content.cells.append(nbformat.v4.new_markdown_cell("A remark."))
+    nbformat.write(content, source)
+    assert study(folder, "code", "notebooks", "code").returncode == 0
+    assert kept.stat().st_mtime_ns == 1 and not (folder / "code" / "gone.py").exists()
+    content.cells[0].metadata["tags"] = []
+    nbformat.write(content, source)
+    assert study(folder, "code", "notebooks", "code").returncode == 0
+    assert kept.read_text().startswith("code = ''")
+
+
 @pytest.mark.parametrize("content", [b"<<<<<<< HEAD\n{}\n=======\n", b"", b"[]", b"\xff\xfe", b'{"cells": 3}'])
 def test_a_notebook_that_is_none_is_named(folder, content):
     (folder / "notebooks" / "does.ipynb").write_bytes(content)

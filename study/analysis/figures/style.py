@@ -40,8 +40,8 @@ class Style:
     marker: str
 
 
-# Every colour has a contrast of at least 4.5 : 1 with white. One range of hues per family; markers tell methods apart
-# without colour.
+# Every colour has a contrast of at least 4.5 : 1 with white. One range of hues per family; within a profile markers
+# tell methods apart without colour.
 STYLES = {
     "none": Style("none: as initialised", "#737373", "o"),
     "mlm": Style("MLM: no teacher", "#262626", "s"),
@@ -58,15 +58,15 @@ STYLES = {
     "se-relational": Style("SE: relational", "#00441b", "H"),
     "od+hs": Style("sum: OD + HS", "#a3447c", "h"),
     "hs+mha": Style("sum: HS + MHA", "#6a51a3", "8"),
-    "distilbert": Style("DistilBERT", "#c2186b", "o"),
-    "tinybert": Style("TinyBERT", "#980043", "s"),
+    "distilbert": Style("DistilBERT", "#c2186b", "<"),
+    "tinybert": Style("TinyBERT", "#980043", ">"),
     "minilm": Style("MHA: MiniLM v1", "#a65e1a", "^"),
     "pruned": Style("pruned: every other layer", "#737373", "^"),
     "pruned-top": Style("pruned: last layers", "#a3447c", "v"),
     "pruned-bottom": Style("pruned: first layers", "#557a00", "D"),
-    "pruned-mlm": Style("pruned: every other + MLM", "#262626", "^"),
-    "pruned-bottom-mlm": Style("pruned: first + MLM", "#595959", "D"),
-    "pruned-hs": Style("pruned: every other + HS", "#2578b8", "p"),
+    "pruned-mlm": Style("pruned: every other + MLM", "#262626", "X"),
+    "pruned-bottom-mlm": Style("pruned: first + MLM", "#595959", "P"),
+    "pruned-hs": Style("pruned: every other + HS", "#2578b8", "h"),
     "pruned-bottom-hs": Style("pruned: first + HS", "#00441b", "d"),
 }
 SPARE = [("#0e7a56", "P"), ("#a3447c", "h"), ("#557a00", "d"), ("#6a51a3", "8"), ("#00441b", "H")]
