@@ -105,6 +105,11 @@ def test_one_distillation_seed_shows_nothing():
     assert "**told apart**" not in sentences(table, "from-top") and "−10.0 points" in sentences(table, "from-top")
 
 
+def test_what_is_zero_when_rounded_has_no_sign():
+    said = sentences(of_levels(deep=0.59999, fine=0.60001).effects, "from-top", "heads")
+    assert said.count(" 0.0 points (0.0 to 0.0)") == 2
+
+
 def test_p_values_are_corrected_within_an_ablation():
     names = ("deep", "fine", "deep-and-fine")
     both = MEMBERSHIPS | {name: MEMBERSHIPS[name] | {"variant": "both"} for name in names}

@@ -14,6 +14,7 @@ from scipy import stats
 
 from study import StudyError, resolve
 from study.analysis import budgets as readable
+from study.analysis.answers import strip
 from study.analysis.figures.budgets import gap_closed as draw
 from study.analysis.figures.style import STYLES, label
 from study.analysis.numbers.budget_tables import budget_tables, write_budgets
@@ -385,6 +386,8 @@ def test_the_verdict_to_read_is_named_once():
     assert "English: tasks that need context. Narrow: sentence tasks. On tasks that need context the" in both.caption
     heads = [f"{setting}: {tokens} tokens" for setting in ("English", "Narrow") for tokens in ("0.31 M", "3 M")]
     assert list(both.data.columns) == ["claim", *heads]
+    other = strip({"english": tables["verdicts"].drop_duplicates("claim")}, "")
+    assert both.uuid != other.uuid  # on one page, with looks of their own
     by_context = readable.verdicts("english", tables, "context").data
     assert both.data[heads[0]].tolist() == by_context["0.31 M tokens"].tolist()
 

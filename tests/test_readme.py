@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from study.analysis.numbers.statistics import signed
+from study.analysis.numbers.text import MINUS, number
 
 ROOT = Path(__file__).parents[1]
 OVERNIGHT = ROOT / "profiles" / "overnight" / "reports" / "comparison"
@@ -124,7 +124,7 @@ def test_the_page_on_evidence_states_what_methods_gain_by_kind_of_teacher() -> N
     for words, cells in shown.items():
         for column, cell in zip(columns, cells.split("|"), strict=False):
             row = gains[*column, names[words]]
-            value = signed(float(row["gain"]), 1)
+            value = number(float(row["gain"]), 1, "+").replace(MINUS, "-")
             sure = float(row["low"]) > 0 or float(row["high"]) < 0
             assert cell.strip() == (f"**{value}**" if sure else value), (words, column)
 

@@ -403,6 +403,8 @@ def test_tables_have_no_index_and_no_missing_numbers(pages):
     for page in pages.values():
         assert not re.search(r"\b(nan|NaN|None)\b", page.text)
         assert not [attributes for attributes in page.named("th") if "row_heading" in (attributes.get("class") or "")]
+        names = [attributes["id"] for attributes in page.named("table")]
+        assert len(set(names)) == len(names)  # by which each has its looks
 
 
 def test_scores_per_language_are_shown_where_there_are_several(tmp_path):
@@ -415,6 +417,9 @@ def test_scores_per_language_are_shown_where_there_are_several(tmp_path):
     assert topic.data.loc[0].tolist() == ["teacher", "–", "82.0", "72.0", "62.0", "72.0", "67.0", "15.0"]
     assert list(retrieval.data.columns) == ["student", "method", "es", "hi", "mean"]  # no English, no gap
     assert presentation.languages(made.analyse())[0].data.shape[0] == topic.data.shape[0]
+    narrow = several_languages(made).analyse()
+    vars(narrow)["per_language"] = narrow.per_language.drop(columns="hi")  # of retrieval Spanish alone is left
+    assert len(presentation.languages(narrow)) == 1
 
 
 def test_the_report_is_byte_stable_and_small(study, pages, monkeypatch):

@@ -13,19 +13,10 @@ from pandas.io.formats.style import Styler
 
 from study.analysis.answers import answers, card
 from study.analysis.figures.budgets import GROUP_WORDS
-from study.analysis.figures.style import (
-    NOTHING,
-    interval,
-    label,
-    millions,
-    number,
-    percent,
-    short,
-    titled,
-    with_interval,
-)
+from study.analysis.figures.style import label, short, titled
 from study.analysis.numbers.recommendation import FINE_TUNED, read_recommendations
 from study.analysis.numbers.results import TEACHER
+from study.analysis.numbers.text import NOTHING, interval, millions, number, percent, with_interval
 from study.analysis.pages import INDEX_PAGE, link, other_profiles
 from study.analysis.presentation import styled
 from study.descriptions import Comparison
@@ -118,7 +109,7 @@ def table(advice: pd.DataFrame) -> Styler | None:
         caption += f"Speed was {NOT_TIMED}: scores alone decide."
     if bettered:
         caption += " Development data alone chose the method; what is shown better would have been chosen in hindsight."
-    looks: dict[str, Any] = {"words": ["setting", "take"], "groups": "setting"}
+    looks: dict[str, Any] = {"words": ["setting", "tasks", "take"], "groups": "setting"}
     looks["wide"] = ["tasks", "distilled by", "not told apart from", "shown better on test data", "recommended"]
     return styled(rows, "recommendation", caption, **looks)
 

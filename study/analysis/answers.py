@@ -11,11 +11,12 @@ import pandas as pd
 from IPython.display import HTML, Image
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import NOTHING, label, number, percent, titled
+from study.analysis.figures.style import label, titled
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.selection import RULES
+from study.analysis.numbers.text import NOTHING, number, percent
 from study.analysis.presentation import styled
 from study.descriptions import Comparison
 from study.plan import Plan

@@ -13,18 +13,9 @@ from pandas.io.formats.style import Styler
 
 from study.analysis.answers import answers, card, strip
 from study.analysis.figures.budgets import GROUP_WORDS
-from study.analysis.figures.style import (
-    NOTHING,
-    in_words,
-    interval,
-    label,
-    millions,
-    number,
-    short,
-    titled,
-    with_interval,
-)
+from study.analysis.figures.style import in_words, label, short, titled
 from study.analysis.numbers.budgets import NOT_TESTABLE
+from study.analysis.numbers.text import NOTHING, interval, millions, number, with_interval
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]

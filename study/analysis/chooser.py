@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.analysis.figures.style import label, millions
+from study.analysis.figures.style import label
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import Budgets
 from study.analysis.numbers.results import FLOOR, MODEL, TEACHER
 from study.analysis.numbers.selection import RULES, signals
 from study.analysis.numbers.statistics import LEVEL
+from study.analysis.numbers.text import millions
 from study.analysis.pages import Navigation, link, write_page
 from study.descriptions import model_name
 from study.files import Layout

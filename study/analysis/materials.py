@@ -56,12 +56,8 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
         return facts | {"from": place, "languages": languages, "licence": licence}
 
     teacher = chosen.teacher.name
-    yield row(
-        f"teacher, {_trained(plan, setting)}",
-        teacher.rstrip("/").rpartition("/")[2],
-        None if teacher in EMBEDDED_SIZES else teacher,
-        "",
-    )
+    name, place = teacher.rstrip("/").rpartition("/")[2], None if teacher in EMBEDDED_SIZES else teacher
+    yield row(f"teacher, {_trained(plan, setting)}", name, place, "")
     for text in chosen.texts:
         own = text if isinstance(text, OwnText) else None
         yield row("text", own.label if own else str(text), own, language_of(text))

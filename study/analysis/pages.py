@@ -14,7 +14,8 @@ import nbformat
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
-from study.analysis.figures.style import in_words, millions
+from study.analysis.figures.style import in_words
+from study.analysis.numbers.text import millions
 from study.descriptions import TEACHER, Comparison
 from study.files import StudyError, write_file
 from study.plan import Plan

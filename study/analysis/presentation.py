@@ -18,25 +18,14 @@ import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import (
-    METRICS,
-    NOTHING,
-    in_words,
-    interval,
-    label,
-    number,
-    percent,
-    short,
-    titled,
-    variant_words,
-    with_interval,
-)
+from study.analysis.figures.style import METRICS, in_words, label, short, titled, variant_words
 from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
 from study.analysis.numbers.tables import MEAN
+from study.analysis.numbers.text import NOTHING, interval, number, percent, with_interval
 
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
@@ -252,6 +241,8 @@ def languages(analysis: Analysis) -> list[Styler | None]:
     shown = []
     for task, table in analysis.per_language.groupby("task", sort=False):
         tested = [name for name in table.columns[5:] if table[name].notna().any()]
+        if len({*tested} & {*table.columns[5:-3]}) < 2:
+            continue
         if "gap" not in tested:
             del tested[-1]  # the mean of the others is the mean
         rows = [

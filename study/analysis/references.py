@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import number, with_interval
 from study.analysis.numbers.analysis import Analysis
+from study.analysis.numbers.text import number, with_interval
 from study.analysis.presentation import styled
 from study.methods import Published
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from study.analysis.numbers.text import number
 from study.data.pretrained import load_tokenizer
 from study.data.tasks import find_task
 from study.descriptions import Evaluation
@@ -69,7 +70,7 @@ class Parity(BaseModel):
         original, export = (100 * float(np.mean([pair[end] for pair in self.tasks.values()])) for end in (0, 1))
         return (
             f"smallest cosine of embeddings {self.cosine:.5f}; development score of the frozen probe, mean of"
-            f" {len(self.tasks)} tasks, {original:.1f} -> {export:.1f} ({export - original:+.1f})"
+            f" {len(self.tasks)} tasks, {original:.1f} -> {export:.1f} ({number(export - original, 1, '+')})"
         )
 
 

@@ -10,18 +10,19 @@ from matplotlib.ticker import MaxNLocator
 
 from study.analysis.figures.style import (
     GREY,
+    HALF,
     PALE,
+    WIDTH,
     Style,
     drawn,
     handle,
-    millions,
     note,
-    number,
     panels,
     point,
     ranking,
     styles,
 )
+from study.analysis.numbers.text import millions, number
 from study.descriptions import Comparison
 
 #: Percent of the gap at which points and intervals are cut off: a small gap makes large shares. Source: this study.
@@ -56,9 +57,8 @@ def gap_closed(comparison: Comparison, closed: pd.DataFrame) -> Figure:
 
 def _sorted(closed: pd.DataFrame, groups: list[str], look: dict[str, Style]) -> Figure:
     """A panel per group of tasks: a dot with its interval per method, the best at the top."""
-    figure, grid = panels(
-        closed, height=0.9 + 0.24 * len(look), col="group", col_order=groups, sharex=False, sharey=False
-    )
+    height, width = 0.9 + 0.24 * len(look), WIDTH if len(groups) > 1 else HALF
+    figure, grid = panels(closed, height, width, col="group", col_order=groups, sharex=False, sharey=False)
     for group, axes in grid.items():
         own = closed[closed["group"] == group]
         ends = _ends(own, margin=6)

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 
 from study.analysis.figures.style import (
     GREY,
+    HALF,
     MACRO,
     METRICS,
     PALE,
+    WIDTH,
     Style,
     contrast_words,
     draw_interval,
@@ -25,7 +27,6 @@ from study.analysis.figures.style import (
     method_legend,
     new_figure,
     note,
-    number,
     panels,
     ranking,
     sized,
@@ -36,6 +37,7 @@ from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.results import FLOOR, RUN, TEACHER
 from study.analysis.numbers.statistics import performance_profile
+from study.analysis.numbers.text import number
 
 SHOWN = {SUPPORTED: "shown as claimed", CONTRADICTED: "shown not to be so", UNDECIDED: "not shown either way"}
 VERDICT_STYLES = {SUPPORTED: ("#0072b2", "o"), CONTRADICTED: ("#b84a00", "X"), UNDECIDED: ("#6b6b6b", "D")}
@@ -85,8 +87,9 @@ def quality(analysis: Analysis) -> Figure:
     shares[["value", "low", "high"]] = 100 * shares[["retained", "retained_low", "retained_high"]]
     within = min(90, shares["value"].min()) - 8, max(100, shares["value"].max()) + 5
     columns = min(2, len(students))
-    height = 0.8 + -(-len(students) // columns) * (0.5 + 0.2 * len(look))
-    figure, grid = panels(pd.DataFrame({"student": students}), height, col="student", col_wrap=columns, sharey=False)
+    height, width = 0.8 + -(-len(students) // columns) * (0.5 + 0.2 * len(look)), WIDTH if columns > 1 else HALF
+    every = pd.DataFrame({"student": students})
+    figure, grid = panels(every, height, width, col="student", col_wrap=columns, sharey=False)
     floor_line: dict[str, Any] = {"linestyle": ":", "linewidth": 1.4}
     for student, axes in grid.items():
         axes.set_title(student)
@@ -117,7 +120,7 @@ def quality_latency(analysis: Analysis) -> Figure:
     table[["test", "low", "high"]] = 100 * table[["test", "test_low", "test_high"]]
     table["best"] = table["selected"] | (table["method"] == TEACHER)
 
-    figure = new_figure(3.6)
+    figure = new_figure(4.6, HALF)
     axes = figure.subplots()
     front = table[table["best"]].sort_values(["latency", "test"], ascending=[True, False])
     front = front[front["test"] > front["test"].cummax().shift(fill_value=-np.inf)]
@@ -136,7 +139,10 @@ def quality_latency(analysis: Analysis) -> Figure:
     for row in analysis.beside.itertuples():
         at = (row.milliseconds, 100 * row.macro)
         axes.plot(*at, "D", color=GREY, markersize=6, fillstyle="none", zorder=3)
-        note(axes, f"{row.method}\n{row.milliseconds:.3g} ms", at, (6, 0), va="center", fontsize=7, color=GREY)
+        above = at[1] > np.interp(at[0], front["latency"], front["test"])  # words stay off the front
+        away, side, edge = ((-14, 5), "center", "bottom") if above else ((6, -3), "left", "center")
+        words = f"{row.method}\n{row.milliseconds:.3g} ms"
+        note(axes, words, at, away, ha=side, va=edge, fontsize=7, color=GREY)
     batch, threads = measured.loc[TEACHER, ["batch_size", "threads"]].astype(int)
     tokens = int(analysis.results.latency["sequence_length"].iloc[0])
     words = f"batch of {batch}, {tokens} tokens, {threads} {'thread' if threads == 1 else 'threads'}"
@@ -147,7 +153,8 @@ def quality_latency(analysis: Analysis) -> Figure:
     axes.set_xlim(left=max(axes.get_xlim()[0], 0))
     axes.grid()
     handles = [handle(style.label, style.color, style.marker) for style in look.values()]
-    figure.legend(handles=[*handles, handle("Pareto front", PALE, linestyle="-")], loc="outside right upper")
+    handles.append(handle("Pareto front", PALE, linestyle="-"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -162,7 +169,7 @@ def per_task(analysis: Analysis) -> Figure:
     shown = runs.assign(label=runs["method"].map(trained)).dropna(subset="label")
     marks: dict[str, Any] = {"x": "test", "y": "label", "hue": "student", "order": trained.values(), "legend": False}
     marks |= {"hue_order": students, "palette": [color for color, _ in students.values()]}
-    columns = min(3, len(metrics))
+    columns = 2 if len(metrics) == 4 else min(3, len(metrics))
     grid = seaborn.catplot(
         shown, kind="strip", col="task", col_wrap=columns, sharex=False, dodge=True, jitter=False, marker="|", size=5,
         linewidth=0.8, **marks,
@@ -241,14 +248,14 @@ def per_language(analysis: Analysis) -> Figure:
     for (student, task), axes in grid.items():
         own = added[student, task]
         notes = own.map(number, digits=0, sign="+")
-        seaborn.heatmap(own, ax=axes, annot=notes, fmt="", annot_kws={"size": 6.5}, cmap="PuOr_r", vmin=-limit,
+        seaborn.heatmap(own, ax=axes, annot=notes, fmt="", annot_kws={"size": 7.5}, cmap="PuOr_r", vmin=-limit,
                         vmax=limit, linewidths=0.5, cbar=False)  # fmt: skip
         for text, color in zip(axes.texts, axes.collections[0].get_facecolor(), strict=True):
             text.set_color("black" if color[:3] @ LUMINANCE > 0.45 else "white")
         words = ["the teacher" if method == TEACHER else label(method) for method in shown]
         axes.set_yticks(np.arange(len(shown)) + 0.5, words if task == tasks[0] else [""] * len(shown), rotation=0)
         heads = [f"{language}\n{score:.0f}" for language, score in of(student, task, base).items()]
-        axes.set_xticks(np.arange(len(heads)) + 0.5, heads, rotation=0, fontsize=7)
+        axes.set_xticks(np.arange(len(heads)) + 0.5, heads, rotation=0, fontsize=8)
         axes.set(title=f"{task}, {student}", xlabel="", ylabel="")
         axes.tick_params(length=0)
     return figure

@@ -10,19 +10,10 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from study.analysis.answers import VERDICT_LOOKS
-from study.analysis.figures.style import (
-    GREY,
-    STUDENT_STYLES,
-    drawn,
-    in_words,
-    interval,
-    new_figure,
-    number,
-    short,
-    with_interval,
-)
+from study.analysis.figures.style import GREY, STUDENT_STYLES, drawn, in_words, new_figure, short
 from study.analysis.numbers.neighbours import arms, verdicts
 from study.analysis.numbers.overview import NOT_MEASURED, NOT_RUN
+from study.analysis.numbers.text import interval, number, with_interval
 from study.analysis.presentation import styled
 from study.records_beside import NeighbourResult
 
@@ -147,10 +138,9 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler | None:
             | {"reads of the teacher": row.teacher, "labels": row.labels, "task": row.task}
             | {"cost of training": row.cost}
         )
-    words = ["what", "kept (%)", "latency (ms)", "labels", "task", "cost of training"]
     caption = "What each needs, costs and keeps."
     wide = ["what", "of", "reads of the teacher", "labels", "task", "cost of training"]
-    return styled(table, "overview", caption, setting=setting, words=words, wide=wide)
+    return styled(table, "overview", caption, setting=setting, wide=wide)
 
 
 @drawn

@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from study.analysis.numbers.statistics import signed
 from study.descriptions import Comparison
 from study.files import write_file
 
 #: Dots per inch of every picture.
 DPI = 200
-#: Inches that a figure is wide in a page.
-WIDTH = 7.0
+#: Inches that a figure is wide in a page; those of which two stand side by side.
+WIDTH, HALF = 7.0, 4.5
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ GREY, PALE = "#4d4d4d", "#b0b0b0"  # PALE: of lines that carry no value
 
 #: Keeps lines from crossing words.
 HALO = {"path_effects": [withStroke(linewidth=2.5, foreground="white")]}
-NOTHING, MINUS = "–", "−"
 
 LOOK: dict[Any, Any] = {
     "font.size": 9,
@@ -136,36 +134,6 @@ def in_words(text: str, named: Callable[[str], str] = label) -> str:
     text = re.sub(rf"(?<![\w-])({names})(?![\w+-])", lambda name: named(name[0]), text)
     text = re.sub(r"@L_T-(\d+)", r" from the last layer but \1", text)
     return text.replace("@L_T", " from the last layer").replace("@upper-middle", " from an upper-middle layer")
-
-
-def number(value: float, digits: int, sign: str = "") -> str:
-    """A number to so many decimals; a dash for NaN. ``sign``: "+" to show that of positive ones, too; 0 has none."""
-    if pd.isna(value):
-        return NOTHING
-    shown = signed(value, digits) if sign else f"{round(value, digits) + 0.0:,.{digits}f}"
-    return shown.replace("-", MINUS)
-
-
-def interval(low: float, high: float, digits: int, sign: str = "") -> str:
-    """An interval in brackets, a blank before them; nothing where it is undefined."""
-    between = " to " if sign else " – "
-    return "" if pd.isna(low) else f" ({number(low, digits, sign)}{between}{number(high, digits, sign)})"
-
-
-def percent(value: float) -> str:
-    """A number of percent to one decimal; a dash for NaN."""
-    return NOTHING if pd.isna(value) else f"{number(value, 1)} %"
-
-
-def with_interval(values: Iterable[float], digits: int, sign: str = "") -> str:
-    """:func:`number` with its :func:`interval`, of a value and its two bounds."""
-    value, low, high = values
-    return number(value, digits, sign) + interval(low, high, digits, sign)
-
-
-def millions(count: float) -> str:
-    """A number of tokens in millions, to two digits: 0.31 M, 300 M."""
-    return f"{float(f'{count / 1e6:.2g}'):g} M"
 
 
 def contrast_words(first: str, second: str) -> str:

@@ -15,18 +15,9 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import Results
-from study.analysis.numbers.statistics import (
-    BOTH_SEEDS,
-    TOLD_APART,
-    by_method,
-    covered,
-    holm,
-    models,
-    pool,
-    signed,
-    two_sided,
-)
+from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, by_method, covered, holm, models, pool, two_sided
 from study.analysis.numbers.tables import write_tables
+from study.analysis.numbers.text import interval, number
 from study.descriptions import Comparison
 
 if TYPE_CHECKING:
@@ -133,14 +124,14 @@ def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] =
         lead = f"{len(shown)} of {len(rows)} variants are told apart from their reference (Holm, 5 %):"
     lines = []
     for row in rows.itertuples():
-        line = f"* {named(row.method)} less {named(row.reference)}: {signed(row.effect, 1)} points"
-        line += "" if np.isnan(row.low) else f" ({signed(row.low, 1)} to {signed(row.high, 1)})"
+        line = f"* {named(row.method)} less {named(row.reference)}: {number(row.effect, 1, '+')} points"
+        line += interval(row.low, row.high, 1, "+")
         line += " **told apart**" * (row.p_holm <= TOLD_APART and row.covers == BOTH_SEEDS)
         rates = (row.learning_rate, row.reference_learning_rate)
         if rates[0] != rates[1] and not np.isnan(rates).any():
             line += f"; learning rates {rates[0]:g} and {rates[1]:g}"
         lines.append(line)
-    return "\n".join([f"**Found.** {lead}", "", *lines]).replace(" -", " −").replace("(-", "(−")
+    return "\n".join([f"**Found.** {lead}", "", *lines])
 
 
 def write_effects(analysis: Analysis, folder: str | os.PathLike[str]) -> pd.DataFrame:

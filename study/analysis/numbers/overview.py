@@ -141,9 +141,8 @@ def _device(result: ResultFile) -> str:
 
 def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, float]) -> dict[str, Any]:
     if result.system not in SYSTEMS:
-        raise StudyError(
-            f"{result.neighbour}.system = {result.system}; overview.SYSTEMS lacks it: {', '.join(SYSTEMS)}"
-        )
+        known = ", ".join(SYSTEMS)
+        raise StudyError(f"{result.neighbour}.system = {result.system}; overview.SYSTEMS lacks it: {known}")
     *needs, reference = SYSTEMS[result.system]
     arms = {arm.name: arm.values for arm in result.arms}
     (own, *_), measure = arms, next(iter(result.measures))
@@ -163,8 +162,5 @@ def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, 
     if reference == "start" or max(pair[1]) > 1:  # no score of a teacher
         means = [fmean(values) * (1 if max(pair[1]) > 1 else 100) for values in pair]
         return row | {"of": f"{measure} {means[0]:.1f}, {words} {means[1]:.1f}"}
-    return (
-        row
-        | over_seeds([100 * a / b if b else float("nan") for a, b in zip(*pair, strict=True)]).named("kept")
-        | {"of": words}
-    )
+    shares = [100 * a / b if b else float("nan") for a, b in zip(*pair, strict=True)]
+    return row | over_seeds(shares).named("kept") | {"of": words}

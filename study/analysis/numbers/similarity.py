@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from study.analysis.numbers.results import FLOOR
-from study.analysis.numbers.statistics import signed
 from study.analysis.numbers.tables import write_tables
+from study.analysis.numbers.text import number
 from study.descriptions import TEACHER, Comparison
 from study.files import Layout, StudyError
 from study.records import RepresentationsResult, read_record, short_name
@@ -91,17 +91,19 @@ def sentences(table: pd.DataFrame, named: Callable[[str], str] = str) -> str:
             told += (
                 f"the last layer most like the teacher's is that of {named(near.method)} (CKA {near.last_layers:.2f});"
                 f" the best macro test score has {named(best.method)} ({of_best}). Rank correlation of CKA and score"
-                f" over {len(alike)} methods, which are not independent of each other: {signed(rho.statistic, 2)}. "
+                f" over {len(alike)} methods, which are not independent of each other:"
+                f" {number(rho.statistic, 2, '+')}. "
             )
         if names := [named(row.method) for row in rows[rows["last_layers"].isna()].itertuples()]:
             told += f"No CKA of the last layers, since one gives every token the same state: {', '.join(names)}. "
         most, least = (rows.loc[rows["last_layer_adds"].agg(end)] for end in ("idxmax", "idxmin"))
         told += (
-            f"To a linear probe the last layer adds most with {named(most.method)} ({signed(most.last_layer_adds, 1)}"
-            f" points), least with {named(least.method)} ({signed(least.last_layer_adds, 1)})."
+            f"To a linear probe the last layer adds most with {named(most.method)}"
+            f" ({number(most.last_layer_adds, 1, '+')} points), least with {named(least.method)}"
+            f" ({number(least.last_layer_adds, 1, '+')})."
         )
         lines.append(told)
-    return "\n".join(["**Found.**", "", *lines]).replace(" -", " −").replace("(-", "(−")
+    return "\n".join(["**Found.**", "", *lines])
 
 
 def write_similarity(

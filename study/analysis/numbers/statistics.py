@@ -255,12 +255,6 @@ def pool(scores: Mapping[str, xr.DataArray], untrained: Collection[str] = (FLOOR
         apart.append(kept[int(spread.argmax())])
 
 
-def signed(value: float, digits: int) -> str:
-    """A number with its sign to so many decimals; zero has none."""
-    rounded = round(value, digits) + 0.0
-    return f"{rounded:{'+' if rounded else ''},.{digits}f}"
-
-
 def cochran(groups: int, replicates: int, level: float = 0.05) -> float:
     """Critical value of Cochran's C, the largest of N variances of n replicates each as a part of their sum.
 

@@ -27,9 +27,9 @@ from study.analysis.numbers.statistics import (
     probability_of_improvement,
     replicates,
     share_of_teacher,
-    signed,
     two_sided,
 )
+from study.analysis.numbers.text import number
 from study.descriptions import TEACHER, Comparison
 from study.files import write_file, write_json
 
@@ -312,7 +312,7 @@ def sentences(analysis: Analysis, named: Callable[[str], str] = str) -> str:
             if f"margin_over_{baseline}" in best:
                 low = best[f"margin_over_{baseline}_low"]
                 shown = "above zero" if low is not None and low > 0 else "not above zero"
-                margin = signed(best[f"margin_over_{baseline}"], 1).replace("-", "−")
+                margin = number(best[f"margin_over_{baseline}"], 1, "+")
                 line += f" Over {words}: {margin} points, its 95 % interval {shown}."
         lines.append(line)
     falls = analysis.distillation.loc[analysis.distillation["method"] != TEACHER, "last_interval_percent"]
