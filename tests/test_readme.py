@@ -176,6 +176,17 @@ def test_the_page_on_methods_states_what_the_first_layers_close_in_several_langu
         assert not {"mlm", "hs-uniform+last"} & set(picks[group]["alike"].split(","))
 
 
+def test_the_page_on_evidence_states_what_is_closed_under_a_teacher_of_the_papers_size() -> None:
+    folder = ROOT / "profiles" / "base-teacher" / "reports" / "budgets" / "english-base"
+    ends = ("closed", "low", "high")
+    closed = {(r["group"], r["method"]): "{:.1f} ({:.1f} to {:.1f})".format(*(float(r[end]) for end in ends))
+              for r in rows(folder / "gap.csv") if r["group"] != "all"}  # fmt: skip
+    page = (ROOT / "docs" / "evidence.md").read_text().partition("## A teacher of the paper's size")[2]
+    (table,) = re.findall(r"\| method \|.*?\n\n", page.partition("\n## ")[0], re.S)
+    shown = re.findall(r"^\| `([\w+-]+)` \|[^|]*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
+    assert {(g, m): c for m, *cells in shown for g, c in zip(("context", "sentence"), cells, strict=True)} == closed
+
+
 def test_readme_states_which_layers_to_keep() -> None:
     folder = ROOT / "profiles" / "pruning" / "reports" / "budgets" / "english"
     closed = {
