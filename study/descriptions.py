@@ -21,6 +21,7 @@ from study.sections import (
     Finetuning,
     Latency,
     Masking,
+    Reading,
     Representations,
     TaskBudget,
     Teacher,
@@ -121,7 +122,7 @@ class Admission(OfProfile, Precision):
 
     stage = "admit"
     tasks: dict[str, TaskBudget]
-    finetuning: Finetuning
+    finetuning: Reading
     sizes: Encoder
     initialisation: Initialisation
 
@@ -194,7 +195,7 @@ class LatencyMeasurement(OfProfile, Precision, Sparse):
 
 
 class LayerComparison(OfProfile, Precision):
-    """``runs`` are compared with the teacher and probed on ``tasks``.
+    """``runs`` are compared with the teacher and probed on ``tasks``, by training examples drawn with ``seed``.
 
     ``relation_heads``: as many as the teacher has, or the most of which both that and every student's width are
     multiples.
@@ -205,7 +206,8 @@ class LayerComparison(OfProfile, Precision):
     representations: Representations
     relation_heads: int
     tasks: dict[str, TaskBudget]
-    finetuning: Finetuning
+    finetuning: Reading
+    seed: int
 
 
 class Tuning(OfProfile, Precision):
@@ -217,7 +219,7 @@ class Tuning(OfProfile, Precision):
     budget: str = BASE_BUDGET
     candidates: list[Run]
     tasks: dict[str, TaskBudget]
-    finetuning: Finetuning
+    finetuning: Reading
 
     @property
     def name(self) -> str:

@@ -47,7 +47,7 @@ from study.methods import PRUNING, Trained
 from study.neighbours_options import NOTEBOOKS
 from study.params import load_params
 from study.revisions import revisions
-from study.sections import ANALYSES, BASE_BUDGET, MASKED_WORDS, AnalysisName, Distillation, Encoder, TaskBudget
+from study.sections import ANALYSES, BASE_BUDGET, MASKED_WORDS, AnalysisName, Distillation, Encoder, Reading, TaskBudget
 from study.teachers import files_hash
 
 LIST = "plan.yaml"
@@ -201,7 +201,7 @@ class _Setting:
         students = {name: _sizes(params, name) for name in grid.students[self.name]}
         if chosen.candidates:
             families = ("admission", "finetuning", "masked_word", "start", *_kinds(params, examined))
-            yield self.make(Admission, *families, sizes=next(iter(students.values())), **self.judged(examined))
+            yield self.make(Admission, *families, sizes=next(iter(students.values())), **self.probed(examined))
         references = {name: params.references[name] for name in grid.references.get(self.name, [])}
         for name, options in references.items():
             yield self.make(ReferenceModel, f"reference/{options.kind}", reference=name, options=options)
@@ -238,7 +238,8 @@ class _Setting:
             *("representations", "finetuning", *set(_kinds(params, tasks)) - {"masked_word"}),
             runs=runs,
             relation_heads=math.gcd(chosen.teacher.heads, *(sizes.width for sizes in students.values())),
-            **self.judged(tasks),
+            seed=params.finetuning.seeds[0],
+            **self.probed(tasks),
         )
         yield from self.tunings()
         yield from self.neighbours({run.model for run in (*runs, *beside)})
@@ -289,7 +290,7 @@ class _Setting:
                 student=student,
                 budget=budget,
                 candidates=[run.model_copy(update={"objective": o, "distillation": distillation}) for o in rated],
-                **self.judged(tasks),
+                **self.probed(tasks),
             )
 
     def neighbours(self, runs: set[str]) -> Iterator[Description]:
@@ -314,6 +315,11 @@ class _Setting:
         """How models are judged on some tasks."""
         tasks = {name: self.params.task_budget(name) for name in names}
         return {"tasks": tasks, "finetuning": self.params.finetuning.model_copy(update={"tasks": {}})}
+
+    def probed(self, names: list[str]) -> dict[str, Any]:
+        """As :meth:`judged`, of models that are not fine-tuned."""
+        own = {key: getattr(self.params.finetuning, key) for key in Reading.model_fields}
+        return self.judged(names) | {"finetuning": Reading(**own)}
 
 
 def _least(budget: TaskBudget, cuts: dict[str, int]) -> dict[str, int]:

@@ -261,6 +261,14 @@ class Finetuning(Section):
                 yield f"{key} = ['en'] is nothing to compare; {allowed}"
 
 
+class Reading(Section):
+    """What of :class:`Finetuning` probes of frozen encoders go by."""
+
+    batch_size: Positive
+    pad_to_multiple_of: Positive
+    pairs: Literal["separate", "joint"]
+
+
 class Latency(Sparse):
     """``devices``: where it is measured; None: on the processor. Analyses show the first."""
 

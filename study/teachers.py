@@ -19,6 +19,13 @@ EMBEDDED_SIZES = {
     "multilingual-e5-small-genuine": (12, 384, 12, 1536),
     "all-mpnet-base-v2": (12, 768, 12, 3072),
 }
+#: Where they are on the hub.
+HUB_NAMES = {
+    "all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
+    "multilingual-e5-small": "intfloat/multilingual-e5-small",
+    "multilingual-e5-small-genuine": "intfloat/multilingual-e5-small",
+    "all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
+}
 #: Positions of each.
 EMBEDDED_POSITIONS = 512
 #: Families of those that are not BERT.
@@ -49,6 +56,11 @@ def find_folder(name: str, root: Path | None = None) -> Path | None:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
         raise StudyError(f"teacher {name!r}: no such folder; {ALLOWED}")
     return None
+
+
+def hub_name(name: str, root: Path | None = None) -> str | None:
+    """Where a teacher is on the hub; None of a folder. ``name``, ``root``: as of :func:`find_folder`."""
+    return HUB_NAMES.get(name) or (name if find_folder(name, root) is None else None)
 
 
 def file_of(name: str, file: str, root: Path | None = None) -> Path | None:

@@ -58,7 +58,7 @@ def test_watching_changes_nothing_and_tells_what_the_trained_student_is(folder):
     distil(run, layout, folder / "unwatched")
     (student,) = (folder / "scratch" / "dynamics").glob("*/*/student")
     assert tiny.identical(tiny.weights(student), tiny.weights(folder / "unwatched"))
-    tokenizer, seed = load_tokenizer(layout.teacher), description.finetuning.seeds[0]
+    tokenizer, seed = load_tokenizer(layout.teacher), description.seed
     splits = splits_without_test(description, layout, tokenizer, seed)
     probes = probe_last_layers(description, folder / "unwatched", splits, tokenizer, seed, layout.tasks)["topic"]
     assert watched.snapshots[2].probes["topic"][1:] == [probes.last_but_one, probes.last]

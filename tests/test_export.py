@@ -123,6 +123,7 @@ def test_every_format_loads_by_its_library_and_gives_the_embeddings_of_the_stude
         assert set(facts["parity"]["tasks"]) == {"topic"} and 0 <= 1 - facts["parity"]["cosine"] < 0.05
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlanguage:\n- en\n") and "Not measured yet" in card and "HS: last" in card
+    assert "base_model" not in card  # a folder, which nobody else has
     monkeypatch.chdir(folder)
     told: dict = {}
     exec(card.partition("```python\n")[2].partition("```")[0], told)  # as it stands there
@@ -227,6 +228,7 @@ def test_a_classifier_loads_with_its_labels_and_says_what_was_trained(plan, tmp_
     facts = json.loads((folder / "export.json").read_text())
     assert facts["task"] == "topic" and facts["changed"] <= 0.05
     assert "labels changed" in capsys.readouterr().out and "fine-tuned on topic" in (folder / "README.md").read_text()
+    assert "base_model" not in (folder / "README.md").read_text()
 
 
 def test_what_is_no_classifier_is_told_in_one_line(plan, tmp_path):

@@ -197,7 +197,7 @@ def test_methods_look_different_in_marker_and_colour(results):
     assert len({own.marker for own in look}) == len({own.color for own in look}) == len(look)
 
 
-@pytest.mark.parametrize("profile", ["laptop", "evidence", "recipes", "pruning", "pruning-multilingual"])
+@pytest.mark.parametrize("profile", ["laptop", "evidence", "recipes", "pruning", "pruning-multilingual", "base-teacher"])
 def test_markers_tell_the_methods_of_a_profile_apart(profile):
     for comparison in resolve(profile).of(Comparison):
         markers = [own.marker for own in style.styles(comparison).values()]

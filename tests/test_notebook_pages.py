@@ -171,10 +171,12 @@ def test_links_of_a_page_that_stays_follow_the_pages_that_there_are(study):
     assert kept.read_text() == before.replace('<a href="30_distill.html">first</a>', gone)
 
 
-def test_a_page_that_stays_has_the_navigation_of_today(study):
+def test_a_page_that_stays_has_the_style_and_navigation_of_today(study):
     folder = write_notebooks(study, NAV).parent
     kept = folder / "30_distill.html"
     before = kept.read_text()
+    link, inline = re.compile(r'<link rel="stylesheet"[^>]*>\n'), "<style>\nnav { white-space: nowrap; }"
+    kept.write_text(link.sub("", before, count=1).replace("<style>", inline, 1))  # in a style of its own
     shutil.rmtree(study.root / "runs/notebooks")
     write_notebooks(study, NAV | {"English": {"budgets_english.html": "budgets"}})
     after = kept.read_text()

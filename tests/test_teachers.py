@@ -33,7 +33,7 @@ from study.files import StudyError
 from study.new import new_study
 from study.params import load_params
 from study.plan import resolve
-from study.teachers import read_teacher
+from study.teachers import EMBEDDED_SIZES, HUB_NAMES, hub_name, read_teacher
 
 SIZES = dict(tiny.TEACHER)
 #: Parameters of the way from a teacher's folder to results: as little as shows it.
@@ -132,6 +132,13 @@ def test_a_head_that_is_trained_is_an_adaptation_and_leaves_the_corpus_alone(stu
 def test_a_teacher_without_a_head_gets_one_fitted(study):
     tiny.masked_language_model(**SIZES).base_model.save_pretrained(study / "models" / "own")
     assert resolve("mine", study).of(TeacherAdaptation)[0].adaptation.head_only is True
+
+
+def test_a_card_names_a_teacher_where_others_find_it(study):
+    assert set(HUB_NAMES) == set(EMBEDDED_SIZES)
+    assert hub_name("all-minilm-l6-v2", study) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert hub_name("FacebookAI/roberta-base", study) == "FacebookAI/roberta-base"
+    assert hub_name("models/own", study) is None
 
 
 def test_an_embedded_teacher_needs_no_sizes(study):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -42,9 +42,9 @@ def answers(cards: list[str]) -> HTML | None:
     return HTML(f"<div class=answers>{''.join(cards)}</div>") if cards else None
 
 
-def pictures(plan: Plan, analysis: str, name: str, caption: str) -> list[Image | HTML]:
-    """The picture of every setting that has it, then the caption of all of them."""
-    layouts = {comparison.setting: plan.layout(comparison.setting) for comparison in plan.of(Comparison)}
+def pictures(plan: Plan, analysis: str, name: str, caption: str, settings: Collection[str] = ()) -> list[Image | HTML]:
+    """The picture of every setting that has it, or of those named alone, then the caption of all of them."""
+    layouts = {c.setting: plan.layout(c.setting) for c in plan.of(Comparison) if c.setting in (settings or [c.setting])}
     files = {titled(s): layout.analysis(analysis) / f"{name}.png" for s, layout in layouts.items()}
     shown: list[Image | HTML] = [
         Image(filename=str(file), alt=f"{setting}. {caption}", metadata={"caption": setting})

@@ -24,17 +24,15 @@ VERDICT = ("", "tasks", "tokens", "verdict")
 
 
 def cards(curves: dict[str, Tables]) -> HTML | None:
-    """A card for every setting and kind of task: what closes most of the gap on test data, and at every other budget.
+    """A card for every setting and kind of task: what closes most of the gap on test data at the budget to read first.
 
-    First stands the budget to read first. Where no method learnt, the card says so.
+    Where no method learnt, the card says so.
     """
     kinds = [(setting, kind) for setting, tables in curves.items() for kind in tables["gap"]["group"].unique()]
     shown = []
     for setting, kind in [(setting, kind) for setting, kind in kinds if kind != "all"]:
-        gap = curves[setting]["gap"].query("group == @kind").sort_values("tokens", ascending=False, kind="stable")
-        groups = dict(tuple(gap.groupby("tokens", sort=False)))
         most = curves[setting]["recommendation"]["tokens"].iloc[0]
-        rows = groups.pop(most)
+        rows = curves[setting]["gap"].query("group == @kind and tokens == @most")
         best, head = rows.loc[rows["closed"].idxmax()], f"{titled(setting)}: {millions(most)} tokens"
         if not rows["learnt"].any():
             shown.append(card(head, "Nothing", f"was learnt on {GROUP_WORDS[kind]} by any of {len(rows)} methods"))
@@ -43,11 +41,6 @@ def cards(curves: dict[str, Tables]) -> HTML | None:
         models = "one distilled model" if best["models"] == 1 else f"{best['models']} distilled models"
         lines = [f"of the gap on {GROUP_WORDS[kind]} closed by {label(best['method'])}"]
         lines += [f"the highest of {len(rows)} methods on test data; {models}, 95 % interval {between}"]
-        for tokens, own in groups.items():
-            first = own.loc[own["closed"].idxmax()]
-            alone = ", one model" if first["models"] == 1 else ""
-            closed = f"{number(first['closed'], 0)} % by {short(first['method'])}{alone}"
-            lines.append(f"{millions(tokens)} tokens: {closed}")
         shown.append(card(head, f"{number(best['closed'], 0)} %", *lines))
     return answers(shown)
 

@@ -14,8 +14,8 @@ from study.analysis.figures.style import small
 from study.analysis.pages import (
     Navigation,
     as_html,
+    frame_anew,
     link,
-    navigate_anew,
     other_profiles,
     read_notebook,
     take_heading,
@@ -152,9 +152,10 @@ def _command(plan: Plan, name: str) -> str:
 
 
 def _write_anew(page: Path, links: dict[str, str], nav: Navigation) -> None:
-    """A page that was made elsewhere, under the navigation and with the links of today: pages may be gone or new."""
+    """A page that was made elsewhere, in the style, under the navigation and with the links of today."""
     before = page.read_text()
-    if (text := navigate_anew(linked(before, links, page.stem), page.name, nav)) != before:
+    text = linked(before, links, page.stem)
+    if (text := frame_anew(text, "notebook.html", nav=nav, here=page.name, style=STYLE, notebook="")) != before:
         write_file(page, text)
 
 

@@ -42,10 +42,17 @@ def write_page(path: Path, template: str, plan: Plan, nav: Navigation, data: Any
     write_file(path, TEMPLATES.get_template(template).render(values) + "\n")
 
 
-def navigate_anew(page: str, name: str, nav: Navigation) -> str:
-    """The text of a page that was written before, under the navigation of today."""
-    today = TEMPLATES.get_template("nav.html").render(nav=nav, here=name)
-    return re.sub(r"<nav>.*?</nav>", lambda _: today, page, count=1, flags=re.S)
+def frame_anew(page: str, template: str, **values: Any) -> str:
+    """The text of a page that was written before, in the style and under the navigation of its template today.
+
+    Args:
+        values: of the template, as :func:`write_page` has them; what stands in the page needs none.
+    """
+    today = TEMPLATES.get_template(template).render(values)
+    for part in (r'(?:<link rel="stylesheet"[^>]*>\s*)?<style>.*?</style>', r"<nav>.*?</nav>"):
+        if own := re.search(part, today, re.S):
+            page = re.sub(part, own[0].replace("\\", r"\\"), page, count=1, flags=re.S)
+    return page
 
 
 def link(file: Path, folder: Path) -> str:

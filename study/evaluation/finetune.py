@@ -25,10 +25,12 @@ from study.evaluation.metrics import task_metrics
 from study.evaluation.tagging import WordClassifier, align, tagged, word_features
 from study.files import Layout, StudyError
 from study.runtime import compute_device, keep_freed_memory, one_device, use_bf16
-from study.sections import Finetuning, TaskBudget
+from study.sections import Finetuning, Reading, TaskBudget
 
-#: Descriptions that say on which tasks, with which budgets and how models are probed and fine-tuned.
-Judging = Admission | Evaluation | LayerComparison | NeighbourSystem | Tuning
+#: Descriptions that say on which tasks, with which budgets and how models are fine-tuned, ...
+Learning = Evaluation | NeighbourSystem
+#: ... or at least probed.
+Judging = Learning | Admission | LayerComparison | Tuning
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def splits_without_test(
     return splits
 
 
-def reading_batch(budget: Finetuning) -> int:
+def reading_batch(budget: Finetuning | Reading) -> int:
     """Examples that are read at once where nothing is learnt: enough to keep a GPU busy."""
     return 256 if compute_device().type == "cuda" else 2 * budget.batch_size
 
@@ -228,7 +230,7 @@ def frozen_score(
 
 
 def finetune(
-    description: Judging,
+    description: Learning,
     encoder_folder: Path,
     task: Task,
     splits: dict[str, Dataset],
@@ -281,7 +283,7 @@ def finetune(
 
 
 def _arguments(
-    description: Judging, folder: Path, task: Task, examples: int, seed: int, learning_rate: float
+    description: Learning, folder: Path, task: Task, examples: int, seed: int, learning_rate: float
 ) -> TrainingArguments:
     budget = description.finetuning
     steps = budget.epochs * -(-examples // budget.batch_size)

@@ -147,7 +147,7 @@ class Microscope(Probes):
     description: LayerComparison
 
     def __init__(self, description: LayerComparison, layout: Layout):
-        super().__init__(description, layout, description.finetuning.seeds[0])
+        super().__init__(description, layout, description.seed)
 
     @cached_property
     def ids(self) -> Tensor:

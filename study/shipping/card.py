@@ -21,6 +21,7 @@ from study.plan import Plan
 from study.records import LatencyResult, RunResult, read_record
 from study.runtime import commit
 from study.shipping.parity import Parity
+from study.teachers import hub_name
 
 _MEANS = """
 real = texts["attention_mask"][..., None]
@@ -85,12 +86,12 @@ def write_card(
         "license_name": package.licence if package else "that of the teacher",
         "library_name": kind if kind == "sentence-transformers" else "transformers",
         "pipeline_tag": "fill-mask" if head else "feature-extraction",
-        "base_model": setting.teacher.name,
+        "base_model": hub_name(setting.teacher.name, plan.root),
         "tags": ["distillation", run.method, kind],
     }
     auto, options = ("AutoModelForMaskedLM", "") if head else ("AutoModel", ", add_pooling_layer=False")
     yaml, header = YAML(), io.StringIO()
-    yaml.dump(facts, header)
+    yaml.dump({key: fact for key, fact in facts.items() if fact}, header)
     parts = [
         f"---\n{header.getvalue()}---\n",
         f"# {run.name}\n",

@@ -23,6 +23,7 @@ from study.shipping.card import provenance_section
 from study.shipping.export import draft_of, trained
 from study.shipping.formats import MODEL, WRITERS, quantise, write_onnx
 from study.shipping.parity import evaluation_of, extra
+from study.teachers import hub_name
 
 FORMATS = ("sentence-transformers", "onnx", "onnx-int8")
 #: The largest share of development texts whose label an export may change. Source: this study's choice.
@@ -148,8 +149,10 @@ def _card(plan: Plan, run: Run, task: Task, kind: str, said: str, layout: Layout
     teacher, labels = plan.params.settings[run.setting].teacher.name, task.labels or ()
     library = "sentence-transformers" if kind == "sentence-transformers" else "onnx"
     head = f"---\nlicense: other\nlibrary_name: {library}\npipeline_tag: text-classification\n"
+    if base := hub_name(teacher, plan.root):
+        head += f"base_model: {base}\n"
     parts = [
-        f"{head}base_model: {teacher}\n---\n",
+        f"{head}---\n",
         f"# {run.name}, fine-tuned on {task.name}\n",
         f"A classifier of texts ({task.citation}) into {', '.join(labels)}: a student distilled from `{teacher}`"
         " under one linear layer over the mean of its last states.\n",

@@ -10,14 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from study.analysis.figures.style import GREY, LOOK, PALE
+from study.analysis.figures.style import GREY, PALE, drawn
 from study.files import StudyError
 from study.speed.parts import PARTS
 
@@ -127,7 +126,7 @@ def levers(result: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def step_times(result: dict, precision: str) -> Figure:
     """Where the time of a step goes, per method: stacked parts without and with fast paths, and the floor."""
     shades = ("#c6c6c6", "#08306b", "#3a87c0", "#d55e00", "#e6b800", "#4d4d4d")
@@ -164,7 +163,7 @@ def _plain(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def predictions(checked: dict[str, pd.DataFrame]) -> Figure:
     """Predicted against measured milliseconds a step, a panel for each of ``study.speed.grid_cost.checks``."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
@@ -183,7 +182,7 @@ def predictions(checked: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(LOOK)
+@drawn
 def waits(clusters: pd.DataFrame) -> Figure:
     """Hours of every study against GPUs, a line for each driver, above the two bounds (study.speed.simulation)."""
     studies = list(clusters.groupby("study", sort=False))

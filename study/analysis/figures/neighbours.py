@@ -139,8 +139,8 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler | None:
             | {"cost of training": row.cost}
         )
     caption = "What each needs, costs and keeps."
-    wide = ["what", "of", "reads of the teacher", "labels", "task", "cost of training"]
-    return styled(table, "overview", caption, setting=setting, wide=wide)
+    wide = ["of", "reads of the teacher", "labels", "task", "cost of training"]
+    return styled(table, "overview", caption, setting=setting, words=["what"], wide=wide)
 
 
 @drawn
