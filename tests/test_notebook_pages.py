@@ -194,3 +194,8 @@ def test_a_page_of_another_profile_serves_where_there_is_none(study):
     assert 'href="../../profiles/evidence/reports/notebooks/40_evaluate.html"' in listed
     assert 'href="../../profiles/evidence/reports/html/budgets_english.html"' in listed
     assert "profile evidence</a>" in listed and "profiles/smoke" not in listed
+    more = study.root / "profiles/more/reports"
+    write_file(more / "html/budgets_german.html", "page")
+    assert "profiles/more" not in write_notebooks(study, NAV).read_text()  # of as many results the first
+    write_file(more / "results/german/teacher.json", "{}")
+    assert 'href="../../profiles/more/reports/html/budgets_german.html"' in write_notebooks(study, NAV).read_text()

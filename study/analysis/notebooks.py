@@ -160,11 +160,15 @@ def _write_anew(page: Path, links: dict[str, str], nav: Navigation) -> None:
 
 
 def _elsewhere(plan: Plan, name: str) -> dict[str, Path]:
-    """The page of a notebook that another profile executed."""
-    made = (f"html/{own}_*.html" for own, made_by in ANALYSES.items() if made_by == name)
-    pattern = next(made, f"notebooks/{name}.html")
+    """The page of a notebook that another profile executed: that of the most results."""
+    analysis = next((own for own, made_by in ANALYSES.items() if made_by == name), None)
+    pattern = f"html/{analysis}_*.html" if analysis else f"notebooks/{name}.html"
     pages = (page for folder in other_profiles(plan) for page in sorted((folder / "reports").glob(pattern)))
-    found = next(pages, None)
+    made = {}
+    for page in pages:
+        setting = page.stem.removeprefix(f"{analysis}_") if analysis else "*"
+        made[page] = len(list(page.parents[1].glob(f"results/{setting}/*.json")))
+    found = max(made, key=made.__getitem__, default=None)
     return {f"profile {profile_of(found.parents[2])}": found} if found else {}
 
 
