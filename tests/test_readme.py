@@ -146,27 +146,31 @@ def test_the_page_on_methods_states_what_pruned_students_close() -> None:
             assert cell.strip() == ("{:.1f} ({:.1f} to {:.1f})".format(*values) if row else ""), (method, column)
 
 
-def test_the_page_on_methods_states_what_recipes_close() -> None:
-    folder = ROOT / "profiles" / "recipes" / "reports" / "budgets" / "english"
+@pytest.mark.parametrize(
+    ("folder", "page", "lead"),
+    [
+        ("recipes/reports/budgets/english", "methods", "**What came out** (profile [recipes]"),
+        (
+            "pruning-multilingual/reports/budgets/multilingual",
+            "methods",
+            "Multilingual (profile [pruning-multilingual]",
+        ),
+        ("base-teacher/reports/budgets/english-base", "evidence", "## A teacher of the paper's size"),
+    ],
+)
+def test_pages_state_what_methods_close(folder: str, page: str, lead: str) -> None:
     ends = ("closed", "low", "high")
     closed = {(r["group"], r["method"]): "{:.1f} ({:.1f} to {:.1f})".format(*(float(r[end]) for end in ends))
-              for r in rows(folder / "gap.csv") if r["group"] != "all"}  # fmt: skip
-    page = (ROOT / "docs" / "methods.md").read_text().partition("**What came out** (profile [recipes]")[2]
-    table = page[page.index("| method |") :].partition("\n\n")[0]
-    shown = re.findall(r"^\| `([\w+-]+)`[^|]*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
+              for r in rows(ROOT / "profiles" / folder / "gap.csv") if r["group"] != "all"}  # fmt: skip
+    after = (ROOT / "docs" / f"{page}.md").read_text().partition(lead)[2]
+    table = after[after.index("\n| ") :].partition("\n\n")[0]
+    shown = re.findall(r"^\| `([\w+-]+)`.*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
     assert {(g, m): c for m, *cells in shown for g, c in zip(("context", "sentence"), cells, strict=True)} == closed
 
 
-def test_the_page_on_methods_states_what_the_first_layers_close_in_several_languages() -> None:
+def test_the_page_on_methods_states_what_is_told_apart_in_several_languages() -> None:
     folder = ROOT / "profiles" / "pruning-multilingual" / "reports" / "budgets" / "multilingual"
-    ends = ("closed", "low", "high")
-    closed = {(r["group"], r["method"]): "{:.1f} ({:.1f} to {:.1f})".format(*(float(r[end]) for end in ends))
-              for r in rows(folder / "gap.csv") if r["group"] != "all"}  # fmt: skip
-    page = (ROOT / "docs" / "methods.md").read_text().partition("Multilingual (profile [pruning-multilingual]")[2]
-    (table,) = re.findall(r"\| layers that stay .*?\n\n", page, re.S)
-    shown = re.findall(r"^\| `([\w+-]+)`[^|]*\|[^|]*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
-    groups = ("context", "sentence")
-    assert {(g, m): cell for m, *cells in shown for g, cell in zip(groups, cells, strict=True)} == closed
+    page = (ROOT / "docs" / "methods.md").read_text()
     picks = {r["group"]: r for r in rows(folder / "recommendation.csv") if r["student"] != "teacher"}
     assert (
         "`pruned-bottom-mlm` is told apart from `hs-uniform+last` and `mlm` on context, `pruned-bottom-hs` over" in page
@@ -174,17 +178,6 @@ def test_the_page_on_methods_states_what_the_first_layers_close_in_several_langu
     for group, method in (("context", "pruned-bottom-mlm"), ("all", "pruned-bottom-hs")):
         assert picks[group]["method"] == method and "pruned-bottom" in picks[group]["alike"].split(",")
         assert not {"mlm", "hs-uniform+last"} & set(picks[group]["alike"].split(","))
-
-
-def test_the_page_on_evidence_states_what_is_closed_under_a_teacher_of_the_papers_size() -> None:
-    folder = ROOT / "profiles" / "base-teacher" / "reports" / "budgets" / "english-base"
-    ends = ("closed", "low", "high")
-    closed = {(r["group"], r["method"]): "{:.1f} ({:.1f} to {:.1f})".format(*(float(r[end]) for end in ends))
-              for r in rows(folder / "gap.csv") if r["group"] != "all"}  # fmt: skip
-    page = (ROOT / "docs" / "evidence.md").read_text().partition("## A teacher of the paper's size")[2]
-    (table,) = re.findall(r"\| method \|.*?\n\n", page.partition("\n## ")[0], re.S)
-    shown = re.findall(r"^\| `([\w+-]+)` \|[^|]*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
-    assert {(g, m): c for m, *cells in shown for g, c in zip(("context", "sentence"), cells, strict=True)} == closed
 
 
 def test_readme_states_which_layers_to_keep() -> None:
