@@ -15,6 +15,7 @@ from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import CLAIMS, HS, ONE_TO_N, Claim, Contrast
 from study.analysis.numbers.statistics import score_array
 from study.analysis.numbers.tables import write_comparison
+from study.analysis.numbers.text import p_value, rate
 
 #: Every claim holds in these scores, all by half a point or more. Layers are those of the MHA variants, from the top.
 LEVELS = {"none": 0.55, "mlm": 0.56, "od": 0.60} | dict.fromkeys(HS, 0.640) | dict.fromkeys(ONE_TO_N, 0.645)
@@ -253,6 +254,11 @@ def test_methods_shown_to_be_close_are_told_from_those_of_which_nothing_is_known
     far, _ = single("superior", around(-0.3, 4))
     assert close["verdict"] == far["verdict"] == "undecided"
     assert close["reason"].endswith("; less than 1 point apart: a0 − b") and "apart" not in far["reason"]
+
+
+def test_rates_and_small_p_values_are_written_without_exponents_or_zeros():
+    assert [rate(value) for value in (3e-05, 3e-4, 0.001, 0.01)] == ["0.00003", "0.0003", "0.001", "0.01"]
+    assert [p_value(value) for value in (0.0002, 0.0564, 1.0, float("nan"))] == ["< 0.001", "0.056", "1.000", "–"]
 
 
 def test_many_undecided_contrasts_are_counted_instead_of_named():

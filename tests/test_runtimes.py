@@ -7,7 +7,7 @@ import tiny
 from datasets import DatasetDict
 
 from study.analysis.figures.runtimes import quality_latency
-from study.analysis.figures.style import save
+from study.analysis.figures.style import STYLES, save
 from study.analysis.runtimes import Footprint, Quality, RuntimesResult, Timing, choices, timings
 from study.data import storage
 from study.records import SCHEMA, read_record
@@ -75,7 +75,13 @@ def test_the_front_is_what_no_faster_choice_equals(tmp_path):
     for own in (3, 4):
         made.qualities[own] = made.qualities[own].model_copy(update={"tasks": {"a": 0.62, "b": 0.82}})
     assert set(choices(made).query("front")["model"]) == {"teacher"}
-    assert save(quality_latency(table), tmp_path, "picture").stat().st_size > 10_000
+    figure = quality_latency(table)
+    shown = [words.get_text() for words in figure.legends[0].get_texts()][:3]
+    assert shown == ["teacher", "none: as initialised", "OD: output distribution"]  # in the order of figures
+    colors = {line.get_color() for line in figure.axes[0].lines if line.get_marker() != "None"}
+    assert len(colors) == table["method"].nunique()
+    assert not colors & {"black", STYLES["mlm"].color}  # a marker is a runtime, so the teacher must not look like MLM
+    assert save(figure, tmp_path, "picture").stat().st_size > 10_000
 
 
 def test_every_model_is_timed_in_every_runtime_and_scored_in_every_precision(tmp_path):

@@ -104,7 +104,7 @@ def table(advice: pd.DataFrame) -> Styler | None:
         )
     caption = "Score kept, and floor: in percent of the teacher's. "
     if timed:
-        caption += "Take a setting's first row whose time you have, on another machine by times as fast."
+        caption += "Take a setting's first row that is fast enough; on another machine, go by times as fast."
     else:
         caption += f"Speed was {NOT_TIMED}: scores alone decide."
     if bettered:

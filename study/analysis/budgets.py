@@ -15,7 +15,7 @@ from study.analysis.answers import answers, card, strip
 from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.style import in_words, label, short, titled
 from study.analysis.numbers.budgets import NOT_TESTABLE
-from study.analysis.numbers.text import NOTHING, interval, millions, number, with_interval
+from study.analysis.numbers.text import NOTHING, interval, millions, number, rate, with_interval
 from study.analysis.presentation import styled
 
 Tables = dict[str, pd.DataFrame]
@@ -171,7 +171,7 @@ def training(setting: str, tables: Tables) -> Styler | None:
     """Every method's learning rate, models and held-out loss at every budget."""
     rows = [
         {"method": label(row.method), "tokens": millions(row.tokens), "models": row.models}
-        | {"learning rate": f"{row.learning_rate:g}"}
+        | {"learning rate": rate(row.learning_rate)}
         | {"held-out loss, % of that before": number(100 * row.loss_share, 0)}
         for row in tables["gap"].query("group == 'all'").sort_values(["method", "tokens"]).itertuples()
     ]

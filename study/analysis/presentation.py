@@ -25,7 +25,7 @@ from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
 from study.analysis.numbers.tables import MEAN
-from study.analysis.numbers.text import NOTHING, interval, number, percent, with_interval
+from study.analysis.numbers.text import NOTHING, interval, number, p_value, percent, rate, with_interval
 
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
@@ -127,8 +127,8 @@ def _columns(columns: dict[str, dict[str, str]], name: str, *caption: str, **loo
 def versions(analyses: Sequence[Analysis]) -> Styler | None:
     """Versions of packages, and the commit that models were evaluated at."""
     runs = pd.concat([analysis.results.runs for analysis in analyses])
-    rows = [{"what": package, "version": " and ".join(runs[package].unique())} for package in PACKAGES]
-    if commits := " and ".join(runs["commit"].dropna().unique()):
+    rows = [{"what": package, "version": ", ".join(runs[package].unique())} for package in PACKAGES]
+    if commits := ", ".join(runs["commit"].dropna().unique()):
         rows.append({"what": "evaluated at commit", "version": commits})
     return styled(rows, "versions", words=["what"], wide=["version"])
 
@@ -290,7 +290,7 @@ def published(analyses: Sequence[Analysis]) -> Styler | None:
         for row in PUBLISHED
     ]
     ours = [
-        {"student": f"{student}, {analysis.setting}", "teacher": analysis.comparison.teacher.name}
+        {"student": f"{titled(analysis.setting)}, {student}", "teacher": analysis.comparison.teacher.name}
         | {"method": label(best["method"]), "measure": "macro test score", "score": number(100 * best["test"], 1)}
         | {"of its teacher's": percent(best["retained_percent"]), "floor": floor_of(analysis, student)}
         | {"source": "this study"}
@@ -387,7 +387,7 @@ def effects(analysis: Analysis) -> Styler | Markdown | None:
     rows = [
         {"method": varied(analysis, row.method), "less": label(row.reference), "macro": number(row.macro, 1)}
         | {"points (interval)": with_interval((row.effect, row.low, row.high), 1, "+")}
-        | {"p, Holm": number(row.p_holm, 3), "models": row.runs}
+        | {"p, Holm": p_value(row.p_holm), "models": row.runs}
         | {"learning rates": _rates(row.learning_rate, row.reference_learning_rate)}
         for row in table.itertuples()
     ]
@@ -405,7 +405,7 @@ def _rates(own: float, reference: float) -> str:
     """The learning rates of a method and its reference, once if they are the same; a dash where one was not trained."""
     if pd.isna(own) or pd.isna(reference):
         return NOTHING
-    return f"{own:g}" if own == reference else f"{own:g}, {reference:g}"
+    return rate(own) if own == reference else f"{rate(own)}, {rate(reference)}"
 
 
 def found(analysis: Analysis, *variants: str) -> Markdown | None:

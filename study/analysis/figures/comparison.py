@@ -63,10 +63,11 @@ CAPTIONS = {
     " each language the score of the untrained student itself. Fine-tuning saw the first language of a task alone.",
     "performance_profiles": "Share of fine-tuned models (all students, tasks and seeds) that score above each share of"
     " the teacher's score of their task: a line further to the right is better, and one that falls steeply is even.",
-    "claims": "Every contrast of the paper's claims: difference of macro test scores with its 95 % interval. A claim"
-    " has its effects to the right of the ticks (equivalence: between two); the band is the margin on both sides of"
-    " zero. Colours and marks say what is shown of a contrast (failures: after Holm's correction over the claim), the"
-    " words above the rows what of the claim.",
+    "claims": "Every contrast of the paper's claims: difference of macro test scores with its own 95 % interval (those"
+    " of tables are simultaneous over a claim's contrasts unless it is supported). A claim has its effects to the right"
+    " of the ticks (equivalence: between two); the band is the margin on both sides of zero. Colours and marks say what"
+    " is shown of a contrast (failures: after Holm's correction over the claim), the words above the rows what of the"
+    " claim.",
     "learning_curves": "Held-out value of each method's own loss, relative to its value before training, by tokens, a"
     f" line per distillation seed, up to {HIGHEST_LOSS:g} times that before training. Only shapes can be compared: the"
     " losses measure different things.",

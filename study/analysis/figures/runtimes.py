@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from study.analysis.figures.style import GREY, PALE, Style, drawn, handle, new_figure, note, style_of
+from study.analysis.figures.style import GREY, PALE, STYLES, Style, drawn, handle, new_figure, note, style_of
 from study.analysis.runtimes import LABELS
 from study.descriptions import TEACHER
 
@@ -24,8 +24,8 @@ def quality_latency(choices: pd.DataFrame) -> Figure:
     """
     figure = new_figure(4.6)
     axes = figure.subplots()
-    look = {TEACHER: Style("teacher", "black", "o")}
-    for method in choices["method"].unique():
+    look = {TEACHER: Style("teacher", "#d6006c", "o")}
+    for method in sorted(choices["method"].unique(), key=[TEACHER, *STYLES, *choices["method"]].index):
         look.setdefault(method, style_of(method, len(look)))
     front = choices[choices["front"]]
     axes.plot(front["milliseconds"], front["score"], color=PALE, linewidth=1.5, zorder=1)
@@ -39,6 +39,7 @@ def quality_latency(choices: pd.DataFrame) -> Figure:
         note(axes, words, at, (0, 9), ha="center", va="bottom", fontsize=7.5, color=GREY)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("median milliseconds a text as served (log scale; batch of 1, one thread)")
     axes.set_ylabel("mean development score of the frozen probe (0–100)")

@@ -17,7 +17,7 @@ import xarray as xr
 from study.analysis.numbers.results import Results
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, by_method, covered, holm, models, pool, two_sided
 from study.analysis.numbers.tables import write_tables
-from study.analysis.numbers.text import interval, number
+from study.analysis.numbers.text import interval, number, rate
 from study.descriptions import Comparison
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] =
         line += " **told apart**" * (row.p_holm <= TOLD_APART and row.covers == BOTH_SEEDS)
         rates = (row.learning_rate, row.reference_learning_rate)
         if rates[0] != rates[1] and not np.isnan(rates).any():
-            line += f"; learning rates {rates[0]:g} and {rates[1]:g}"
+            line += f"; learning rates {rate(rates[0])} and {rate(rates[1])}"
         lines.append(line)
     return "\n".join([f"**Found.** {lead}", "", *lines])
 

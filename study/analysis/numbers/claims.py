@@ -334,7 +334,9 @@ def _judge(rows: pd.DataFrame) -> tuple[str, str]:
     inside = undecided[(undecided["low"] > -undecided["margin"]) & (undecided["high"] < undecided["margin"])]
     reason = f"not shown either way: {_listed(undecided['contrast'], len(rows))}"
     if len(inside):
-        reason += f"; less than {inside['margin'].iloc[0]:g} point apart: {_listed(inside['contrast'], len(rows))}"
+        margin = inside["margin"].iloc[0]
+        points = "point" if margin == 1 else "points"
+        reason += f"; less than {margin:g} {points} apart: {_listed(inside['contrast'], len(rows))}"
     return UNDECIDED, reason
 
 

@@ -33,33 +33,33 @@ XTREME_DISTIL = "Mukherjee et al., arXiv 2106.04563"
 GLUE_SQUAD = "part of GLUE and SQuAD 2, average"
 
 PUBLISHED = (
-    Published("6 x 768", "BERT-base", "MiniLMv2", "MNLI-m, accuracy", 84.2, MINILMV2),
-    Published("6 x 384", "BERT-base", "MiniLMv2", "MNLI-m, accuracy", 82.8, MINILMV2),
-    Published("6 x 768", "RoBERTa-large", "MiniLMv2", "MNLI-m, accuracy", 87.0, MINILMV2),
-    Published("6 x 384", "XLM-R-large", "MiniLMv2", "XNLI, mean accuracy", 69.3, MINILMV2),
-    Published("12 x 384", "XLM-R-large", "MiniLMv2", "XNLI, mean accuracy", 72.9, MINILMV2),
-    Published("6 x 768", "BERT-base", "MiniLMv2", GLUE_PART, 86.1, MINILMV2),
-    Published("6 x 768", "BERT-base", "MiniLMv2", GLUE_PART, 82.9, "a public re-implementation; mostly lower in RTE"),
+    Published("6 × 768", "BERT-base", "MiniLMv2", "MNLI-m, accuracy", 84.2, MINILMV2),
+    Published("6 × 384", "BERT-base", "MiniLMv2", "MNLI-m, accuracy", 82.8, MINILMV2),
+    Published("6 × 768", "RoBERTa-large", "MiniLMv2", "MNLI-m, accuracy", 87.0, MINILMV2),
+    Published("6 × 384", "XLM-R-large", "MiniLMv2", "XNLI, mean accuracy", 69.3, MINILMV2),
+    Published("12 × 384", "XLM-R-large", "MiniLMv2", "XNLI, mean accuracy", 72.9, MINILMV2),
+    Published("6 × 768", "BERT-base", "MiniLMv2", GLUE_PART, 86.1, MINILMV2),
+    Published("6 × 768", "BERT-base", "MiniLMv2", GLUE_PART, 82.9, "a public re-implementation; mostly lower in RTE"),
     Published("DistilBERT", "BERT-base", "OD, MLM and cosine", GLUE, 77.0, DISTILBERT, 79.5),
     Published("DistilRoBERTa", "RoBERTa-base", "OD, MLM and cosine", GLUE, 82.3, DISTILROBERTA, 86.4),
-    Published("TinyBERT 4 x 312", "BERT-base", "mapping uniform", "average of its ablation", 75.6, TINYBERT),
-    Published("TinyBERT 4 x 312", "BERT-base", "mapping top", "average of its ablation", 70.9, TINYBERT),
-    Published("TinyBERT 4 x 312", "BERT-base", "mapping bottom", "average of its ablation", 71.3, TINYBERT),
-    Published("TinyBERT 4 x 312", "BERT-base", "no attention transfer", "average of its ablation", 71.0, TINYBERT),
-    Published("TinyBERT 4 x 312", "BERT-base", "no hidden states", "average of its ablation", 72.9, TINYBERT),
-    Published("TinyBERT 4 x 312", "BERT-base", "neither", "average of its ablation", 56.3, TINYBERT),
-    Published("BERT-base, 12 x 768", "–", "not distilled", GLUE_SQUAD, 84.8, XTREME_DISTIL),
-    Published("6 x 256", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 85.6, XTREME_DISTIL),
-    Published("6 x 384", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 86.6, XTREME_DISTIL),
-    Published("12 x 384", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 88.5, XTREME_DISTIL),
+    Published("TinyBERT 4 × 312", "BERT-base", "mapping uniform", "average of its ablation", 75.6, TINYBERT),
+    Published("TinyBERT 4 × 312", "BERT-base", "mapping top", "average of its ablation", 70.9, TINYBERT),
+    Published("TinyBERT 4 × 312", "BERT-base", "mapping bottom", "average of its ablation", 71.3, TINYBERT),
+    Published("TinyBERT 4 × 312", "BERT-base", "no attention transfer", "average of its ablation", 71.0, TINYBERT),
+    Published("TinyBERT 4 × 312", "BERT-base", "no hidden states", "average of its ablation", 72.9, TINYBERT),
+    Published("TinyBERT 4 × 312", "BERT-base", "neither", "average of its ablation", 56.3, TINYBERT),
+    Published("BERT-base, 12 × 768", "–", "not distilled", GLUE_SQUAD, 84.8, XTREME_DISTIL),
+    Published("6 × 256", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 85.6, XTREME_DISTIL),
+    Published("6 × 384", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 86.6, XTREME_DISTIL),
+    Published("12 × 384", "–", "embeddings, HS, attention, logits", GLUE_SQUAD, 88.5, XTREME_DISTIL),
     Published(
-        "KD-NAS", "XLM-R-base", "architecture search", "score at 7 x its speed on CPU, in %", 90.0, KD_NAS, 100.0
+        "KD-NAS", "XLM-R-base", "architecture search", "score at 7 × its speed on CPU, in %", 90.0, KD_NAS, 100.0
     ),
 )
 
 #: What of these may be set against the study's numbers.
 COMPARABLE = (
-    "Other teachers, texts and tasks, and budgets five orders of magnitude larger: no score above or below is"
+    "Other teachers, texts and tasks, and far larger budgets: no score above or below is"
     " comparable. What may be set side by side, with caution, is relative: the share of the teacher's score that a"
     " student keeps (it depends on the tasks, and on what chance scores on them), and the order of layer mappings."
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 NOTHING, MINUS = "–", "−"
@@ -15,6 +16,16 @@ def number(value: float, digits: int, sign: str = "") -> str:
         return NOTHING
     rounded = round(value, digits) + 0.0
     return f"{rounded:{sign if rounded else ''},.{digits}f}".replace("-", MINUS)
+
+
+def rate(value: float) -> str:
+    """A learning rate without an exponent, to three significant digits."""
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+
+
+def p_value(value: float) -> str:
+    """A p-value to three decimals, or that it lies below them; a dash for NaN."""
+    return "< 0.001" if value < 0.001 else number(value, 3)
 
 
 def interval(low: float, high: float, digits: int, sign: str = "") -> str:
