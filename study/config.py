@@ -102,6 +102,22 @@ class Params(Section):
             if name in chosen or (membership.variant in chosen and membership.extends in self.grid.methods)
         ]
 
+    def tuned_variants(self, setting: str) -> list[tuple[str, str]]:
+        """Of the setting's ablations, the trained methods and students for which `make tune` chooses a rate.
+
+        A variant's rate stands among those of a student, so that only students with rates of their own are tried.
+        """
+        ablations = self.grid.ablations.get(setting)
+        tuned = set(self.tuning.students.get(setting, []))
+        students = [name for name in ablations.students if name in tuned] if ablations else []
+        return [
+            (method, student)
+            for method in self.ablated(setting)
+            if isinstance(self.methods[method], Trained) and "learning_rate" not in self.memberships[method].changes
+            for student in students
+            if self.students[student].learning_rates
+        ]
+
     def task_budget(self, name: str) -> TaskBudget:
         """What is used of a task; of one's own that has no entry, everything in all its languages."""
         own, budget = self.tasks.get(name), self.finetuning.tasks.get(name)

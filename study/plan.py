@@ -133,15 +133,16 @@ def make_run(params: Params, setting: str, method: str, student: str, seed: int,
     """Everything that decides one student: the method's own options in the place of what all methods share.
 
     The learning rate is the one that was chosen at the budget, else the one that the student was tuned for, else the
-    method's; a variant takes that of the method it extends, unless it changes it.
+    method's; a variant takes that of the method it extends, unless it changes it or was tuned itself.
     """
     options, membership = params.methods[method], params.memberships.get(method)
     fields = type(options).model_fields
     own = {key: getattr(options, key) for key in ("inputs", "steps") if getattr(options, key, None) is not None}
     # fields of the run, not of its objective
     update: dict[str, Any] = {k: None for k in ("initialisation", "inputs", "steps", "equal_compute") if k in fields}
-    rated = membership.extends if membership and "learning_rate" not in membership.changes else method
     chosen = params.students[student].learning_rates | params.budget(budget).learning_rates
+    inherits = membership and "learning_rate" not in membership.changes and method not in chosen
+    rated = membership.extends if membership and inherits else method
     if rated in chosen:
         update["learning_rate"] = chosen[rated]
     equal_compute = None
@@ -275,10 +276,12 @@ class _Setting:
         )
 
     def tunings(self) -> Iterator[Tuning]:
-        """What is tried of every trained method of the grid."""
+        """What is tried: every trained method of the grid, and its variants on students with rates of their own."""
         params, tuning, tasks = self.params, self.params.tuning, self.params.settings[self.name].tasks
         trained = [method for method in params.grid.methods if isinstance(params.methods[method], Trained)]
-        for budget, method, student in product(tuning.budgets, trained, tuning.students.get(self.name, [])):
+        cells = list(product(tuning.budgets, trained, tuning.students.get(self.name, [])))
+        cells += [(BASE_BUDGET, *cell) for cell in params.tuned_variants(self.name)]
+        for budget, method, student in cells:
             run = make_run(params, self.name, method, student, tuning.seed, budget)
             steps = tuning.steps or run.distillation.steps
             distillation = run.distillation.model_copy(update={"steps": steps, "evaluate_every": steps})

@@ -101,6 +101,21 @@ def test_a_variant_takes_the_rate_of_what_it_extends_unless_it_changes_it(root):
     assert compared.equal_compute.objective.learning_rate == rates["od"]
 
 
+def test_variants_are_tuned_on_students_with_rates_of_their_own(root):
+    ablations = {"students": ["L6-H384", "L4-H192"], "variants": ["heads", "higher-rate"]}
+    edit(root, lambda document: document["grid"]["ablations"].update(multilingual=ablations))
+    edit(root, lambda document: document["grid"]["students"].update(multilingual=["L6-H384", "L4-H192"]))
+    edit(root, lambda document: document["tuning"]["students"].update(multilingual=["L4-H192", "L6-H384"]))
+    plan = resolve(root=root)
+    made = {(t.method, t.student) for t in plan.of(Tuning, "multilingual") if t.method in plan.params.memberships}
+    assert made == {(f"mha-minilmv2-heads-{heads}", "L6-H384") for heads in (6, 24, 48)}
+    rates = plan.params.students["L6-H384"].learning_rates
+    rates["mha-minilmv2-heads-24"] = 0.5
+    for heads, rate in ((6, rates["mha-minilmv2"]), (24, 0.5)):
+        run = make_run(plan.params, "multilingual", f"mha-minilmv2-heads-{heads}", "L6-H384", 1)
+        assert run.objective.learning_rate == rate
+
+
 def test_revisions_are_those_that_a_run_rests_on(tmp_path):
     families = {"masking", "start", "training"}
     for method, family in (
