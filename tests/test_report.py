@@ -376,6 +376,11 @@ def test_every_cell_names_its_column_for_narrow_screens(study):
     assert '--name: ""' in text and r'--name: "two \22 \3c words\3e : "' in text and 'class="cards"' in text
 
 
+def test_lines_part_groups_of_rows_and_not_single_rows():
+    groups = [presentation.styled([{"a": own} for own in rows], "some", groups="a") for rows in ("aab", "abc")]
+    assert ["border-top" in table.to_html() for table in groups] == [True, False]
+
+
 def test_differences_are_a_matrix_with_the_best_method_first(study):
     """0.01 between neighbours of the grid, each the same in all seeds."""
     *students, mean = presentation.differences(study.analyse())

@@ -54,7 +54,8 @@ def styled(
         words: columns of words, to the left; all others are to the right.
         wide: those of them whose lines may be broken.
         marked: cells, as CSS selects them -> their look.
-        groups: what the rows belong to, or the column that says it; a line is drawn where it changes.
+        groups: what the rows belong to, or the column that says it; a line is drawn where it changes, unless it
+            changes in every row.
         cards: whether pages show each row as a card where there is little room, headed by its first column, and its
             second if that is of words.
     """
@@ -80,9 +81,9 @@ def styled(
             looks.append({"selector": f"td.col{place}", "props": "white-space: normal; min-width: 7rem"})
     looks += [{"selector": cells, "props": look} for cells, look in (marked or {}).items()]
     groups = list(frame[groups]) if isinstance(groups, str) else groups
-    for place, (before, after) in enumerate(itertools.pairwise(groups), start=1):
-        if before != after:
-            looks.append({"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"})
+    begins = [place for place, (before, after) in enumerate(itertools.pairwise(groups), start=1) if before != after]
+    if len(begins) < len(groups) - 1:
+        looks += [{"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"} for place in begins]
     return table.set_table_styles(looks)
 
 
@@ -195,7 +196,9 @@ def verdicts(analysis: Analysis) -> Styler | None:
 
 
 def _seeds(analysis: Analysis) -> str:
-    return covered(analysis.scores)
+    """The seeds whose chance intervals cover, in words; the fine-tuning seed is none of them where there is one."""
+    said, once = covered(analysis.scores), analysis.scores.sizes["finetuning_seed"] == 1
+    return "distillation seeds, one fine-tuning of each" if once and said == BOTH_SEEDS else said
 
 
 def scores(analysis: Analysis, deviations: bool = False) -> Styler | None:
