@@ -175,7 +175,7 @@ def test_scores_by_language_have_a_panel_per_student_and_task(results, tmp_path)
     figure = figures.per_language(Analysis(replace(several.results, probes=long)))
     figure.draw_without_rendering()
     whole = [axes.title.get_window_extent() for axes in figure.axes]
-    assert all(0 <= title.x0 and title.x1 <= figure.bbox.x1 and title.y1 <= figure.bbox.y1 for title in whole)
+    assert all(title.x0 >= 0 and title.x1 <= figure.bbox.x1 and title.y1 <= figure.bbox.y1 for title in whole)
 
 
 def test_a_model_slower_and_worse_than_another_is_not_on_the_front(tmp_path):

@@ -36,7 +36,7 @@ from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
 from study.analysis.pages import run_words
 from study.analysis.report import CHOOSER, write_report
-from study.descriptions import Comparison
+from study.descriptions import BudgetCells, Comparison
 from study.execution import run_notebook
 from study.params import read_yaml
 from study.plan import write_plan
@@ -305,6 +305,14 @@ def test_the_index_tells_what_was_spent(pages):
     text = words_of(pages["index.html"])
     spent = "ablations included 6 million tokens of distillation each 0.4 hours of distillation and evaluation 0.4"
     assert f"students distilled or left untrained, {spent} measured" in text
+
+
+def test_runs_at_other_numbers_of_tokens_are_told_beside_what_was_spent(study):
+    results = study.analyse().results
+    cells = BudgetCells(tokens=20_000_000, methods=["od", "mlm"], seeds=[1])
+    comparison = results.comparison.model_copy(update={"budgets": {"long": cells}})
+    spent = presentation.overview([Analysis(replace(results, comparison=comparison))]).data.set_index("")["English"]
+    assert spent["trained for other numbers of tokens, beside them"] == "4"  # two methods, two students
 
 
 def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):

@@ -26,6 +26,7 @@ from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACH
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
 from study.analysis.numbers.tables import MEAN
 from study.analysis.numbers.text import NOTHING, interval, number, p_value, percent, rate, with_interval
+from study.sections import BASE_BUDGET
 
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
@@ -105,6 +106,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler | None:
         runs = everything[everything["method"] != TEACHER]
         tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
         hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
+        others = sum(budget != BASE_BUDGET for *_, budget in analysis.comparison.every_cell())
         columns[titled(analysis.setting)] = {
             "teacher": analysis.comparison.teacher.name,
             "students": ", ".join(analysis.comparison.students),
@@ -112,6 +114,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler | None:
             "students distilled or left untrained, ablations included": str(len(runs)),
             "million tokens of distillation each": " to ".join(number(t, 1) for t in tokens[:1] + tokens[1:][-1:]),
             "hours of distillation and evaluation": number(hours, 1),
+            **({"trained for other numbers of tokens, beside them": str(others)} if others else {}),
             "measured": " to ".join(sorted({everything["date"].min(), everything["date"].max()})),
             "on": " and ".join(everything["processor"].unique()),
             "cores": " or ".join(str(cores) for cores in sorted(everything["cores"].unique())),
