@@ -75,9 +75,10 @@ CAPTIONS = {
 
 
 def names(analysis: Analysis) -> list[str]:
-    """The figures that these results give: one by language only where there are several."""
-    several = len(analysis.per_language.columns[LANGUAGES]) > 1
-    return [name for name in CAPTIONS if name != "per_language" or several]
+    """The figures that these results give: languages where there are several, claims where a contrast was run."""
+    left_out = set() if len(analysis.per_language.columns[LANGUAGES]) > 1 else {"per_language"}
+    left_out |= {"claims"} if analysis.contrasts["missing"].astype(bool).all() else set()
+    return [name for name in CAPTIONS if name not in left_out]
 
 
 @drawn
