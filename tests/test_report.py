@@ -45,7 +45,7 @@ from study.sections import ANALYSES as KNOWN
 REPOSITORY = Path(__file__).parents[1]
 #: The study has one budget and nothing beside its grid.
 ANALYSES = {name: notebook for name, notebook in KNOWN.items() if name not in ("budgets", "neighbours")}
-FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
+FIGURES = set(figures.CAPTIONS) - {"per_language", "claims"}  # tasks of one language; no contrast has both methods
 TABLES = {
     "verdicts",
     "contrasts",
@@ -387,6 +387,13 @@ def test_every_cell_names_its_column_for_narrow_screens(study):
 def test_lines_part_groups_of_rows_and_not_single_rows():
     groups = [presentation.styled([{"a": own} for own in rows], "some", groups="a") for rows in ("aab", "abc")]
     assert ["border-top" in table.to_html() for table in groups] == [True, False]
+
+
+def test_a_score_of_one_fine_tuning_has_no_deviation(study):
+    analysis = study.analyse()
+    analysis.per_task.loc[0, "boolq_sd"] = np.nan
+    first, second, *_ = presentation.scores(analysis, deviations=True).data["boolq"]
+    assert "±" not in first and "±" in second
 
 
 def test_differences_are_a_matrix_with_the_best_method_first(study):

@@ -214,7 +214,8 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler | None:
     falls = analysis.distillation.groupby(["method", "student"])["last_interval_percent"].mean()
     rows = []
     for _, row in table.iterrows():
-        spread = {task: f" ± {number(100 * row[f'{task}_sd'], 1)}" if deviations else "" for task in tasks}
+        known = {task: 100 * row[f"{task}_sd"] for task in tasks if deviations and pd.notna(row[f"{task}_sd"])}
+        spread = {task: f" ± {number(known[task], 1)}" if task in known else "" for task in tasks}
         kept = with_interval(100 * row[["retained", "retained_low", "retained_high"]], 1)
         rows.append(
             model_words(row["student"], row["method"])
