@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from constructed_results import make_study
 
-from study.analysis.notebooks import TARGETS, TEXTS, write_notebooks
+from study.analysis.notebooks import TARGETS, TEXTS, executed_copies, write_notebooks
 from study.files import write_file
 from study.methods import HiddenState
 from study.sections import Encoder
@@ -62,6 +62,12 @@ def study(tmp_path):
     notebook(tmp_path / "runs/notebooks/distill_english_1.ipynb", "30_distill", "# Stopped", stopped=True)
     notebook(tmp_path / "runs/analyses/comparison_english.ipynb", "50_compare")
     return plan
+
+
+def test_a_setting_stands_before_those_that_lengthen_its_name(study):
+    for setting in ("english-base", "english"):
+        notebook(study.folder / f"runs/analyses/budgets_{setting}.ipynb", "56_budgets")
+    assert [copy.stem for copy in executed_copies(study)["56_budgets"]] == ["budgets_english", "budgets_english-base"]
 
 
 def test_the_first_executed_copy_is_a_page_with_code_outputs_and_formulas(study):
