@@ -389,6 +389,11 @@ def test_lines_part_groups_of_rows_and_not_single_rows():
     assert ["border-top" in table.to_html() for table in groups] == [True, False]
 
 
+def test_both_speed_ups_name_their_batch(study):
+    columns = [name for name in presentation.costs(study.analyse()).data if name.startswith("speed-up")]
+    assert columns == ["speed-up, batch of 1", "speed-up, batch of 32"]
+
+
 def test_a_score_of_one_fine_tuning_has_no_deviation(study):
     analysis = study.analyse()
     analysis.per_task.loc[0, "boolq_sd"] = np.nan

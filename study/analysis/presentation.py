@@ -276,9 +276,9 @@ def costs(analysis: Analysis) -> Styler | None:
                 "without embeddings (M)": number(row["encoder_parameters"] / 1e6, 1),
                 "GFLOPs": number(row["flops_per_sequence"] / 1e9, 2),
                 f"latency (ms), batch of {sizes[0]}": with_interval(row[measures], 1),
-                "speed-up": f"{number(row[f'speed_up_batch_{sizes[0]}'], 2)} ×",
+                f"speed-up, batch of {sizes[0]}": f"{number(row[f'speed_up_batch_{sizes[0]}'], 2)} ×",
                 f"sequences / s, batch of {sizes[-1]}": number(row[f"sequences_per_second_batch_{sizes[-1]}"], 0),
-                "speed-up ": f"{number(row[f'speed_up_batch_{sizes[-1]}'], 2)} ×",
+                f"speed-up, batch of {sizes[-1]}": f"{number(row[f'speed_up_batch_{sizes[-1]}'], 2)} ×",
             }
         )
     caption = (
