@@ -177,5 +177,5 @@ def training(setting: str, tables: Tables) -> Styler | None:
         | {"held-out loss, % of that before": number(100 * row.loss_share, 0)}
         for row in table.sort_values("method", key=lambda own: own.map(order), kind="stable").itertuples()
     ]
-    caption, words = "The learning rates that were trained with.", ["method", "tokens"]
+    caption, words = "Of each method at each number of tokens.", ["method", "tokens"]
     return styled(rows, "training", caption, setting=setting, words=words, groups="method")
