@@ -36,7 +36,7 @@ from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
 from study.analysis.pages import run_words
 from study.analysis.report import CHOOSER, named, write_report
-from study.descriptions import Comparison
+from study.descriptions import BudgetCells, Comparison
 from study.execution import run_notebook
 from study.params import read_yaml
 from study.plan import write_plan
@@ -314,6 +314,14 @@ def test_the_index_tells_what_was_spent(pages):
     assert f"students distilled or left untrained, {spent} measured" in text
 
 
+def test_runs_at_other_numbers_of_tokens_are_told_beside_what_was_spent(study):
+    results = study.analyse().results
+    cells = BudgetCells(tokens=20_000_000, methods=["od", "mlm"], seeds=[1])
+    comparison = results.comparison.model_copy(update={"budgets": {"long": cells}})
+    spent = presentation.overview([Analysis(replace(results, comparison=comparison))]).data.set_index("")["English"]
+    assert spent["trained for other numbers of tokens, beside them"] == "4"  # two methods, two students
+
+
 def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
     text = words_of(pages["index.html"])
     for claim in CLAIMS:
@@ -381,6 +389,11 @@ def test_every_cell_names_its_column_for_narrow_screens(study):
     table = presentation.styled([{"a": "b", 'two "<words>': 1}], "some")
     text = table.to_html()
     assert '--name: ""' in text and r'--name: "two \22 \3c words\3e : "' in text and 'class="cards"' in text
+
+
+def test_lines_part_groups_of_rows_and_not_single_rows():
+    groups = [presentation.styled([{"a": own} for own in rows], "some", groups="a") for rows in ("aab", "abc")]
+    assert ["border-top" in table.to_html() for table in groups] == [True, False]
 
 
 def test_differences_are_a_matrix_with_the_best_method_first(study):
