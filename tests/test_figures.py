@@ -281,3 +281,10 @@ def test_parts_without_a_gradient_are_left_white():
     norms = pd.DataFrame({"MLM": [0.5, 2.0], "MHA": [0.25, 0.0]}, index=["1: value", "head"])
     axes = of_methods.gradients(norms).axes[0]
     assert [text.get_text() for text in axes.texts] == ["0.5", "0.25", "2"]
+
+
+def test_a_method_named_after_another_is_called_so():
+    assert style.label("mha-minilmv2-unfitted") == "MHA: MiniLMv2, unfitted"
+    assert style.label("hs-uniform+last-mapping-reverse") == "HS: uniform+last, mapping reverse"
+    assert style.label("hs-uniform+last") == style.STYLES["hs-uniform+last"].label and style.label("mine") == "mine"
+    assert style.style_of("od-mine", 0).label == "OD, mine"
