@@ -175,7 +175,9 @@ def test_readers_see_what_was_trained_of_a_teacher(tmp_path):
     for head_only in (None, True):
         values["settings"]["english"]["adaptation"] = {"head_only": head_only} if head_only else {}
         YAML(typ="safe").dump(values, tmp_path / "params.yaml")
-        said.append(materials.materials(resolve(root=tmp_path)).data["what"].iloc[0])
+        plan = resolve(root=tmp_path)
+        said.append(materials.materials(plan).data["what"].iloc[0])
+        assert ("no longer the encoder" in materials.limits(plan).data) != bool(head_only)
     assert said == ["teacher, trained whole as a language model", "teacher, a head alone fitted on it"]
 
 
