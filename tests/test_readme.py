@@ -100,7 +100,9 @@ def test_readme_states_every_verdict_and_those_that_hang_on_one_task() -> None:
                   if (r["group"], r["budget"]) == ("context", budget)}  # fmt: skip
         shown = {claim: cells.split("|")[place].strip() for claim, cells in VERDICTS}
         assert shown == {claim: judged.get(claim, "–") for claim in shown}, (setting, budget)
-    assert "D6 contradicted, D3 too in English; D5" in README and "undecided in both settings" in README
+    assert "D6 contradicted, D3 too in English; D5" in README and "undecided, in `base-teacher` too" in README
+    larger = rows(ROOT / "profiles/base-teacher/reports/comparison/english-base/verdicts.csv")
+    assert [row["verdict"] for row in larger if row["claim"] == "D5"] == ["undecided"]
     others = {(r["claim"], s): r["verdict"] for s in ("english", "multilingual")
               for r in rows(OVERNIGHT / s / "verdicts.csv")}  # fmt: skip
     assert [others["D5", s] for s in ("english", "multilingual")] == ["undecided", "undecided"]
@@ -166,6 +168,16 @@ def test_pages_state_what_methods_close(folder: str, page: str, lead: str) -> No
     table = after[after.index("\n| ") :].partition("\n\n")[0]
     shown = re.findall(r"^\| `([\w+-]+)`.*\| ([^|]*) \| ([^|]*) \|$", table, re.M)
     assert {(g, m): c for m, *cells in shown for g, c in zip(("context", "sentence"), cells, strict=True)} == closed
+
+
+def test_evidence_states_the_contrasts_of_teacher_layers() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text().partition("**D5 stays undecided**")[2]
+    table = rows(ROOT / "profiles/base-teacher/reports/comparison/english-base/contrasts.csv")
+    own = [row for row in table if row["claim"] == "D5" and row["effect"]]
+    assert len(own) == 2 and {row["shown"] for row in own} == {"undecided"}
+    for row in own:
+        effect, low, high = (f"{float(row[key]):.1f}" for key in ("effect", "low", "high"))
+        assert page.count(f"by {effect} points ({low} to {high})") + page.count(f"by {effect} ({low} to {high})") == 1
 
 
 def test_the_page_on_methods_states_what_is_told_apart_in_several_languages() -> None:
