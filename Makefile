@@ -128,16 +128,17 @@ $(VENV)/peers: $(VENV)/ready study/speed/peers.py
 	python -m pip install --quiet $$(python -c 'from study.speed.peers import INSTALL; print(INSTALL)')
 	touch $@
 
-benchmark: environment check peers  ## speed of a training step beside its floor and public packages (half an hour, nothing else running)
-	python -m study run notebooks/60_benchmark.ipynb --executed $(FOLDER)/runs/notebooks/60_benchmark.ipynb -p profile $(PROFILE) -p output ../reports/benchmark
+benchmark runtimes: AGAIN = $(if $(MEASURED),-p measured ../$(MEASURED))
+benchmark: environment check $(if $(MEASURED),,peers)  ## speed of a training step beside its floor and public packages (half an hour, nothing else running; MEASURED=folder: its tables again)
+	python -m study run notebooks/60_benchmark.ipynb --executed $(FOLDER)/runs/notebooks/60_benchmark.ipynb -p profile $(PROFILE) -p output ../reports/benchmark $(AGAIN)
 
 costs: environment check  ## what runs cost: the cost model, checked and applied, from committed results alone
 	python -m study run notebooks/65_cost_model.ipynb --executed $(FOLDER)/runs/notebooks/65_cost_model.ipynb -p profile $(PROFILE) -p output ../reports/costs
 	python -m study run notebooks/65_grid_cost.ipynb --executed $(FOLDER)/runs/notebooks/65_grid_cost.ipynb -p profile $(PROFILE) -p output ../reports/costs
 	python -m study run notebooks/66_clusters.ipynb --executed $(FOLDER)/runs/notebooks/66_clusters.ipynb -p output ../reports/costs
 
-runtimes: environment check  ## what serves teacher and students how fast, and what it loses (SETTING=english; a quiet machine)
-	python -m study run notebooks/67_runtimes.ipynb --executed $(FOLDER)/runs/notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes
+runtimes: environment check  ## what serves teacher and students how fast, and what it loses (SETTING=english; a quiet machine; MEASURED=file: its tables again)
+	python -m study run notebooks/67_runtimes.ipynb --executed $(FOLDER)/runs/notebooks/67_runtimes.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/runtimes $(AGAIN)
 
 dynamics: plan  ## what a student's layers lose and gain while it trains (PROFILE=evidence SETTING=english; after its teacher)
 	python -m study run notebooks/68_dynamics.ipynb --executed $(FOLDER)/runs/notebooks/68_dynamics.ipynb -p profile $(PROFILE) -p setting $(or $(SETTING),english) -p output ../$(FOLDER)/reports/dynamics

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -18,6 +20,7 @@ from study.distillation.mappings import layer_mapping
 from study.distillation.objectives import OBJECTIVES
 from study.distillation.taps import read_activations
 from study.distillation.trainer import switch_off_dropout
+from study.execution import run_notebook
 from study.sections import Encoder
 from study.speed import benchmark, cost
 from study.speed import tables as speed
@@ -25,6 +28,7 @@ from study.speed.benchmark import applicable, measure_method
 from study.speed.floor import floor
 from study.speed.parts import PARTS
 
+ROOT = Path(__file__).parents[1]
 SMALL = {
     "vocabulary": 1000,
     "teacher": tiny.TEACHER,
@@ -318,3 +322,16 @@ def test_wall_time_is_that_of_a_whole_run_or_none(tmp_path):
     assert table["seconds"].to_dict() == {kind: 2.0 * count for kind, count in counts.items()}
     (folder / f"{names[-1]}.ipynb").unlink()
     assert cost.stage_seconds(plan).empty
+
+
+def test_tables_and_figures_are_drawn_again_from_what_was_measured(tmp_path):
+    committed = ROOT / "reports/benchmark/amd-epyc-avx512-bf16"
+    folder = tmp_path / "measured"
+    folder.mkdir()
+    for name in ("benchmark", "levers"):
+        shutil.copy(committed / f"{name}.json", folder)
+    values = {"measured": str(folder), "output": str(tmp_path / "nowhere")}
+    run_notebook(ROOT / "notebooks/60_benchmark.ipynb", tmp_path / "executed.ipynb", values, ROOT)
+    for table in ("steps.csv", "ratios.csv", "levers.csv"):
+        assert (folder / table).read_text() == (committed / table).read_text()
+    assert (folder / "step_times_bf16.png").stat().st_size > 10_000 and not (tmp_path / "nowhere").exists()

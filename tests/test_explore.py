@@ -26,7 +26,7 @@ def test_attention_of_teacher_and_student_stands_side_by_side(explorer):
     figure = explorer.attention("ax by cz", "mha-minilmv2", "L2-H24")
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:3] == [f"teacher, layer 3: {name}" for name in ("query", "key", "value")]
-    assert titles[3:] == [f"mha-minilmv2 L2-H24, last layer: {name}" for name in ("query", "key", "value")]
+    assert titles[3:] == [f"MHA: MiniLMv2, L2-H24, last layer: {name}" for name in ("query", "key", "value")]
     assert all(axes.images[0].get_array().sum() == pytest.approx(5, rel=1e-4) for axes in figure.axes)  # rows sum to 1
     assert [label.get_text() for label in figure.axes[3].get_yticklabels()] == ["[CLS]", "ax", "by", "cz", "[SEP]"]
 

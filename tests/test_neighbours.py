@@ -16,7 +16,7 @@ from test_report import REPOSITORY, Page, executed
 
 from study import StudyError, resolve
 from study.analysis.figures import neighbours as figures
-from study.analysis.numbers.neighbours import arms, load_neighbours, verdicts
+from study.analysis.numbers.neighbours import arms, called, load_neighbours, verdicts
 from study.analysis.numbers.overview import ASKED_FOR, READ, SYSTEMS, overview
 from study.analysis.report import write_report
 from study.data import storage
@@ -43,7 +43,13 @@ def result(claims=(("own", "other", "above"),), values=VALUES, **changes) -> Nei
     checks = [{"claim": f"{a} {sign} {b}", "first": a, "second": b, "measure": "score", "sign": sign}
               for a, b, sign in claims]  # fmt: skip
     rows = [{"name": name, "words": f"arm {name}", "values": {"score": own}} for name, own in values.items()]
-    told = {"neighbour": "prequant", "system": "prequant", "title": "T", "source": "arXiv 1", "standing": "our reading"}
+    told = {
+        "neighbour": "prequant",
+        "system": "prequant",
+        "title": "PreQuant: quantise",
+        "source": "arXiv 1",
+        "standing": "our reading",
+    }
     told |= {"equation": "x", "reproduced": "All.", "unknown": ["much"], "model": "teacher", "options": {}}
     told |= {"revisions": {}, "seeds": [1, 2, 3], "measures": {"score": "macro score"}, "seconds": 60.0}
     return NeighbourResult.model_validate(HEAD | told | {"arms": rows, "checks": checks} | changes)
@@ -64,6 +70,29 @@ def test_verdicts_by_hand():
     assert verdicts(result(values=wide))["verdict"].tolist() == ["undecided"]
     two = {name: own[:2] for name, own in VALUES.items()}
     assert verdicts(result(values=two, seeds=[1, 2]))["verdict"].tolist() == ["not judged"]
+
+
+@pytest.mark.fast
+def test_systems_have_the_names_of_their_sources():
+    assert called(result()) == "PreQuant" and called(result(neighbour="prequant-student")) == "PreQuant (student)"
+    assert called(result(neighbour="mine")) == "PreQuant (mine)"
+    told = figures.about(result()).data
+    assert told.startswith("**PreQuant**: quantise, arXiv 1.")
+
+
+@pytest.mark.fast
+def test_of_arms_and_measures_the_fewer_are_columns():
+    rows = figures.arms_table(result()).data
+    assert list(rows.columns) == ["arm", "macro score"] and list(rows["arm"]) == ["arm own", "arm other"]
+    many = {f"m{n}": [n, n, n + 1] for n in range(4)}
+    arms = [{"name": name, "words": f"arm {name}", "values": many} for name in ("own", "other")]
+    rows = figures.arms_table(result(arms=arms, claims=(), measures={name: name for name in many})).data
+    assert list(rows.columns) == ["measure", "arm own", "arm other"] and list(rows["measure"]) == [
+        "m0",
+        "m1",
+        "m2",
+        "m3",
+    ]
 
 
 @pytest.mark.fast
@@ -189,12 +218,12 @@ def test_everything_side_by_side_by_hand(tmp_path):
     layout = plan.layout("english")
     fine = VALUES | {"full": [0.9, 0.9, 0.9]}
     shown = overview([result(values=fine, claims=())], layout).set_index("row")
-    assert list(shown.index) == ["teacher", "none, L3-H192", "mlm, L3-H192", *ASKED_FOR, "prequant"]
+    assert list(shown.index) == ["teacher", "none, L3-H192", "mlm, L3-H192", *ASKED_FOR, "PreQuant"]
     left = layout.result("mlm_L3-H192_1")
     write_file(left.with_name("mlm_L9-H9_1.json"), left.read_text())  # of a student that is no more
     assert list(overview([], layout)["row"]) == list(shown.index[:-1])
     nothing = overview([result(values=fine | {"full": [0.0] * 3}, claims=())], layout).set_index("row")
-    assert nothing.isna().loc["prequant", "kept"]
+    assert nothing.isna().loc["PreQuant", "kept"]
     with pytest.raises(StudyError, match="another; overview.SYSTEMS lacks it"):
         overview([result(claims=()).model_copy(update={"system": "another"})], layout)
     assert set(SYSTEMS) == set(NOTEBOOKS)
@@ -202,7 +231,7 @@ def test_everything_side_by_side_by_hand(tmp_path):
     mean, half = 100 * 0.644 / 0.8, 4.302653 * 100 * 0.004 / 0.8 / 3**0.5
     assert [own["kept"], own["low"], own["high"]] == pytest.approx([mean, mean - half, mean + half])
     assert own["cost"] == "0.41 M tokens, 190 s, CPU" and shown.loc["none, L3-H192", "cost"] == "no training"
-    assert shown.loc["prequant", "kept"] == pytest.approx(100 * (0.82 + 0.85 + 0.81) / 3 / 0.9)
+    assert shown.loc["PreQuant", "kept"] == pytest.approx(100 * (0.82 + 0.85 + 0.81) / 3 / 0.9)
     assert shown["latency"].isna().all() and figures.overview_figure(shown.reset_index()) is None
     assert (shown.loc[[*ASKED_FOR], "of"] == "not run").all() and shown.loc[[*ASKED_FOR], "kept"].isna().all()
     timed = "model,runtime,input,batch_size,threads,p50\nteacher,eager,texts,1,1,12\nL3-H192,eager,texts,1,1,3\n"

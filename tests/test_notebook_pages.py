@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from constructed_results import make_study
 
-from study.analysis.notebooks import TARGETS, TEXTS, write_notebooks
+from study.analysis.notebooks import TARGETS, TEXTS, breakable, write_notebooks
 from study.files import write_file
 from study.methods import HiddenState
 from study.sections import Encoder
@@ -129,6 +129,12 @@ def test_tables_of_a_committed_page_have_names_of_their_own(page):
     """Two of one name would take each other's colours."""
     names = re.findall(r'<table[^>]* id="([^"]+)"', page.read_text())
     assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
+
+
+def test_headings_of_tables_may_be_broken_behind_underscores():
+    page = '<th class="a_b">lower_quartile_seconds</th><td>a_b</td><thead>'
+    broken = '<th class="a_b">lower_<wbr>quartile_<wbr>seconds</th><td>a_b</td><thead>'
+    assert breakable(page) == broken == breakable(broken)
 
 
 def test_what_tuning_executes_has_a_page(study):

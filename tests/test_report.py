@@ -35,7 +35,7 @@ from study.analysis.numbers.analysis import Analysis, analyse
 from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
 from study.analysis.pages import run_words
-from study.analysis.report import CHOOSER, write_report
+from study.analysis.report import CHOOSER, named, write_report
 from study.descriptions import Comparison
 from study.execution import run_notebook
 from study.params import read_yaml
@@ -261,6 +261,13 @@ def test_pages_load_nothing_from_elsewhere_and_run_nothing(pages):
         for _, attributes in page.tags:
             for key in ("src", "href"):
                 assert not re.match(r"(\w+:)?//|data:", attributes.get(key) or "")
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders():
+    links = ["../budgets/english/verdicts.csv", "../neighbours/english/arms.csv", "../neighbours/verdicts.csv"]
+    assert list(named(links).items()) == list(
+        zip(links, ["english/verdicts.csv", "arms.csv", "neighbours/verdicts.csv"], strict=True)
+    )
 
 
 def test_every_link_leads_to_a_file(study, pages):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny
 from datasets import DatasetDict
@@ -10,8 +12,11 @@ from study.analysis.figures.runtimes import quality_latency
 from study.analysis.figures.style import STYLES, save
 from study.analysis.runtimes import Footprint, Quality, RuntimesResult, Timing, choices, timings
 from study.data import storage
+from study.execution import run_notebook
 from study.records import SCHEMA, read_record
 from study.runtime import environment
+
+ROOT = Path(__file__).parents[1]
 
 
 def result(scores: dict[tuple[str, str, str], float], milliseconds: dict[tuple[str, str], float]) -> RuntimesResult:
@@ -113,3 +118,18 @@ def test_every_model_is_timed_in_every_runtime_and_scored_in_every_precision(tmp
     assert quality["teacher", "fp32"].cosine == pytest.approx(1, abs=1e-6)
     assert 0.9 < quality["teacher", "int8"].cosine < 0.999999
     assert len(choices(made)) == 3
+
+
+def test_tables_and_figure_are_drawn_again_from_what_was_measured(tmp_path):
+    committed = ROOT / "reports/runtimes/english"
+    values = {"profile": "laptop", "measured": str(committed / "runtimes.json"), "output": str(tmp_path)}
+    run_notebook(ROOT / "notebooks/67_runtimes.ipynb", tmp_path / "executed.ipynb", values, ROOT)
+    for table in ("timings.csv", "choices.csv"):
+        assert (tmp_path / "english" / table).read_text() == (committed / table).read_text()
+    with pytest.raises(Exception, match="setting = 'english'; at this place allowed: 'multilingual'"):
+        run_notebook(
+            ROOT / "notebooks/67_runtimes.ipynb",
+            tmp_path / "executed.ipynb",
+            values | {"setting": "multilingual"},
+            ROOT,
+        )

@@ -178,7 +178,7 @@ def _most(gap: pd.DataFrame | None, kind: str) -> str:
     best = own.loc[own["closed"].idxmax()]
     if not best["learnt"]:
         return "nothing learnt"
-    return f"{short(best['method'])}: {with_interval((best['closed'], best['low'], best['high']), 0)} %"
+    return f"{short(best['method'])}: {with_interval((best['closed'], best['low'], best['high']), 0)}\u00a0%"
 
 
 def _recommending(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from study.analysis.figures.methods import draw_relation
-from study.analysis.figures.style import drawn, new_figure
+from study.analysis.figures.style import drawn, new_figure, short
 from study.data.pretrained import has_language_modelling_head, load_model, load_tokenizer
 from study.descriptions import TEACHER
 from study.distillation.taps import PROJECTIONS, Activations, read_activations
@@ -108,7 +108,7 @@ class Explorer:
         tokens = self.tokens(sentence)
         shown = (
             (f"teacher, layer {teacher_layer}", self.teacher, teacher_layer),
-            (f"{method} {student}, last layer", model, model.config.num_hidden_layers),
+            (f"{short(method)}, {student}, last layer", model, model.config.num_hidden_layers),
         )
         figure = new_figure(6.4, width=9)
         panels = figure.subplots(2, 3, sharex=True, sharey=True)

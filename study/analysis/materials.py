@@ -22,7 +22,7 @@ masked-language-modelling head, which output-distribution transfer needs, was fi
 """
 LIMITS = """\
 * The results are about these teachers and these budgets, not about {others}training runs many thousand times longer.
-* One distillation seed per method, where there is no more (see what was run), leaves intervals that hold the \
+* One distillation seed per method, where there is no more, leaves intervals that hold the \
 chance of fine-tuning, not that of initialisation and data order in distillation. Small differences between methods \
 may be chance.
 * The best of several methods looks better than it is, even when it is chosen on development data.

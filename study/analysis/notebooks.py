@@ -118,6 +118,11 @@ def linked(page: str, links: dict[str, str], but: str = "") -> str:
     return re.sub(rf'href="(?:[^":]*/)?({others})\.(?:html|ipynb)"', lambda own: f'href="{links[own[1]]}"', page)
 
 
+def breakable(page: str) -> str:
+    """A page whose tables' headings may go on in the next line behind an underscore."""
+    return re.sub(r"(<th\b[^>]*>)([^<]*)", lambda own: own[1] + re.sub(r"_(?=\w)", "_<wbr>", own[2]), page)
+
+
 def _all(plan: Plan) -> list[Path]:
     return sorted((plan.root / "notebooks").glob("*.ipynb"))
 
@@ -154,7 +159,7 @@ def _command(plan: Plan, name: str) -> str:
 def _write_anew(page: Path, links: dict[str, str], nav: Navigation) -> None:
     """A page that was made elsewhere, in the style, under the navigation and with the links of today."""
     before = page.read_text()
-    text = linked(before, links, page.stem)
+    text = breakable(linked(before, links, page.stem))
     if (text := frame_anew(text, "notebook.html", nav=nav, here=page.name, style=STYLE, notebook="")) != before:
         write_file(page, text)
 
@@ -196,4 +201,4 @@ def _content(page: Path, executed: Path, links: dict[str, str], root: Path, up: 
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = outputs, None
     body = as_html(notebook, notebook.cells, code=True).replace(str(root.resolve()), "…")
-    return title, Markup(re.sub(r"[ \t]+\n", "\n", body))
+    return title, Markup(breakable(re.sub(r"[ \t]+\n", "\n", body)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def write_report(plan: Plan) -> Path:
         same = plan.analyses(page.setting) if page.setting else {}
         content = linked(content, links | {own: f"{name}_{page.setting}.html" for name, own in same.items()})
         title = f"{titled(f'{page.title}, {page.setting}'.strip(', '))} · {heading} · profile {plan.profile}"
-        files = {heading: [link(file, html) for file in files] for heading, files in page.files.items()}
+        files = {heading: named([link(file, html) for file in files]) for heading, files in page.files.items()}
         made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
         looks = {"style": STYLE, "notebook": made_by, "files": files}
         write_page(html / page.name, "page.html", plan, nav, title=title, content=Markup(content), **looks)
@@ -143,6 +144,13 @@ def _check(plan: Plan, analyses: list[Analysis]) -> None:
         needed.append(folder / "headline.json")
     if missing := [link(path, plan.root) for path in needed if not path.is_file()]:
         raise StudyError(f"the report lacks {', '.join(missing)}; `dvc repro` makes them")
+
+
+def named(links: list[str]) -> dict[str, str]:
+    """Link -> its file's name, after its folder's where another file has the name, too."""
+    parts = {link: link.split("/") for link in links}
+    often = Counter(part[-1] for part in parts.values())
+    return {link: "/".join(part[-2:] if often[part[-1]] > 1 else part[-1:]) for link, part in parts.items()}
 
 
 def _linked(plan: Plan) -> dict[str, list[Path]]:

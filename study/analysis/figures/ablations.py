@@ -74,6 +74,7 @@ def ablation(analysis: Analysis, *variants: str) -> Figure | None:
         axes.set_title(f"from {label(reference)}", loc="left")
         axes.set_yticks(range(len(rows)), [_words(analysis, method, reference) for method in rows["method"]])
         axes.tick_params(length=0)
+        axes.tick_params(axis="y", pad=8)  # beside arrows at the edge
         axes.spines["bottom"].set_visible(reference == list(groups)[-1])
         axes.grid(axis="x")
     figure.axes[-1].set_xlabel("difference of macro test scores (points of 0–100)")

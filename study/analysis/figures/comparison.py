@@ -190,7 +190,7 @@ def per_task(analysis: Analysis) -> Figure:
                 axes.axvline(levels[task, FLOOR, student], color=color, zorder=1, **floor_line)
         axes.set(title=task, xlabel=f"{METRICS.get(metrics[task], metrics[task])} × 100", ylabel="")
         axes.grid(axis="y")
-        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="y", length=0, pad=8)
     handles = []
     for student, (color, marker) in students.items():
         handles.append(handle(student, color, marker))

@@ -11,7 +11,7 @@ from pandas.io.formats.style import Styler
 
 from study.analysis.answers import VERDICT_LOOKS
 from study.analysis.figures.style import GREY, STUDENT_STYLES, drawn, in_words, new_figure, short
-from study.analysis.numbers.neighbours import arms, verdicts
+from study.analysis.numbers.neighbours import arms, called, verdicts
 from study.analysis.numbers.overview import NOT_MEASURED, NOT_RUN
 from study.analysis.numbers.text import interval, number, with_interval
 from study.analysis.presentation import styled
@@ -45,12 +45,13 @@ def about(result: NeighbourResult, again: bool = False) -> Markdown:
     run += f"; {', '.join(options['tasks'])}" if options.get("tasks") else ""
     run += f"; at most so many examples: {sizes}" if sizes else ""
     run += f"; {number(result.seconds / 60, 0)} min of computing."
-    title = f"**{result.neighbour}**: {result.title}, {result.source}. Standing: **{result.standing}**."
+    told = ", ".join(filter(None, (result.title.partition(":")[2].strip(), result.source)))
+    title = f"**{called(result)}**: {told}. Standing: **{result.standing}**."
     if again:
-        return Markdown(f"**{result.neighbour}**: the same. {run}")
+        return Markdown(f"**{called(result)}**: the same. {run}")
     unknown = "\n".join(f"* {line}" for line in result.unknown)
-    told = {key: value for key, value in options.items() if key not in ("system", "seeds", "model")}
-    chosen = ", ".join(f"{key}: {value}" for key, value in told.items()).replace("'", "")
+    given = {key: value for key, value in options.items() if key not in ("system", "seeds", "model")}
+    chosen = ", ".join(f"{key}: {value}" for key, value in given.items()).replace("'", "")
     parts = [title, result.equation, result.reproduced, f"Run with `{chosen}`." if chosen else ""]
     parts += [f"What could not be known:\n\n{unknown}" if unknown else "", run]
     return Markdown("\n\n".join(filter(None, parts)))
@@ -62,7 +63,7 @@ def _scale(rows: pd.DataFrame) -> pd.Series:
 
 
 def arms_table(result: NeighbourResult) -> Styler | None:
-    """Arms by measures: mean and 95 % interval over seeds; shares of one times 100.
+    """Arms by measures, or the other way if arms are fewer: mean and 95 % interval over seeds; shares of one times 100.
 
     A measure that is the first one again, as a task's score is where there is one task, is left out.
     """
@@ -77,12 +78,15 @@ def arms_table(result: NeighbourResult) -> Styler | None:
         shown[row.arm, row.measure] = number(mean, digits) + ends
     first, *others = result.measures
     other = [m for m in others if any(arm.values.get(m) != arm.values.get(first) for arm in result.arms)]
-    table = [
+    rows = [
         {"arm": arm.words} | {result.measures[m]: shown.get((arm.name, m), "") for m in (first, *other)}
         for arm in result.arms
     ]
-    caption = f"{result.neighbour}: means over seeds and 95 % intervals (Student's)."
-    return styled(table, f"arms-{result.neighbour}", caption, setting=result.setting, words=["arm"])
+    table = pd.DataFrame(rows)
+    if len(other) >= len(result.arms):
+        table = table.set_index("arm").T.rename_axis("measure").reset_index()
+    caption = f"{called(result)}: means over seeds and 95 % intervals (Student's)."
+    return styled(table, f"arms-{result.neighbour}", caption, setting=result.setting, wide=[table.columns[0]])
 
 
 def verdicts_table(result: NeighbourResult) -> Styler | None:
@@ -95,12 +99,12 @@ def verdicts_table(result: NeighbourResult) -> Styler | None:
     table = [
         {"claim": row.claim, "verdict": row.verdict}
         | {"difference (interval)": with_interval((row.difference, row.low, row.high), 2, "+")}
-        | {"between": f"{words[row.first]} – {words[row.second]}", "expected": f"{row.sign} zero"}
+        | {"between": f"{words[row.first]} − {words[row.second]}", "expected": f"{row.sign} zero"}
         for row in rows.itertuples()
     ]
     seeds = f"{len(result.seeds)} seeds; at least 3 are needed to judge."
     return styled(
-        table, f"checks-{result.neighbour}", f"{result.neighbour}: differences paired by seed, {seeds}",
+        table, f"checks-{result.neighbour}", f"{called(result)}: differences paired by seed, {seeds}",
         setting=result.setting, words=["verdict", "expected"], wide=["claim", "between"],
         marked={f"td.row{n}.col1": look for n, own in enumerate(rows["verdict"]) if (look := VERDICT_LOOKS.get(own))},
     )  # fmt: skip
@@ -121,6 +125,7 @@ def arms_figure(result: NeighbourResult) -> Figure:
     axes.hlines(known["height"], known["low"], known["high"], color=color, linewidth=1.4)
     axes.set_yticks(rows["height"], [textwrap.fill(words, 58) for words in rows["words"]])
     axes.set_xlabel(f"{result.measures[measure]}{' × 100' if times == 100 else ''}")
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x")
     return figure
 

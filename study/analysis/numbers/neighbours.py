@@ -29,6 +29,13 @@ def load_neighbours(description: Neighbours, layout: Layout) -> list[NeighbourRe
     return [read_record(path, NeighbourResult, **where, neighbour=name) for name, path in paths.items()]
 
 
+def called(result: NeighbourResult) -> str:
+    """A system's name as its source writes it; where params.yaml has it under more names, what sets this one apart."""
+    name = result.title.partition(":")[0]
+    apart = result.neighbour.removeprefix(result.system).strip("-")
+    return f"{name} ({apart})" if apart else name
+
+
 def over_seeds(values: list[float]) -> Estimate:
     """Mean over seeds with its standard error; NaN of one seed."""
     return estimate(np.array([values]))

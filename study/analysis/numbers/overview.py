@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from study.analysis.numbers.budgets import score_rows, standing
-from study.analysis.numbers.neighbours import over_seeds
+from study.analysis.numbers.neighbours import called, over_seeds
 from study.descriptions import TEACHER, Comparison, model_name, open_description
 from study.files import Layout, StudyError
 from study.records import ResultFile, RunResult, read_record
@@ -152,7 +152,7 @@ def _system(result: NeighbourResult, comparison: Comparison, latency: dict[str, 
     elif sizes and result.system == "xtremedistil":
         same = [n for n, one in comparison.students.items() if all(getattr(one, k) == v for k, v in sizes.items() if v)]
         shape = same[0] if same else None
-    row = _row(result.neighbour, "system", (needs[0], needs[1], needs[2]), latency.get(shape or ""))
+    row = _row(called(result), "system", (needs[0], needs[1], needs[2]), latency.get(shape or ""))
     counts = f"{len(result.arms)} arms, {len(result.seeds)} seeds"
     row["cost"] = f"{result.seconds / 60:,.0f} min, {counts}, {_device(result)}"
     if reference not in arms or measure not in arms[reference]:
