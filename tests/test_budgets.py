@@ -89,6 +89,7 @@ def test_a_start_that_is_not_trained_is_judged_by_its_scores_alone():
     assert set(tables["gap"]["method"]) == set(METHODS)
     rates = readable.training("english", tables).data
     assert len(rates) == len(readable.training("english", budget_tables(made)).data)
+    assert "nan" not in readable.training("english", tables).to_html()
     assert draw(start.comparison, tables["gap"]).axes
 
 

@@ -10,6 +10,7 @@ import pytest
 from constructed_results import make_study, results_of_scores, run_result, write, write_grid
 from scipy import stats
 
+from study.analysis import presentation
 from study.analysis.numbers import claims as module
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import CLAIMS, HS, ONE_TO_N, Claim, Contrast
@@ -136,6 +137,19 @@ def test_one_distillation_seed_judges_nothing(finetunings, reason):
 
 
 @pytest.mark.parametrize(
+    ("seeds", "finetunings", "said"),
+    [
+        (3, 2, "distillation and fine-tuning seeds"),
+        (3, 1, "distillation seeds, one fine-tuning of each"),
+        (1, 2, "fine-tuning seeds only"),
+    ],
+)
+def test_tables_name_the_seeds_that_their_intervals_cover(seeds, finetunings, said):
+    shown = presentation.verdicts(Analysis(constructed(seeds=seeds, finetunings=finetunings)))
+    assert shown.caption.endswith(f"intervals over {said}.")
+
+
+@pytest.mark.parametrize(
     ("gone", "missing"),
     [
         ("od", {"D1": "od", "D4": "od"}),
@@ -257,7 +271,8 @@ def test_methods_shown_to_be_close_are_told_from_those_of_which_nothing_is_known
 
 
 def test_rates_and_small_p_values_are_written_without_exponents_or_zeros():
-    assert [rate(value) for value in (3e-05, 3e-4, 0.001, 0.01)] == ["0.00003", "0.0003", "0.001", "0.01"]
+    rates = (3e-05, 3e-4, 0.001, 0.01, float("nan"))
+    assert [rate(value) for value in rates] == ["0.00003", "0.0003", "0.001", "0.01", "–"]
     assert [p_value(value) for value in (0.0002, 0.0564, 1.0, float("nan"))] == ["< 0.001", "0.056", "1.000", "–"]
 
 

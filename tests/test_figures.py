@@ -162,15 +162,21 @@ def test_scores_by_language_have_a_panel_per_student_and_task(results, tmp_path)
     study = make_study(tmp_path, ["none", "od"])
     add_languages(write_grid(study))
     several = several_languages(study).analyse()
-    assert figures.names(several) == list(figures.CAPTIONS)
+    unclaimed = [name for name in figures.CAPTIONS if name != "claims"]  # no contrast of a claim has both methods
+    assert figures.names(several) == unclaimed
     one = several.results.probes.query("language == 'es'")
     assert figures.names(Analysis(replace(results.results, probes=one))) == NAMES  # a language alone compares nothing
     figure = figures.per_language(several)
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == [f"{task}, {s}" for s in ("L3-H384", "L3-H192") for task in ("topic", "retrieval")]
+    assert titles == [f"{task}\n{s}" for s in ("L3-H384", "L3-H192") for task in ("topic", "retrieval")]
     assert {"the teacher", "OD: output distribution", "en\n62", "es\n52"} <= texts(figure)  # topic: 0.02 more than 0.60
     cells = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert cells[0] == ["+20"] * 3 + ["+1"] * 3 and cells[1] == ["0"] * 4  # 0.80 and 0.61 less 0.60; probes are alike
+    long = several.results.probes.assign(task="masked-word-multilingual")
+    figure = figures.per_language(Analysis(replace(several.results, probes=long)))
+    figure.draw_without_rendering()
+    whole = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(title.x0 >= 0 and title.x1 <= figure.bbox.x1 and title.y1 <= figure.bbox.y1 for title in whole)
 
 
 def test_a_model_slower_and_worse_than_another_is_not_on_the_front(tmp_path):
@@ -275,3 +281,10 @@ def test_parts_without_a_gradient_are_left_white():
     norms = pd.DataFrame({"MLM": [0.5, 2.0], "MHA": [0.25, 0.0]}, index=["1: value", "head"])
     axes = of_methods.gradients(norms).axes[0]
     assert [text.get_text() for text in axes.texts] == ["0.5", "0.25", "2"]
+
+
+def test_a_method_named_after_another_is_called_so():
+    assert style.label("mha-minilmv2-unfitted") == "MHA: MiniLMv2, unfitted"
+    assert style.label("hs-uniform+last-mapping-reverse") == "HS: uniform+last, mapping reverse"
+    assert style.label("hs-uniform+last") == style.STYLES["hs-uniform+last"].label and style.label("mine") == "mine"
+    assert style.style_of("od-mine", 0).label == "OD, mine"

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from constructed_results import make_study
 
-from study.analysis.notebooks import TARGETS, TEXTS, breakable, write_notebooks
+from study.analysis.notebooks import TARGETS, TEXTS, breakable, executed_copies, write_notebooks
 from study.files import write_file
 from study.methods import HiddenState
 from study.sections import Encoder
@@ -29,13 +29,14 @@ $$\mathcal{L} = \frac{1}{N} \sum_n a_n * b_n.$$
 Next: [scores](40_evaluate.ipynb), [all](50_compare.ipynb), [how](../docs/design.md)."""
 
 
-def notebook(path, source, prose=PROSE, outputs=(), failed=False):
+def notebook(path, source, prose=PROSE, outputs=(), failed=False, stopped=False):
     made = nbformat.v4.new_notebook()
     made.cells = [
         nbformat.v4.new_markdown_cell(prose),
         nbformat.v4.new_code_cell("fall = 1 < 2", outputs=list(outputs)),
     ]
     made.metadata["papermill"] = {"input_path": f"scratch/notebooks/{source}.ipynb", "exception": failed or None}
+    made.cells[-1].metadata["papermill"] = {"status": "pending" if stopped else "completed"}
     write_file(path, nbformat.writes(made))
 
 
@@ -58,8 +59,15 @@ def study(tmp_path):
     notebook(tmp_path / "runs/notebooks/distill_english_b.ipynb", "30_distill", "# Another")
     notebook(tmp_path / "runs/notebooks/distill_english_a.ipynb", "30_distill", outputs=outputs)
     notebook(tmp_path / "runs/notebooks/distill_english_0.ipynb", "30_distill", "# Failed", failed=True)
+    notebook(tmp_path / "runs/notebooks/distill_english_1.ipynb", "30_distill", "# Stopped", stopped=True)
     notebook(tmp_path / "runs/analyses/comparison_english.ipynb", "50_compare")
     return plan
+
+
+def test_a_setting_stands_before_those_that_lengthen_its_name(study):
+    for setting in ("english-base", "english"):
+        notebook(study.folder / f"runs/analyses/budgets_{setting}.ipynb", "56_budgets")
+    assert [copy.stem for copy in executed_copies(study)["56_budgets"]] == ["budgets_english", "budgets_english-base"]
 
 
 def test_the_first_executed_copy_is_a_page_with_code_outputs_and_formulas(study):

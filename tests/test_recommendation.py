@@ -150,6 +150,8 @@ def test_readers_see_floor_interval_tasks_tokens_and_what_is_not_told_apart(tmp_
     *kept, last = made.comparison.tasks
     said = advice.conditions(made.plan, advised.assign(tasks=",".join(kept))).data
     assert f"not in it: {last}, which is scored without fine-tuning" in said
+    said = advice.conditions(made.plan, advised.assign(tasks=kept[0])).data
+    assert f"not in it: {', '.join([*kept[1:], last])}, which are scored without fine-tuning" in said
 
 
 def test_other_profiles_are_named_with_what_they_recommend(tmp_path):

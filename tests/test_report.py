@@ -36,7 +36,7 @@ from study.analysis.numbers.claims import CLAIMS
 from study.analysis.numbers.tables import write_comparison
 from study.analysis.pages import run_words
 from study.analysis.report import CHOOSER, named, write_report
-from study.descriptions import Comparison
+from study.descriptions import BudgetCells, Comparison
 from study.execution import run_notebook
 from study.params import read_yaml
 from study.plan import write_plan
@@ -45,7 +45,7 @@ from study.sections import ANALYSES as KNOWN
 REPOSITORY = Path(__file__).parents[1]
 #: The study has one budget and nothing beside its grid.
 ANALYSES = {name: notebook for name, notebook in KNOWN.items() if name not in ("budgets", "neighbours")}
-FIGURES = set(figures.CAPTIONS) - {"per_language"}  # tasks of one language
+FIGURES = set(figures.CAPTIONS) - {"per_language", "claims"}  # tasks of one language; no contrast has both methods
 TABLES = {
     "verdicts",
     "contrasts",
@@ -175,7 +175,9 @@ def test_readers_see_what_was_trained_of_a_teacher(tmp_path):
     for head_only in (None, True):
         values["settings"]["english"]["adaptation"] = {"head_only": head_only} if head_only else {}
         YAML(typ="safe").dump(values, tmp_path / "params.yaml")
-        said.append(materials.materials(resolve(root=tmp_path)).data["what"].iloc[0])
+        plan = resolve(root=tmp_path)
+        said.append(materials.materials(plan).data["what"].iloc[0])
+        assert ("no longer the encoder" in materials.limits(plan).data) != bool(head_only)
     assert said == ["teacher, trained whole as a language model", "teacher, a head alone fitted on it"]
 
 
@@ -314,6 +316,14 @@ def test_the_index_tells_what_was_spent(pages):
     assert f"students distilled or left untrained, {spent} measured" in text
 
 
+def test_runs_at_other_numbers_of_tokens_are_told_beside_what_was_spent(study):
+    results = study.analyse().results
+    cells = BudgetCells(tokens=20_000_000, methods=["od", "mlm"], seeds=[1])
+    comparison = results.comparison.model_copy(update={"budgets": {"long": cells}})
+    spent = presentation.overview([Analysis(replace(results, comparison=comparison))]).data.set_index("")["English"]
+    assert spent["trained for other numbers of tokens, beside them"] == "4"  # two methods, two students
+
+
 def test_the_index_gives_a_verdict_and_a_reason_for_every_claim(pages):
     text = words_of(pages["index.html"])
     for claim in CLAIMS:
@@ -381,6 +391,23 @@ def test_every_cell_names_its_column_for_narrow_screens(study):
     table = presentation.styled([{"a": "b", 'two "<words>': 1}], "some")
     text = table.to_html()
     assert '--name: ""' in text and r'--name: "two \22 \3c words\3e : "' in text and 'class="cards"' in text
+
+
+def test_lines_part_groups_of_rows_and_not_single_rows():
+    groups = [presentation.styled([{"a": own} for own in rows], "some", groups="a") for rows in ("aab", "abc")]
+    assert ["border-top" in table.to_html() for table in groups] == [True, False]
+
+
+def test_both_speed_ups_name_their_batch(study):
+    columns = [name for name in presentation.costs(study.analyse()).data if name.startswith("speed-up")]
+    assert columns == ["speed-up, batch of 1", "speed-up, batch of 32"]
+
+
+def test_a_score_of_one_fine_tuning_has_no_deviation(study):
+    analysis = study.analyse()
+    analysis.per_task.loc[0, "boolq_sd"] = np.nan
+    first, second, *_ = presentation.scores(analysis, deviations=True).data["boolq"]
+    assert "±" not in first and "±" in second
 
 
 def test_differences_are_a_matrix_with_the_best_method_first(study):

@@ -38,7 +38,7 @@ def test_likeness_beside_quality(study):
     assert table.loc["od", "divergence"] == pytest.approx(1.7)
     assert table["last_layer_adds"].tolist() == pytest.approx([-1, 0, 1, 2])
     said = sentences(table.reset_index())
-    assert "hs-last (CKA 0.62); the best macro test score has hs-last" in said and "+1.00. To a" in said
+    assert "hs-last (CKA 0.62); the best macro test score is that of hs-last" in said and "+1.00. To a" in said
     assert "the last layer adds most with hs-last (+2.0 points), least with none (−1.0)." in said
     write_similarity(layers, probes, table.reset_index(), root)
     assert all((root / f"{name}.csv").is_file() for name in ("layers", "probes", "likeness"))

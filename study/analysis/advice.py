@@ -123,7 +123,8 @@ def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
         tasks, languages = row["tasks"].split(","), row["languages"].split(",")
         spoken = "English" if languages == ["en"] else f"{len(languages)} languages ({', '.join(languages)})"
         left_out = [task for task in asked[setting] if task not in tasks]
-        beside = f"; not in it: {', '.join(left_out)}, which is scored without fine-tuning" if left_out else ""
+        are = "are" if len(left_out) > 1 else "is"
+        beside = f"; not in it: {', '.join(left_out)}, which {are} scored without fine-tuning" if left_out else ""
         mean = f"the score is the mean of {', '.join(tasks)}, in {spoken}{beside}"
         names = " or ".join(students["student"])
         said.append(f"<b>{setting}</b>: {names} after {millions(row['tokens'])} tokens; {html.escape(mean)}.")

@@ -169,11 +169,13 @@ def references(setting: str, tables: Tables) -> Styler | None:
 
 def training(setting: str, tables: Tables) -> Styler | None:
     """Every method's learning rate, models and held-out loss at every budget."""
+    table = tables["gap"].query("group == 'all'").sort_values("tokens", kind="stable")
+    order = {method: place for place, method in enumerate(table["method"].unique())}
     rows = [
         {"method": label(row.method), "tokens": millions(row.tokens), "models": row.models}
         | {"learning rate": rate(row.learning_rate)}
         | {"held-out loss, % of that before": number(100 * row.loss_share, 0)}
-        for row in tables["gap"].query("group == 'all'").sort_values(["method", "tokens"]).itertuples()
+        for row in table.sort_values("method", key=lambda own: own.map(order), kind="stable").itertuples()
     ]
-    caption, words = "Learning rates were chosen at every budget.", ["method", "tokens"]
+    caption, words = "Of each method at each number of tokens.", ["method", "tokens"]
     return styled(rows, "training", caption, setting=setting, words=words, groups="method")

@@ -18,8 +18,10 @@ from study.teachers import EMBEDDED_SIZES
 
 EMBEDDED = """\
 * The embedded teachers are contrastively tuned sentence encoders, not freshly pre-trained language models. Their \
-masked-language-modelling head, which output-distribution transfer needs, was fitted by this study.
+masked-language-modelling head, which output-distribution transfer needs, was fitted by this study.{more}
 """
+#: What was trained of a teacher before it taught.
+WHOLE = "trained whole as a language model"
 LIMITS = """\
 * The results are about these teachers and these budgets, not about {others}training runs many thousand times longer.
 * One distillation seed per method, where there is no more, leaves intervals that hold the \
@@ -42,7 +44,9 @@ def limits(plan: Plan) -> Markdown:
     used = [plan.params.settings[setting].teacher.name for setting in plan.params.grid.settings]
     embedded = [name for name in used if name in EMBEDDED_SIZES]
     others = "RoBERTa or XLM-R, nor about " if len(embedded) == len(used) else ""
-    return Markdown((EMBEDDED if embedded else "") + LIMITS.format(others=others))
+    whole = any(_trained(plan, setting) == WHOLE for setting in plan.params.grid.settings)
+    more = f" A teacher {WHOLE} is no longer the encoder that was published." if whole else ""
+    return Markdown((EMBEDDED.format(more=more) if embedded else "") + LIMITS.format(others=others))
 
 
 def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
@@ -73,7 +77,7 @@ def _trained(plan: Plan, setting: str) -> str:
     (made,) = plan.of(TeacherAdaptation, setting)
     if made.head:
         return "as it came, its own head too"
-    return "a head alone fitted on it" if made.adaptation.head_only else "trained whole as a language model"
+    return "a head alone fitted on it" if made.adaptation.head_only else WHOLE
 
 
 def _place(origin: Origin) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,11 +129,14 @@ def _all(plan: Plan) -> list[Path]:
 
 
 def executed_copies(plan: Plan) -> dict[str, list[Path]]:
-    """Notebook -> its executed copies that did not fail, by name."""
+    """Notebook -> its executed copies that neither failed nor were stopped before their last cell, by name."""
     copies: dict[str, list[Path]] = {}
-    for path in (path for kept in EXECUTED for path in sorted((plan.folder / kept).glob("*.ipynb"))):
-        done = read_notebook(path).metadata.get("papermill", {})
-        if not done.get("exception"):
+    found = (sorted((plan.folder / kept).glob("*.ipynb"), key=lambda path: path.stem) for kept in EXECUTED)
+    for path in itertools.chain.from_iterable(found):
+        notebook = read_notebook(path)
+        done = notebook.metadata.get("papermill", {})
+        states = {cell.metadata.get("papermill", {}).get("status", "completed") for cell in notebook.cells}
+        if not done.get("exception") and states <= {"completed"}:
             copies.setdefault(Path(done.get("input_path") or path).stem, []).append(path)
     return copies
 

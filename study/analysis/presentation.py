@@ -26,6 +26,7 @@ from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACH
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
 from study.analysis.numbers.tables import MEAN
 from study.analysis.numbers.text import NOTHING, interval, number, p_value, percent, rate, with_interval
+from study.sections import BASE_BUDGET
 
 MODEL = ["student", "method"]
 MARKED = "font-weight: 600; background-color: #e3effa"
@@ -54,7 +55,8 @@ def styled(
         words: columns of words, to the left; all others are to the right.
         wide: those of them whose lines may be broken.
         marked: cells, as CSS selects them -> their look.
-        groups: what the rows belong to, or the column that says it; a line is drawn where it changes.
+        groups: what the rows belong to, or the column that says it; a line is drawn where it changes, unless it
+            changes in every row.
         cards: whether pages show each row as a card where there is little room, headed by its first column, and its
             second if that is of words.
     """
@@ -80,9 +82,9 @@ def styled(
             looks.append({"selector": f"td.col{place}", "props": "white-space: normal; min-width: 7rem"})
     looks += [{"selector": cells, "props": look} for cells, look in (marked or {}).items()]
     groups = list(frame[groups]) if isinstance(groups, str) else groups
-    for place, (before, after) in enumerate(itertools.pairwise(groups), start=1):
-        if before != after:
-            looks.append({"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"})
+    begins = [place for place, (before, after) in enumerate(itertools.pairwise(groups), start=1) if before != after]
+    if len(begins) < len(groups) - 1:
+        looks += [{"selector": f"td.row{place}", "props": "border-top: 2px solid #59636e"} for place in begins]
     return table.set_table_styles(looks)
 
 
@@ -104,6 +106,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler | None:
         runs = everything[everything["method"] != TEACHER]
         tokens = sorted(runs["tokens"].dropna().unique() / 1e6)
         hours = runs[["seconds", "evaluation_seconds"]].sum().sum() / 3600
+        others = sum(budget != BASE_BUDGET for *_, budget in analysis.comparison.every_cell())
         columns[titled(analysis.setting)] = {
             "teacher": analysis.comparison.teacher.name,
             "students": ", ".join(analysis.comparison.students),
@@ -111,6 +114,7 @@ def overview(analyses: Sequence[Analysis]) -> Styler | None:
             "students distilled or left untrained, ablations included": str(len(runs)),
             "million tokens of distillation each": " to ".join(number(t, 1) for t in tokens[:1] + tokens[1:][-1:]),
             "hours of distillation and evaluation": number(hours, 1),
+            **({"trained for other numbers of tokens, beside them": str(others)} if others else {}),
             "measured": " to ".join(sorted({everything["date"].min(), everything["date"].max()})),
             "on": " and ".join(everything["processor"].unique()),
             "cores": " or ".join(str(cores) for cores in sorted(everything["cores"].unique())),
@@ -195,7 +199,9 @@ def verdicts(analysis: Analysis) -> Styler | None:
 
 
 def _seeds(analysis: Analysis) -> str:
-    return covered(analysis.scores)
+    """The seeds whose chance intervals cover, in words; the fine-tuning seed is none of them where there is one."""
+    said, once = covered(analysis.scores), analysis.scores.sizes["finetuning_seed"] == 1
+    return "distillation seeds, one fine-tuning of each" if once and said == BOTH_SEEDS else said
 
 
 def scores(analysis: Analysis, deviations: bool = False) -> Styler | None:
@@ -208,7 +214,8 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler | None:
     falls = analysis.distillation.groupby(["method", "student"])["last_interval_percent"].mean()
     rows = []
     for _, row in table.iterrows():
-        spread = {task: f" ± {number(100 * row[f'{task}_sd'], 1)}" if deviations else "" for task in tasks}
+        known = {task: 100 * row[f"{task}_sd"] for task in tasks if deviations and pd.notna(row[f"{task}_sd"])}
+        spread = {task: f" ± {number(known[task], 1)}" if task in known else "" for task in tasks}
         kept = with_interval(100 * row[["retained", "retained_low", "retained_high"]], 1)
         rows.append(
             model_words(row["student"], row["method"])
@@ -269,9 +276,9 @@ def costs(analysis: Analysis) -> Styler | None:
                 "without embeddings (M)": number(row["encoder_parameters"] / 1e6, 1),
                 "GFLOPs": number(row["flops_per_sequence"] / 1e9, 2),
                 f"latency (ms), batch of {sizes[0]}": with_interval(row[measures], 1),
-                "speed-up": f"{number(row[f'speed_up_batch_{sizes[0]}'], 2)} ×",
+                f"speed-up, batch of {sizes[0]}": f"{number(row[f'speed_up_batch_{sizes[0]}'], 2)} ×",
                 f"sequences / s, batch of {sizes[-1]}": number(row[f"sequences_per_second_batch_{sizes[-1]}"], 0),
-                "speed-up ": f"{number(row[f'speed_up_batch_{sizes[-1]}'], 2)} ×",
+                f"speed-up, batch of {sizes[-1]}": f"{number(row[f'speed_up_batch_{sizes[-1]}'], 2)} ×",
             }
         )
     caption = (

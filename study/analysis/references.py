@@ -45,7 +45,7 @@ def references(analysis: Analysis) -> list[Styler | None]:
         {"model": row["model"], "what it is": row["marked"]}
         | {task: number(100 * row[task], 1) for task in tasks}
         | {"macro": number(100 * row["macro"], 1)}
-        | {"retained % (interval)": with_interval(100 * row[["retained", "retained_low", "retained_high"]], 1)}
+        | {"kept, % (interval)": with_interval(100 * row[["retained", "retained_low", "retained_high"]], 1)}
         | {"parameters (M)": number(row["parameters"] / 1e6, 1)}
         | {f"speed-up, batch of {size}": f"{number(row[f'speed_up_batch_{size}'], 1)} ×" for size in sizes}
         for _, row in table.iterrows()

@@ -75,9 +75,10 @@ CAPTIONS = {
 
 
 def names(analysis: Analysis) -> list[str]:
-    """The figures that these results give: one by language only where there are several."""
-    several = len(analysis.per_language.columns[LANGUAGES]) > 1
-    return [name for name in CAPTIONS if name != "per_language" or several]
+    """The figures that these results give: languages where there are several, claims where a contrast was run."""
+    left_out = set() if len(analysis.per_language.columns[LANGUAGES]) > 1 else {"per_language"}
+    left_out |= {"claims"} if analysis.contrasts["missing"].astype(bool).all() else set()
+    return [name for name in CAPTIONS if name not in left_out]
 
 
 @drawn
@@ -240,7 +241,9 @@ def per_language(analysis: Analysis) -> Figure:
     }
     widths = [by_task[task].shape[1] for task in tasks]
     limit = max(np.abs(own.drop(TEACHER, errors="ignore")).to_numpy().max() for own in added.values())
-    height = 0.2 + len(students) * (0.65 + 0.16 * len(shown))
+    heads = {task: textwrap.fill(task, max(14, int(4.4 * width))) for task, width in zip(tasks, widths, strict=True)}
+    lines = 2 + max(head.count("\n") for head in heads.values())
+    height = 0.2 + len(students) * (0.5 + 0.15 * lines + 0.16 * len(shown))
     every = pd.MultiIndex.from_product([students, tasks], names=["student", "task"]).to_frame(index=False)
     figure, grid = panels(
         every, height, 2.0 + 0.33 * sum(widths) + 0.3 * len(tasks), row="student", col="task", sharex=False,
@@ -255,9 +258,9 @@ def per_language(analysis: Analysis) -> Figure:
             text.set_color("black" if color[:3] @ LUMINANCE > 0.45 else "white")
         words = ["the teacher" if method == TEACHER else label(method) for method in shown]
         axes.set_yticks(np.arange(len(shown)) + 0.5, words if task == tasks[0] else [""] * len(shown), rotation=0)
-        heads = [f"{language}\n{score:.0f}" for language, score in of(student, task, base).items()]
-        axes.set_xticks(np.arange(len(heads)) + 0.5, heads, rotation=0, fontsize=8)
-        axes.set(title=f"{task}, {student}", xlabel="", ylabel="")
+        below = [f"{language}\n{score:.0f}" for language, score in of(student, task, base).items()]
+        axes.set_xticks(np.arange(len(below)) + 0.5, below, rotation=0, fontsize=8)
+        axes.set(title=f"{heads[task]}\n{student}", xlabel="", ylabel="")
         axes.tick_params(length=0)
     return figure
 

@@ -103,7 +103,7 @@ drawn = matplotlib.rc_context(LOOK)
 
 def style_of(method: str, place: int) -> Style:
     """The style of a method; one that is unknown to this module gets a spare one, by its place among others."""
-    return STYLES.get(method) or Style(method, *SPARE[place % len(SPARE)])
+    return STYLES.get(method) or Style(label(method), *SPARE[place % len(SPARE)])
 
 
 def styles(comparison: Comparison) -> dict[str, Style]:
@@ -114,8 +114,14 @@ def styles(comparison: Comparison) -> dict[str, Style]:
 
 
 def label(method: str) -> str:
-    """What a method is called in figures and pages; one without a style of its own goes by its name."""
-    return STYLES[method].label if method in STYLES else method
+    """What a method is called in figures and pages.
+
+    One without a style of its own goes by its name; if that begins with the name of one that has, by that one's.
+    """
+    if method in STYLES:
+        return STYLES[method].label
+    base = max((name for name in STYLES if method.startswith(f"{name}-")), key=len, default="")
+    return f"{short(base)}, {method.removeprefix(base)[1:].replace('-', ' ')}" if base else method
 
 
 def short(method: str) -> str:

@@ -90,8 +90,8 @@ def sentences(table: pd.DataFrame, named: Callable[[str], str] = str) -> str:
             of_best = "no CKA" if np.isnan(best.last_layers) else f"CKA {best.last_layers:.2f}"
             told += (
                 f"the last layer most like the teacher's is that of {named(near.method)} (CKA {near.last_layers:.2f});"
-                f" the best macro test score has {named(best.method)} ({of_best}). Rank correlation of CKA and score"
-                f" over {len(alike)} methods, which are not independent of each other:"
+                f" the best macro test score is that of {named(best.method)} ({of_best}). Rank correlation of CKA and"
+                f" score over {len(alike)} methods, which are not independent of each other:"
                 f" {number(rho.statistic, 2, '+')}. "
             )
         if names := [named(row.method) for row in rows[rows["last_layers"].isna()].itertuples()]:

@@ -306,7 +306,7 @@ def sentences(analysis: Analysis, named: Callable[[str], str] = str) -> str:
         kept = 100 * trained.loc[trained["student"] == student, "retained"]
         line = (
             f"* {student}: {named(best['method'])}, chosen on development data, keeps {best['retained_percent']} % of"
-            f" the teacher's score; trained methods lie between {kept.min():.1f} and {kept.max():.1f} %."
+            f" the teacher's score; methods lie between {kept.min():.1f} and {kept.max():.1f} %."
         )
         for baseline, words in ((FLOOR, "no training, the floor"), (BASELINE, "training without a teacher")):
             if f"margin_over_{baseline}" in best:
@@ -318,8 +318,9 @@ def sentences(analysis: Analysis, named: Callable[[str], str] = str) -> str:
     falls = analysis.distillation.loc[analysis.distillation["method"] != TEACHER, "last_interval_percent"]
     if len(falls):
         lines.append(
-            f"* In the last interval between two evaluations, held-out losses fell by {falls.median():.1f} % of their"
-            f" whole fall (median of {len(falls)} runs; {falls.min():.1f} to {falls.max():.1f}): 0 would be flat."
+            f"* In the last interval between two evaluations, held-out losses fell by {number(falls.median(), 1)} % of"
+            f" their whole fall (median of {len(falls)} runs; {number(falls.min(), 1)} to {number(falls.max(), 1)}):"
+            " 0 would be flat."
         )
     return "\n".join(["**Found.**", "", *lines])
 

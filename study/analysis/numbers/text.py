@@ -19,8 +19,8 @@ def number(value: float, digits: int, sign: str = "") -> str:
 
 
 def rate(value: float) -> str:
-    """A learning rate without an exponent, to three significant digits."""
-    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+    """A learning rate without an exponent, to three significant digits; a dash for NaN."""
+    return NOTHING if pd.isna(value) else np.format_float_positional(value, precision=3, fractional=False, trim="-")
 
 
 def p_value(value: float) -> str:
