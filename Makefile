@@ -128,7 +128,7 @@ $(VENV)/peers: $(VENV)/ready study/speed/peers.py
 	python -m pip install --quiet $$(python -c 'from study.speed.peers import INSTALL; print(INSTALL)')
 	touch $@
 
-benchmark runtimes: AGAIN = $(if $(MEASURED),-p measured ../$(MEASURED))
+benchmark runtimes: AGAIN = $(if $(MEASURED),-p measured $(if $(filter /%,$(MEASURED)),,../)$(MEASURED))
 benchmark: environment check $(if $(MEASURED),,peers)  ## speed of a training step beside its floor and public packages (half an hour, nothing else running; MEASURED=folder: its tables again)
 	python -m study run notebooks/60_benchmark.ipynb --executed $(FOLDER)/runs/notebooks/60_benchmark.ipynb -p profile $(PROFILE) -p output ../reports/benchmark $(AGAIN)
 

@@ -340,7 +340,7 @@ def read_record(path: Path, kind: type[R], **expected: Any) -> R:
 
 def short_name(path: Path) -> str:
     """The last three parts of a path: how errors name a result file."""
-    return "/".join(path.parts[-3:])
+    return Path(*path.parts[-3:]).as_posix()
 
 
 def _problem(error: ValidationError) -> str:
