@@ -145,11 +145,8 @@ def step_times(result: dict, precision: str) -> Figure:
         left += rows[part].to_numpy()
     axes.plot(rows["floor"], heights, "k|", markersize=9, markeredgewidth=1.5, label="floor: matrix products alone")
     rungs = ["no fast path", "fast paths", "and teacher shared"]
-    labels = [
-        f"{short(base)}{heads and f', {heads} heads'}" for base, _, heads in (n.partition("-heads-") for n in names)
-    ]
     axes.set_yticks(
-        heights, [f"{name}: {rung}" for name, g in zip(labels, groups, strict=True) for rung in rungs[: len(g)]]
+        heights, [f"{short(name)}: {rung}" for name, g in zip(names, groups, strict=True) for rung in rungs[: len(g)]]
     )
     axes.set_ylim(heights[-1] + 0.7, -0.7)
     sizes = result["benchmark"]

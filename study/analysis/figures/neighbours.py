@@ -78,11 +78,10 @@ def arms_table(result: NeighbourResult) -> Styler | None:
         shown[row.arm, row.measure] = number(mean, digits) + ends
     first, *others = result.measures
     other = [m for m in others if any(arm.values.get(m) != arm.values.get(first) for arm in result.arms)]
-    rows = [
+    table = pd.DataFrame(
         {"arm": arm.words} | {result.measures[m]: shown.get((arm.name, m), "") for m in (first, *other)}
         for arm in result.arms
-    ]
-    table = pd.DataFrame(rows)
+    )
     if len(other) >= len(result.arms):
         table = table.set_index("arm").T.rename_axis("measure").reset_index()
     caption = f"{called(result)}: means over seeds and 95 % intervals (Student's)."
