@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from constructed_results import make_study
 
-from study.analysis.notebooks import TARGETS, TEXTS, breakable, executed_copies, write_notebooks
+from study.analysis.notebooks import TARGETS, TEXTS, WIDGET, breakable, executed_copies, write_notebooks
 from study.files import write_file
 from study.methods import HiddenState
 from study.sections import Encoder
@@ -137,6 +137,14 @@ def test_tables_of_a_committed_page_have_names_of_their_own(page):
     """Two of one name would take each other's colours."""
     names = re.findall(r'<table[^>]* id="([^"]+)"', page.read_text())
     assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
+
+
+def test_controls_leave_words_and_no_script(study):
+    control = nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "1"}, "text/plain": "interactive()"})
+    notebook(study.folder / "runs/notebooks/evaluate_english.ipynb", "40_evaluate", outputs=[control])
+    page = (write_notebooks(study, NAV).parent / "40_evaluate.html").read_text()
+    assert "Controls: executing the notebook shows them." in page
+    assert "<script" not in page and "interactive()" not in page
 
 
 def test_headings_of_tables_may_be_broken_behind_underscores():

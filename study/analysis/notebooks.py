@@ -31,6 +31,8 @@ from study.sections import ANALYSES
 INDEX, STYLE = "index.html", "../html/page.css"
 #: Tag of cells that print texts of others, which are not kept in the repository.
 TEXTS = "texts"
+#: Type of outputs that are controls; they need a running kernel and scripts from elsewhere.
+WIDGET = "application/vnd.jupyter.widget-view+json"
 #: Notebook -> the target of the Makefile that executes it; all others are stages of `make repro`.
 TARGETS = {
     "05_methods": "notebooks",
@@ -200,6 +202,8 @@ def _content(page: Path, executed: Path, links: dict[str, str], root: Path, up: 
                 write_file(picture, small(base64.b64decode(encoded)))
                 shown = Markup('<figure><img src="{}" alt="{}"></figure>').format(picture.name, f"{title} {pictures}")
                 output["data"] = {"text/html": str(shown)}
+        if any(WIDGET in output.get("data", {}) for output in outputs):
+            outputs = [nbformat.v4.new_output("stream", text="Controls: executing the notebook shows them.\n")]
         if TEXTS in cell.metadata.get("tags", []):
             outputs = [nbformat.v4.new_output("stream", text="Texts of others: executing the notebook shows them.\n")]
         if cell.cell_type == "code":
