@@ -142,6 +142,11 @@ def test_tables_of_a_committed_page_have_names_of_their_own(page):
 def test_controls_leave_words_and_no_script(study):
     control = nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "1"}, "text/plain": "interactive()"})
     notebook(study.folder / "runs/notebooks/evaluate_english.ipynb", "40_evaluate", outputs=[control])
+    executed = study.folder / "runs/notebooks/evaluate_english.ipynb"
+    with_state = nbformat.read(executed, 4)
+    state = {"1": {"model_name": "VBoxModel", "model_module": "@jupyter-widgets/controls", "state": {}}}
+    with_state.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": state}}
+    nbformat.write(with_state, executed)
     page = (write_notebooks(study, NAV).parent / "40_evaluate.html").read_text()
     assert "Controls: executing the notebook shows them." in page
     assert "<script" not in page and "interactive()" not in page

@@ -186,6 +186,7 @@ def _elsewhere(plan: Plan, name: str) -> dict[str, Path]:
 def _content(page: Path, executed: Path, links: dict[str, str], root: Path, up: str) -> tuple[str, Markup]:
     """Title and content of a page of an executed notebook; its pictures are written beside it."""
     notebook = read_notebook(executed)
+    notebook.metadata.pop("widgets", None)  # what its controls were set to
     title, pictures = take_heading(notebook.cells[0]), 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
