@@ -131,7 +131,11 @@ class Params(Section):
     def learnt_tasks(self, setting: str) -> list[str]:
         """The setting's tasks that models are fine-tuned on, those that are probes left out."""
         own = self.settings[setting].tasks
-        return [t for t in own if not (t in PROBES or (t in self.tasks and self.tasks[t].retrieval))]
+        return [t for t in own if t not in PROBES and not self.is_retrieval(t)]
+
+    def is_retrieval(self, task: str) -> bool:
+        """Whether a task looks for translations."""
+        return task == "retrieval" or (task in self.tasks and self.tasks[task].retrieval)
 
     def problems(self) -> Iterator[str]:
         """What is wrong between sections; what comes later rests on what comes before it."""

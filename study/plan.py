@@ -320,9 +320,11 @@ class _Setting:
         return {"tasks": tasks, "finetuning": self.params.finetuning.model_copy(update={"tasks": {}})}
 
     def probed(self, names: list[str]) -> dict[str, Any]:
-        """As :meth:`judged`, of models that are not fine-tuned."""
-        own = {key: getattr(self.params.finetuning, key) for key in Reading.model_fields}
-        return self.judged(names) | {"finetuning": Reading(**own)}
+        """As :meth:`judged`, of models that are not fine-tuned and that look for no translations."""
+        own, judged = {key: getattr(self.params.finetuning, key) for key in Reading.model_fields}, self.judged(names)
+        unread = {name: None if self.params.is_retrieval(name) else judged["tasks"][name].development for name in names}
+        tasks = {t: budget.model_copy(update={"development": unread[t]}) for t, budget in judged["tasks"].items()}
+        return {"tasks": tasks, "finetuning": Reading(**own)}
 
 
 def _least(budget: TaskBudget, cuts: dict[str, int]) -> dict[str, int]:

@@ -227,6 +227,8 @@ class Tuning(Section):
 
 
 class TaskBudget(Section):
+    """Examples used. None: all of them; of retrieval's development, which are pairs that its test leaves over, none."""
+
     train: Positive | None
     development: Positive | None
     test: Positive | None

@@ -157,6 +157,34 @@ def test_retrieval_by_hand(folder, monkeypatch):
     assert list(retrieval.retrieve(with_probe(tuned(folder)), *arguments).languages) == ["es"]
 
 
+def test_development_pairs_of_retrieval_are_those_that_its_test_leaves_over(folder, monkeypatch):
+    texts = list(dict.fromkeys(tiny.sentences(80, 5)["text"]))[:50]
+    there, words = set(texts), tiny.tokenizer(folder / "words")
+    save_probe(folder, monkeypatch, es=[(text, text) for text in texts], fr=list(zip(texts, texts[::-1], strict=True)))
+    embed, read = retrieval.embed, []
+
+    def reading(description, model, own, *rest):
+        read.append(set(own))
+        return embed(description, model, own, *rest)
+
+    monkeypatch.setattr(retrieval, "embed", reading)
+    arguments = (folder / "pretrained", "retrieval", folder, words)
+    evaluation = with_probe(tuned(folder), 30, ["en", "es", "fr"])
+    budget = evaluation.tasks["retrieval"]
+    alone = retrieval.retrieve(evaluation, *arguments)
+    assert alone.development == {} and set.union(*read) < there
+    read.clear()
+    asked = evaluation.model_copy(update={"tasks": {"retrieval": budget.model_copy(update={"development": 20})}})
+    both = retrieval.retrieve(asked, *arguments)
+    assert both.model_copy(update={"development": {}}) == alone  # test scores do not change
+    assert both.development["es"] == 1 and both.development["fr"] < 0.2
+    sizes = [len(texts) for texts in read]
+    assert sizes == [30, 20, 30, 20] and read[0] | read[1] == there  # Spanish, which is English; then the French sides
+    more = evaluation.model_copy(update={"tasks": {"retrieval": budget.model_copy(update={"development": 21})}})
+    with pytest.raises(StudyError, match=r"retrieval.development = 21; allowed: null \(none\), or up to 20, the pairs"):
+        retrieval.retrieve(more, *arguments)
+
+
 def test_retrieval_finds_a_text_that_is_its_own_translation(folder, monkeypatch):
     texts = list(dict.fromkeys(tiny.sentences(80, 5)["text"]))
     backwards = list(zip(texts, texts[::-1], strict=True))

@@ -485,6 +485,9 @@ def test_subsamples_are_repeatable_and_without_replacement(install, tmp_path):
     assert drawn[:] == tasks.subsample(train, 20)["text"][:]
     assert len(set(drawn)) == 20
     assert set(drawn) != set(tasks.subsample(train, 20, seed=1)["text"])
+    left = tasks.subsample(train, None, after=20)["text"]
+    assert sorted([*drawn, *left]) == sorted(train["text"])  # what the first 20 leave over, no less and no more
+    assert tasks.subsample(train, 5, after=20)["text"][:] == left[:5]
     assert tasks.subsample(train, None) is train and tasks.subsample(train, len(train) + 1) is train
 
 

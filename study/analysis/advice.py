@@ -16,6 +16,7 @@ from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.style import label, short, titled
 from study.analysis.numbers.recommendation import FINE_TUNED, read_recommendations
 from study.analysis.numbers.results import TEACHER
+from study.analysis.numbers.selection import DEVELOPMENT, RULES, Rule
 from study.analysis.numbers.text import NOTHING, interval, millions, number, percent, with_interval
 from study.analysis.pages import INDEX_PAGE, link, other_profiles
 from study.analysis.presentation import styled
@@ -60,7 +61,7 @@ def cards(advice: pd.DataFrame) -> HTML | None:
                 f"95 % interval {_between(row)}{floor}",
                 f"over the untrained: {margin} points" if floor else "",
                 f"{times} times the teacher's speed: {milliseconds} ms a sequence",
-                f"the best of {row['methods']} methods on development data, after {millions(row['tokens'])} tokens",
+                f"of {row['methods']} methods {_rule(row).best}, after {millions(row['tokens'])} tokens",
                 f"not told apart from {_alike(row)}" if row["alike"] else "",
                 row["because"],
             ]
@@ -71,6 +72,22 @@ def cards(advice: pd.DataFrame) -> HTML | None:
             reasons = dict.fromkeys(reason for text in students["because"] for reason in text.split("; ") if reason)
             shown.append(card(setting, "No recommendation", f"because: {'; '.join(reasons)}"))
     return answers(shown)
+
+
+def _rule(row: dict[str, Any]) -> Rule:
+    """What chose a row's method; a table that does not say was written when development scores chose."""
+    return RULES[row["rule"] or DEVELOPMENT]
+
+
+def _chosen(students: list[dict[str, Any]]) -> str:
+    """A sentence: what chose the methods of each setting."""
+    rules: dict[str, dict[str, None]] = {}
+    for row in students:
+        rules.setdefault(_rule(row).words, {})[titled(row["setting"])] = None
+    if len(rules) == 1:
+        return f"Methods were chosen by {next(iter(rules))}. "
+    named = [f"{words} ({', '.join(settings)})" for words, settings in rules.items()]
+    return f"Methods were chosen by {' and '.join(named)}. "
 
 
 def _between(row: dict[str, Any]) -> str:
@@ -102,13 +119,13 @@ def table(advice: pd.DataFrame) -> Styler | None:
             | (speed if timed else {})
             | {"recommended": why}
         )
-    caption = "Score kept, and floor: in percent of the teacher's. "
+    caption = _chosen(students.to_dict("records")) + "Score kept, and floor: in percent of the teacher's. "
     if timed:
         caption += "Take a setting's first row that is fast enough; on another machine, go by times as fast."
     else:
         caption += f"Speed was {NOT_TIMED}: scores alone decide."
     if bettered:
-        caption += " Development data alone chose the method; what is shown better would have been chosen in hindsight."
+        caption += " What is shown better on test data would have been chosen in hindsight."
     looks: dict[str, Any] = {"words": ["setting", "tasks", "take"], "groups": "setting"}
     looks["wide"] = ["tasks", "distilled by", "not told apart from", "recommended"]
     return styled(rows, "recommendation", caption, **looks)

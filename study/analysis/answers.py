@@ -82,7 +82,7 @@ def selection(analyses: Sequence[Analysis]) -> Styler | None:
     rows = [
         {
             "student": f"{titled(analysis.setting)}, {row['student']}",
-            "methods chosen by": RULES[row["rule"]].words,
+            "methods chosen by": RULES[row["rule"]].words + ": in use here" * row["in_use"],
             "picks": label(row["method"]),
             "teacher's score kept": percent(row["retained"]),
             "floor": percent(row["floor"]),

@@ -14,7 +14,7 @@ from study.analysis.figures.style import label
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import Budgets
 from study.analysis.numbers.results import FLOOR, MODEL, TEACHER
-from study.analysis.numbers.selection import RULES, signals
+from study.analysis.numbers.selection import DEVELOPMENT, ORACLE, RULES, signals
 from study.analysis.numbers.statistics import LEVEL
 from study.analysis.numbers.text import millions
 from study.analysis.pages import Navigation, link, write_page
@@ -25,20 +25,20 @@ from study.plan import Plan
 #: Student's quantiles lie on a grid of this many steps of 1 / degrees of freedom, between which the page interpolates.
 STEPS = 400
 #: What is known of a model at a budget -> the rule of :mod:`selection` that goes by it.
-RULE_OF = {"development": "development", "score": "oracle"}
+RULE_OF = {"development": DEVELOPMENT, "score": ORACLE}
 
 
 def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
     """All that the page computes from, of one setting.
 
     ``scores`` of a model: task -> language -> a list per distillation seed of test scores (0-1) per fine-tuning seed.
-    ``signals``: what rules of :mod:`selection` go by; of trained methods alone. ``curve``: million tokens and held-out
-    loss as a share of that before training, means over distillation seeds. ``fixed``: intervals leave out the teacher's
-    chance, of which one fine-tuning tells nothing.
+    ``signals``: what rules of :mod:`selection` go by, of trained methods alone. ``curve``: million tokens and held-out
+    loss as a share of that before training, means over distillation seeds. ``rule``: the one in use. ``fixed``:
+    intervals leave out the teacher's chance, of which one fine-tuning tells nothing.
     """
     results = analysis.results
     rows = results.scores[results.scores["main"]]
-    seen = signals(results, analysis.summary).set_index(["method", "student"])
+    seen = signals(analysis.summary).set_index(["method", "student"])
     models = []
     for (_, method, student), table in rows.groupby(MODEL, sort=False):
         milliseconds = round(1000 * float(analysis.timed.loc[student, "median_seconds"]), 3)
@@ -51,6 +51,7 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
             model["curve"] = _curve(results.curves.query("method == @method and student == @student"))
         models.append(model)
     shared = {"setting": analysis.setting, "floor": FLOOR, "teacher": TEACHER, "models": models}
+    shared |= {"rule": analysis.headline["rule"]}
     return shared | {"fixed": len(analysis.comparison.finetuning_seeds) == 1}
 
 
@@ -71,7 +72,7 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
         ]
         model = _model(method, student, pd.DataFrame(flat))
         if method not in (TEACHER, FLOOR):
-            of_task = rows.groupby("task")[["development", "score"]].mean()  # a probe has no development split
+            of_task = rows.groupby("task")[["development", "score"]].mean()  # a probe may lack development data
             known = {RULE_OF[name]: round(value, 6) for name, value in of_task.mean().dropna().items()}
             model |= {"budget": budget, "signals": known}
             model |= _place(layout, model_name(method, student, rows["seed"].iloc[0], budget))
@@ -80,7 +81,7 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
             seen.add(budget)
         models.append(model)
     words = {name: f"{millions(tokens)} tokens" for name, tokens in budgets.tokens.items() if name in seen}
-    shared = {"setting": layout.setting, "floor": FLOOR, "teacher": TEACHER, "models": models}
+    shared = {"setting": layout.setting, "floor": FLOOR, "teacher": TEACHER, "models": models, "rule": DEVELOPMENT}
     return shared | {"budgets": words, "budget": budgets.first, "fixed": True}
 
 
@@ -130,7 +131,7 @@ def write_chooser(plan: Plan, analyses: Sequence[Analysis | Budgets], path: Path
     data = {
         "profile": plan.profile,
         "settings": settings,
-        "rules": {name: {"words": rule.words, "usable": rule.usable} for name, rule in RULES.items()},
+        "rules": {name: {"words": rule.words} for name, rule in RULES.items()},
         "quantiles": [round(float(value), 5) for value in quantiles],
     }
     title, beside = f"Choose a student: profile {plan.profile}", [link(picture, path.parent) for picture in pictures]

@@ -23,6 +23,7 @@ from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
+from study.analysis.numbers.selection import RULES
 from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
 from study.analysis.numbers.tables import MEAN
 from study.analysis.numbers.text import NOTHING, interval, number, p_value, percent, rate, with_interval
@@ -149,7 +150,8 @@ def headline(analyses: Sequence[Analysis]) -> Styler | None:
                 "of the teacher's macro test score": percent(best["retained_percent"]),
                 "95 % interval": interval(*bounds, 1).strip(" ()") or NOTHING,
                 "the floor: untrained": floor_of(analysis, student),
-                "method, best on development data": label(best["method"]),
+                "method": label(best["method"]),
+                "which is": RULES[analysis.headline["rule"]].best,
                 "over no training": _margin(best, FLOOR),
                 "over MLM alone": _margin(best, BASELINE),
                 f"speed-up ({timed})": f"{number(best['speed_up'], 2)} ×",

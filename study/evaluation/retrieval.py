@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from study.data.tasks import find_task, load_task, subsample
 from study.descriptions import Evaluation
 from study.evaluation.finetune import Collator, MeanPoolingClassifier, load_encoder, pooled_features
+from study.files import StudyError
 from study.records import ProbeResult
 from study.runtime import compute_device, use_bf16
 
@@ -26,32 +30,46 @@ def retrieve(
 
     Source: the Tatoeba task of XTREME (2003.11080), section 3; both directions after LASER (1812.10464), section 4.4.
 
+    Development data, where the task's budget names a number of them, are pairs that its test leaves over.
+
     Args:
         tasks: the folder that holds the task ``name``.
 
     Returns:
         metric, test_examples (N) and languages: language -> from_english and to_english (from_de and to_de where the
         first language is German), accuracies of the nearest neighbours of texts in the first language and of those in
-        that language, and accuracy, the mean of both.
+        that language, and accuracy, the mean of both; development: language -> accuracy.
+
+    Raises:
+        StudyError: the test leaves too few pairs over; the model's states are not finite.
     """
     task, dataset, budget = find_task(tasks, name), load_task(tasks, name), description.tasks[name]
     model = MeanPoolingClassifier(load_encoder(description, folder), labels=1, pairs=False).to(compute_device())
-    vectors: dict[tuple[str, ...], np.ndarray] = {}
-    languages, examples = {}, 0
+    embedded = cache(lambda texts: embed(description, model, texts, tokenizer, budget.max_length))
+    languages, development, examples = {}, {}, 0
     first = "english" if task.languages[0] == "en" else task.languages[0]
     for language in (language for language in task.languages[1:] if language in budget.languages):
-        pairs = subsample(dataset[task.split("test", language)], budget.test)
-        texts = tuple(tuple(pairs[column]) for column in ("text", "text_pair"))
-        for side in set(texts) - vectors.keys():  # the English side is the same for every language
-            vectors[side] = embed(description, model, side, tokenizer, budget.max_length)
-        similarity = vectors[texts[0]] @ vectors[texts[1]].T  # (N, N)
-        examples = len(similarity)
-        accuracies = {
-            direction: float((similarity.argmax(axis=axis) == np.arange(examples)).mean())
-            for axis, direction in ((1, f"from_{first}"), (0, f"to_{first}"))
-        }
-        languages[language] = {"accuracy": sum(accuracies.values()) / 2} | accuracies
-    return ProbeResult(metric=task.metric, group=task.group, test_examples=examples, languages=languages)
+        pairs = dataset[task.split("test", language)]
+        tested = subsample(pairs, budget.test)
+        examples = len(tested)
+        there, back = _accuracies(tested, embedded)
+        languages[language] = {"accuracy": (there + back) / 2, f"from_{first}": there, f"to_{first}": back}
+        if budget.development:
+            left = subsample(pairs, budget.development, after=examples)
+            if len(left) < budget.development:
+                told = f"allowed: null (none), or up to {len(left)}, the pairs that test = {budget.test} leaves over"
+                raise StudyError(f"finetuning.tasks.{name}.development = {budget.development}; {told}")
+            development[language] = sum(_accuracies(left, embedded)) / 2
+    shared: dict[str, Any] = {"metric": task.metric, "group": task.group, "test_examples": examples}
+    return ProbeResult(**shared, languages=languages, development=development)
+
+
+def _accuracies(pairs: Dataset, embedded: Callable[[tuple[str, ...]], np.ndarray]) -> tuple[float, float]:
+    """How often the nearest neighbour is the translation: of texts in the first language, and the way back."""
+    first, other = (embedded(tuple(pairs[column])) for column in ("text", "text_pair"))  # English: the same for all
+    similarity = first @ other.T  # (N, N)
+    there, back = (float((similarity.argmax(axis=axis) == np.arange(len(pairs))).mean()) for axis in (1, 0))
+    return there, back
 
 
 @torch.inference_mode()

@@ -53,7 +53,7 @@ TEACHER_LINE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth"
 CAPTIONS = {
     "quality": "Share of the teacher's macro test score that each method's student keeps, in percent, with its 95 %"
     " interval (an arrow: it goes on), the best on top. Dotted: the floor, the same student as initialised; dashed: the"
-    " teacher. Ringed: the student's best method on development data.",
+    " teacher. Ringed: the student's method that development data chose.",
     "quality_latency": "Macro test score against the median latency of one sequence. Large, with black edge and 95 %"
     " interval: the method chosen on development data. The line is the Pareto front of these and the teacher. Hollow,"
     " where there are any: rows beside the students, which no method here trained.",
@@ -105,7 +105,7 @@ def quality(analysis: Analysis) -> Figure:
     handles = [handle("teacher", **TEACHER_LINE)]
     if FLOOR in look:
         handles.append(handle("floor: untrained", look[FLOOR].color, **floor_line))
-    handles.append(handle("best on development data", "black", "o", fillstyle="none"))
+    handles.append(handle("chosen on development data", "black", "o", fillstyle="none"))
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 

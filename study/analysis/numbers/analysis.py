@@ -36,7 +36,7 @@ class Analysis:
     macro = cached_property(lambda own: macro(own.results))
     summary = cached_property(lambda own: tables.summary(own.macro, own.scores, own.teacher_scores))
     headline = cached_property(lambda own: tables.headline(own.comparison, own.summary, own.scores, own.timed))
-    selection = cached_property(lambda own: selection(own.results, own.summary))
+    selection = cached_property(lambda own: selection(own.summary))
     per_task = cached_property(lambda own: tables.per_task(own.results, own.summary))
     per_language = cached_property(lambda own: tables.per_language(own.results))
     costs = cached_property(lambda own: tables.costs(own.results))

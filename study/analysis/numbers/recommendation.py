@@ -21,10 +21,10 @@ NAME = "recommendation"
 #: The group of tasks that a comparison is about, beside those of :data:`budgets.GROUPS`.
 FINE_TUNED = "fine-tuned"
 COLUMNS = ["setting", "group", "tasks", "languages", "tokens", "budget_ms", "speed_up", "student", "method"]
-COLUMNS += ["methods", "retained", "retained_low", "retained_high", "floor", "margin", "margin_low", "margin_high"]
-COLUMNS += ["loss", "recommended", "because", "alike", "better"]
+COLUMNS += ["methods", "rule", "retained", "retained_low", "retained_high", "floor"]
+COLUMNS += ["margin", "margin_low", "margin_high", "loss", "recommended", "because", "alike", "better"]
 #: Columns of words that may be empty.
-_TEXTS = ["because", "alike", "better"]
+_TEXTS = ["rule", "because", "alike", "better"]
 #: Columns that are numbers, undefined where nothing was measured.
 _NUMBERS = ["budget_ms", "speed_up", "retained", "retained_low", "retained_high", "floor"]
 _NUMBERS += ["margin", "margin_low", "margin_high", "loss"]
@@ -46,13 +46,13 @@ def recommendation(
     the teacher's time (``speed_up``). Where nothing is timed, both are NaN and scores alone decide.
 
     Columns: setting; group, tasks, languages and tokens (``place``); budget_ms (the least budget that this model fits
-    in), speed_up, student, method, methods (how many it was chosen among), retained, retained_low, retained_high
-    (percent of the teacher's macro test score, with the interval of :func:`tables.summary`), floor (what the untrained
-    student keeps; NaN where it was not run), margin, margin_low, margin_high (points of macro test score, 0-100, over
-    the floor), loss (points below the teacher), recommended, because (why it is not; of one that is, what is not shown
-    of it), alike (trained methods that the student's own is not told apart from, joined by commas:
-    ``pairs``, corrected over all pairs of the student's methods), better (those that are told apart from it and have
-    the higher mean on test data: development data alone chose).
+    in), speed_up, student, method, methods (how many it was chosen among), rule (by which),
+    retained, retained_low, retained_high (percent of the teacher's macro test score, with the interval of
+    :func:`tables.summary`), floor (what the untrained student keeps; NaN where it was not run), margin, margin_low,
+    margin_high (points of macro test score, 0-100, over the floor), loss (points below the teacher), recommended,
+    because (why it is not; of one that is, what is not shown of it), alike (trained methods that the student's own is
+    not told apart from, joined by commas: ``pairs``, corrected over all pairs of the student's methods), better (those
+    that are told apart from it and have the higher mean on test data, which chose nothing).
 
     Args:
         headline: :func:`tables.headline`. scores: :func:`statistics.score_array`. pairs: their
@@ -63,7 +63,7 @@ def recommendation(
     """
     ceiling, rows = headline["teacher"]["test"], []
     methods = sum(method != FLOOR for method in scores["method"].to_numpy().tolist())
-    shared = {"setting": headline["setting"]} | place
+    shared = {"setting": headline["setting"], "rule": headline["rule"]} | place
     faster: dict[str, float] = {}
     for student, best in sorted(headline["students"].items(), key=lambda item: item[1].get("latency_ms", 0)):
         against = _against(best, faster, covered(scores) == BOTH_SEEDS)

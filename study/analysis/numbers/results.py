@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from study.descriptions import REFERENCE, TEACHER, Comparison
 from study.files import Layout, StudyError, find_root, tuning_folder
 from study.methods import Membership
 from study.records import Environment, LatencyResult, RunResult, TaskSplits, Tuning, read_record, short_name
-from study.sections import BASE_BUDGET
+from study.sections import BASE_BUDGET, MASKED_WORDS
 
 FLOOR = "none"
 BASELINE = "mlm"
@@ -44,8 +45,8 @@ class Results:
             method's own loss; losses of different methods are not comparable.
         latency: one row per model (column ``student``, which may be "teacher"), batch size and number of threads.
         probes: one row per run, probe and language, empty where a setting has no probes: setting, method, student,
-            distillation_seed, task, metric, language, test (the main metric), test_examples, and the probe's other
-            scores.
+            distillation_seed, task, metric, language, test (the main metric), test_examples, development (NaN without
+            such data), and the probe's other scores.
         majority: share of the commonest label in a task's whole test split by task, where it is classification.
         ablations: the same of the ablated students alone, with variants beside the methods of the grid; None where no
             variant is run.
@@ -213,7 +214,7 @@ def _probe_rows(run: dict[str, Any], record: RunResult, tasks: list[str]) -> lis
     return [
         run
         | {"task": task, "metric": probe.metric, "language": language, "test": values[probe.metric]}
-        | {"test_examples": probe.test_examples}
+        | {"test_examples": probe.test_examples, "development": probe.development.get(language, np.nan)}
         | {name: value for name, value in values.items() if name != probe.metric}
         for task in tasks
         if (probe := record.probes.get(task))
@@ -225,6 +226,8 @@ def _check_tasks(name: str, record: RunResult, teacher: RunResult, comparison: C
     for task in comparison.tasks:
         if task in record.probes and task in teacher.probes:
             part, keys = "probes", ["languages", "metric", "test_examples"]
+            if record.method in comparison.methods:  # variants are not chosen among
+                keys.append("development")
         elif task in record.tasks and task in teacher.tasks:
             part, keys = "tasks", ["metric", "test_examples", "language_examples"]
             seeds, allowed = [run.seed for run in record.tasks[task].runs], comparison.finetuning_seeds
@@ -235,7 +238,7 @@ def _check_tasks(name: str, record: RunResult, teacher: RunResult, comparison: C
             raise StudyError(f"{name}: tasks: {task!r} is missing; those there: {there}")
         for key in keys:
             value, allowed = (getattr(getattr(model, part)[task], key) for model in (record, teacher))
-            if key == "languages":
+            if key in ("languages", "development"):
                 value, allowed = list(value), list(allowed)
             if value != allowed:
                 raise StudyError(f"{name}: {part}.{task}.{key} = {value!r}; allowed: {allowed!r}, as for the teacher")
@@ -340,6 +343,7 @@ def macro(results: Results) -> pd.DataFrame:
 
     macro = mean over tasks of the main metric's mean over fine-tuning seeds, for ``development`` and ``test`` data; the
     test score of a task with several languages is their mean, the language trained on included; probes do not count.
+    ``retrieval`` = the mean over languages and tasks of retrieval's development accuracies, NaN where there are none.
     ``retained`` = the row's test macro / the teacher's test macro. The macro averages unlike metrics (accuracy,
     Spearman's rho, macro F1), as GLUE's average does: it ranks models and has no meaning beyond that.
     """
@@ -348,4 +352,8 @@ def macro(results: Results) -> pd.DataFrame:
     seeds = tasks.groupby([*RUN, "finetuning_seed"], sort=False).mean()
     runs = seeds.groupby(RUN, sort=False).mean()
     ceiling = runs.xs(TEACHER, level="method")["test"].item()
-    return runs.assign(retained=runs["test"] / ceiling).reset_index()
+    runs = runs.assign(retained=runs["test"] / ceiling, retrieval=np.nan)
+    if not results.probes.empty:
+        found = results.probes[~results.probes["task"].isin(MASKED_WORDS)]
+        runs["retrieval"] = found.groupby(RUN)["development"].mean()
+    return runs.reset_index()

@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL, RUN, Results
+from study.analysis.numbers.selection import RETRIEVAL, in_use
 from study.analysis.numbers.statistics import (
     PROFILE,
     by_method,
@@ -45,9 +46,9 @@ ENDS = ("", "_low", "_high")
 def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
     """One row per method and student (the teacher first): macros averaged over distillation seeds, with intervals.
 
-    Columns: setting, method, student, development, test, test_low, test_high, retained, retained_low, retained_high,
-    selected. ``selected`` marks each student's best method, the untrained floor apart, by the *development* macro; the
-    test data has no say in it.
+    Columns: setting, method, student, development, retrieval (of development data, where it was measured), test,
+    test_low, test_high, retained, retained_low, retained_high, selected. ``selected`` marks each student's best method,
+    the untrained floor apart, by the rule of :func:`selection.in_use`; the test data has no say in it.
 
     Intervals are Student's, 95 %: of ``test`` :func:`statistics.estimate`, of ``retained``
     :func:`statistics.share_of_teacher`, in which the teacher's chance counts, too. With a single value per method,
@@ -59,7 +60,8 @@ def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) ->
     Args:
         macro: :func:`results.macro`. scores: :func:`statistics.score_array`. teacher: :func:`statistics.teacher_array`.
     """
-    table = macro.groupby(MODEL, sort=False, as_index=False)[["development", "test", "retained"]].mean()
+    measured = ["development", *(name for name in [RETRIEVAL] if name in macro and macro[name].notna().any())]
+    table = macro.groupby(MODEL, sort=False, as_index=False)[[*measured, "test", "retained"]].mean()
     ends, undefined = [], (np.array(np.nan), np.array(np.nan))
     for model in table.itertuples():
         if model.method == TEACHER:
@@ -69,9 +71,9 @@ def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) ->
             kept = share_of_teacher(of_model, teacher).interval()
         ends.append([float(end) for end in (*estimate(replicates(of_model)).interval(), *kept)])
     table[["test_low", "test_high", "retained_low", "retained_high"]] = ends
-    table = table[[*MODEL, "development", *(f"test{end}" for end in ENDS), *(f"retained{end}" for end in ENDS)]]
+    table = table[[*MODEL, *measured, *(f"test{end}" for end in ENDS), *(f"retained{end}" for end in ENDS)]]
     trained = table[~table["method"].isin([TEACHER, FLOOR])]
-    return table.assign(selected=table.index.isin(trained.groupby("student")["development"].idxmax()))
+    return table.assign(selected=table.index.isin(trained.groupby("student")[in_use(trained)].idxmax()))
 
 
 def sampling_error(results: Results) -> pd.DataFrame:
@@ -260,10 +262,11 @@ def headline(
 ) -> dict[str, Any]:
     """Each student's best method, chosen on development data and reported on test data, as plain values for JSON.
 
-    Per student: method, development and test macro, retained_percent with its interval, latency_ms and speed_up at the
-    smallest batch size and number of threads, left out where nothing is timed, and margin_over_none and margin_over_mlm
-    (difference of test macros in points of 0-100, with interval, paired by task and seeds), left out where the grid
-    lacks that baseline. Undefined intervals are None. What intervals cover: :func:`summary`.
+    ``rule``: the one of :func:`selection.in_use`. Per student: method, development and test macro, retained_percent
+    with its interval, latency_ms and speed_up at the smallest batch size and number of threads, left out where nothing
+    is timed, and margin_over_none and margin_over_mlm (difference of test macros in points of 0-100, with interval,
+    paired by task and seeds), left out where the grid lacks that baseline. Undefined intervals are
+    None. What intervals cover: :func:`summary`.
 
     Args:
         summary: the table of :func:`summary`. scores: :func:`statistics.score_array`. latency: :func:`timed`.
@@ -284,6 +287,7 @@ def headline(
     return {
         "profile": comparison.profile,
         "setting": comparison.setting,
+        "rule": in_use(summary[~summary["method"].isin([TEACHER, FLOOR])]),
         "teacher": {"development": _rounded(teacher["development"], 4), "test": _rounded(teacher["test"], 4)},
         "students": students,
     }

@@ -100,8 +100,12 @@ def split_of(key: str, development: float, test: float) -> str:
     return "test" if drawn < test else "development" if drawn < test + development else "train"
 
 
-def subsample(split: Dataset, size: int | None, seed: int = 0) -> Dataset:
-    """``size`` examples drawn without replacement, the same for the same seed; all when None or more than there are."""
-    if size is None or size >= len(split):
+def subsample(split: Dataset, size: int | None, seed: int = 0, after: int = 0) -> Dataset:
+    """``size`` examples drawn without replacement, the same for the same seed; all when None or more than there are.
+
+    ``after``: of what a draw of so many examples with this seed leaves over.
+    """
+    if not after and (size is None or size >= len(split)):
         return split
-    return split.select(numpy.random.default_rng(seed).permutation(len(split))[:size], keep_in_memory=True)
+    drawn = numpy.random.default_rng(seed).permutation(len(split))[after:][:size]
+    return split.select(drawn, keep_in_memory=True)
