@@ -11,7 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from constructed_results import METRICS, SPLITS, latency_result, make_study, run_result, write
+from constructed_results import (
+    METRICS,
+    SPLITS,
+    add_languages,
+    latency_result,
+    make_study,
+    run_result,
+    several_languages,
+    write,
+    write_grid,
+)
 from ruamel.yaml import YAML
 
 from study import resolve
@@ -153,6 +163,20 @@ def test_choices_change_the_ranking_and_a_click_leads_to_command_and_path(tmp_pa
     assert nothing["rows"] == []
     rules = re.findall(r'<option value="(\w+)"', driven(path, {"body": "click"})[0]["controls"].split('"rule"')[1])
     assert rules[:3] == ["development", "oracle", "all"]  # retrieval was not run: nothing to go by, so not offered
+
+
+def test_the_rule_in_use_is_shown_first(tmp_path):
+    """Development scores prefer OD; MLM finds more of the development data's translations."""
+    made = make_study(tmp_path, ["none", "mlm", "od"], STUDENTS)
+    scores = {(m, student): score for m, score in (("none", 0.4), ("mlm", 0.5), ("od", 0.6)) for student in STUDENTS}
+    add_languages(write_grid(made, scores), found={"none": 0.9, "mlm": 0.5, "od": 0.4})
+    pages = {"": {"index.html": "report"}}
+    path = write_chooser(made.plan, [several_languages(made).analyse()], tmp_path / "explore.html", pages)
+    first, development = driven(path, {}, {chosen("rule"): "development"})
+    assert {row["model"] for row in first["rows"]} == {f"mlm_{student}" for student in STUDENTS}
+    assert {row["model"] for row in development["rows"]} == {f"od_{student}" for student in STUDENTS}
+    assert all(float(row["regret"]) > 0 for row in first["rows"])
+    assert "retrieval of translations (development sentences)</option>" in first["controls"]
 
 
 def test_budgets_of_tokens_have_rankings_and_curves_of_their_own(tmp_path):

@@ -61,7 +61,7 @@ def cards(advice: pd.DataFrame) -> HTML | None:
                 f"95 % interval {_between(row)}{floor}",
                 f"over the untrained: {margin} points" if floor else "",
                 f"{times} times the teacher's speed: {milliseconds} ms a sequence",
-                f"of {row['methods']} methods {_rule(row).best}, after {millions(row['tokens'])} tokens",
+                f"of {row['methods']} methods the {_rule(row).best}, after {millions(row['tokens'])} tokens",
                 f"not told apart from {_alike(row)}" if row["alike"] else "",
                 row["because"],
             ]

@@ -118,7 +118,8 @@ def write_report(plan: Plan) -> Path:
         heading, content = notebook_page(page, html, f"Profile {plan.profile}")
         same = plan.analyses(page.setting) if page.setting else {}
         content = linked(content, links | {own: f"{name}_{page.setting}.html" for name, own in same.items()})
-        title = f"{titled(f'{page.title}, {page.setting}'.strip(', '))} · {heading} · profile {plan.profile}"
+        about = ", ".join(titled(part) for part in (page.title, page.setting) if part)
+        title = f"{about} · {heading} · profile {plan.profile}"
         files = {heading: named([link(file, html) for file in files]) for heading, files in page.files.items()}
         made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
         looks = {"style": STYLE, "notebook": made_by, "files": files}
