@@ -10,6 +10,7 @@ import pytest
 from study.analysis import presentation
 from study.analysis.advice import cards, table
 from study.analysis.numbers.selection import selection
+from study.analysis.numbers.tables import write_comparison
 from study.files import StudyError
 from tests.constructed_results import add_languages, change, make_study, several_languages, write_grid
 
@@ -22,17 +23,17 @@ METHODS = {"none": (0.99, 0.4, 0.9), "mlm": (0.6, 0.3, 0.1), "od": (0.9, 0.5, 0.
 def picked(probed: bool = True, **changes: tuple[float, float, float]) -> pd.DataFrame:
     model = {"setting": "several", "student": "L3-H384"}
     rows = [
-        model | {"method": m, "development": d, "test": t, "retained": t / 0.8, "retrieval": r}
+        model | {"method": m, "development": d, "test": t, "retained": t / 0.8, "retrieval_development": r}
         for m, (d, t, r) in (METHODS | changes).items()
     ]
     teacher = model | {"student": "teacher", "method": "teacher", "development": 1.0, "test": 0.8, "retained": 1.0}
     table = pd.DataFrame([*rows, teacher])
-    return selection(table if probed else table.drop(columns="retrieval")).set_index("rule")
+    return selection(table if probed else table.drop(columns="retrieval_development")).set_index("rule")
 
 
 def test_each_rule_picks_by_its_own_signal_and_its_regret_is_what_the_best_one_keeps_more():
     table = picked()
-    assert table["method"].to_dict() == {"development": "od", "retrieval": "hs-last", "oracle": "hs-last"}
+    assert table["method"].to_dict() == {"development": "od", "retrieval_development": "hs-last", "oracle": "hs-last"}
     assert table["retained"].tolist() == pytest.approx([62.5, 75, 75])
     assert table["regret"].tolist() == pytest.approx([12.5, 0, 0])
     assert table["floor"].tolist() == pytest.approx([50] * 3)  # the untrained student is never picked
@@ -40,7 +41,7 @@ def test_each_rule_picks_by_its_own_signal_and_its_regret_is_what_the_best_one_k
 
 
 def test_retrieval_is_in_use_where_every_trained_method_has_it():
-    assert picked()["in_use"].to_dict() == {"development": False, "retrieval": True, "oracle": False}
+    assert picked()["in_use"].to_dict() == {"development": False, "retrieval_development": True, "oracle": False}
     one_without = picked(od=(0.9, 0.5, float("nan")))
     assert one_without["in_use"].to_dict() == {"development": True, "oracle": False}
 
@@ -63,23 +64,32 @@ def test_retrieval_of_development_sentences_decides_what_is_reported(tmp_path):
     add_languages(folder)  # of test sentences alone: these choose nothing
     before = several_languages(made).analyse()
     assert before.headline["rule"] == "development" and before.headline["students"]["L3-H384"]["method"] == "mlm"
-    assert "retrieval" not in before.summary and set(before.selection["rule"]) == {"development", "oracle"}
+    assert "retrieval_development" not in before.summary and set(before.selection["rule"]) == {"development", "oracle"}
     add_languages(folder, found={"none": 0.9, "mlm": 0.4, "od": 0.5})
     own = several_languages(made).analyse()
     of_method = own.summary.set_index("method")
-    assert of_method["retrieval"].to_dict() == pytest.approx({"teacher": 0.75, "none": 0.675, "mlm": 0.3, "od": 0.375})
-    assert own.headline["rule"] == "retrieval" and own.headline["students"]["L3-H384"]["method"] == "od"
+    assert of_method["retrieval_development"].to_dict() == pytest.approx(
+        {"teacher": 0.75, "none": 0.675, "mlm": 0.3, "od": 0.375}
+    )
+    assert own.headline["rule"] == "retrieval_development" and own.headline["students"]["L3-H384"]["method"] == "od"
     picks = own.selection.set_index("rule")
-    assert picks["method"].to_dict() == {"development": "mlm", "retrieval": "od", "oracle": "mlm"}
+    assert picks["method"].to_dict() == {"development": "mlm", "retrieval_development": "od", "oracle": "mlm"}
     assert picks["regret"].tolist() == pytest.approx([0, 100 * 0.1 / of_method.loc["teacher", "test"], 0])
     advised = own.recommendation
-    assert advised[["method", "rule"]].values.tolist() == [["teacher", "retrieval"], ["od", "retrieval"]]
+    assert advised[["method", "rule"]].values.tolist() == [
+        ["teacher", "retrieval_development"],
+        ["od", "retrieval_development"],
+    ]
     words = "retrieval of translations (development sentences)"
     assert f"Methods were chosen by {words}. " in table(advised).to_html()
     both = pd.concat([advised.assign(setting="several"), before.recommendation])
     assert f"chosen by {words} (Several) and development scores (English). " in table(both).to_html()
     assert "of 2 methods the best at retrieval on development data" in cards(advised.assign(recommended=True)).data
     assert "best at retrieval on development data" in presentation.headline([own]).to_html()
+    learnt = [task for task in made.comparison.tasks if task != "retrieval"]
+    assert [name for name in presentation.scores(own).data if name in (*learnt, "retrieval")] == learnt
+    files = write_comparison(own, tmp_path / "written")
+    assert all(path.is_file() for path in files)
 
 
 def test_a_model_of_the_grid_without_the_development_pairs_of_the_teacher_is_refused(tmp_path):

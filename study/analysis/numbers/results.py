@@ -343,7 +343,7 @@ def macro(results: Results) -> pd.DataFrame:
 
     macro = mean over tasks of the main metric's mean over fine-tuning seeds, for ``development`` and ``test`` data; the
     test score of a task with several languages is their mean, the language trained on included; probes do not count.
-    ``retrieval`` = the mean over languages and tasks of retrieval's development accuracies, NaN where there are none.
+    ``retrieval_development`` = the mean over languages and tasks of retrieval's development accuracies, NaN without.
     ``retained`` = the row's test macro / the teacher's test macro. The macro averages unlike metrics (accuracy,
     Spearman's rho, macro F1), as GLUE's average does: it ranks models and has no meaning beyond that.
     """
@@ -352,8 +352,8 @@ def macro(results: Results) -> pd.DataFrame:
     seeds = tasks.groupby([*RUN, "finetuning_seed"], sort=False).mean()
     runs = seeds.groupby(RUN, sort=False).mean()
     ceiling = runs.xs(TEACHER, level="method")["test"].item()
-    runs = runs.assign(retained=runs["test"] / ceiling, retrieval=np.nan)
+    runs = runs.assign(retained=runs["test"] / ceiling, retrieval_development=np.nan)
     if not results.probes.empty:
         found = results.probes[~results.probes["task"].isin(MASKED_WORDS)]
-        runs["retrieval"] = found.groupby(RUN)["development"].mean()
+        runs["retrieval_development"] = found.groupby(RUN)["development"].mean()
     return runs.reset_index()

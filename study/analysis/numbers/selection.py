@@ -19,7 +19,7 @@ class Rule:
     best: str
 
 
-DEVELOPMENT, RETRIEVAL, ORACLE = "development", "retrieval", "oracle"
+DEVELOPMENT, RETRIEVAL, ORACLE = "development", "retrieval_development", "oracle"
 RULES = {
     DEVELOPMENT: Rule("development scores", "best on development data"),
     RETRIEVAL: Rule("retrieval of translations (development sentences)", "best at retrieval on development data"),
@@ -34,7 +34,7 @@ def in_use(trained: pd.DataFrame) -> str:
     languages that it was not learnt in, retrieval is the one of less regret (docs/findings.md).
 
     Args:
-        trained: a row per trained method and student, with ``retrieval`` where it was measured.
+        trained: a row per trained method and student, with ``retrieval_development`` where it was measured.
 
     Source: this study's choice.
     """
@@ -44,8 +44,8 @@ def in_use(trained: pd.DataFrame) -> str:
 def signals(summary: pd.DataFrame) -> pd.DataFrame:
     """What each rule goes by, a column each, beside setting, method and student of every trained method.
 
-    ``development`` and ``oracle`` are macro scores (0-1); ``retrieval`` is the mean development accuracy over languages
-    and tasks of the probe, NaN where there is none.
+    ``development`` and ``oracle`` are macro scores (0-1); ``retrieval_development`` is the mean development accuracy
+    over languages and tasks of the probe, NaN where there is none.
 
     Args:
         summary: :func:`tables.summary`.

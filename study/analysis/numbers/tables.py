@@ -46,7 +46,7 @@ ENDS = ("", "_low", "_high")
 def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) -> pd.DataFrame:
     """One row per method and student (the teacher first): macros averaged over distillation seeds, with intervals.
 
-    Columns: setting, method, student, development, retrieval (of development data, where it was measured), test,
+    Columns: setting, method, student, development, retrieval_development (where it was measured), test,
     test_low, test_high, retained, retained_low, retained_high, selected. ``selected`` marks each student's best method,
     the untrained floor apart, by the rule of :func:`selection.in_use`; the test data has no say in it.
 
