@@ -84,6 +84,18 @@ def test_readme_states_the_regret_of_english_development_data() -> None:
     (stated,) = re.findall(r"([\d.]+) % of the\s+teacher's score behind the best method", README)
     picks = {(r["student"], r["rule"]): r for r in rows(OVERNIGHT / "multilingual" / "selection.csv")}
     assert picks["L3-H384", "development"]["method"] == "od" and picks["L3-H384", "development"]["regret"] == stated
+    retrieved = {student: row for (student, rule), row in picks.items() if rule == "retrieval_development"}
+    assert len(retrieved) == 2 and all(row["in_use"] == "True" and row["regret"] == "0.0" for row in retrieved.values())
+
+
+def test_the_page_on_findings_states_how_well_rules_rank_methods() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text().partition("choose by retrieval of translations")[2]
+    stated = re.findall(r"-?\d\.\d\d", page.partition("[table]")[0])
+    picks = {
+        (r["student"], r["rule"]): r["rank_correlation"] for r in rows(OVERNIGHT / "multilingual" / "selection.csv")
+    }
+    order = [(s, rule) for s in ("L3-H384", "L4-H192") for rule in ("development", "retrieval_development")]
+    assert [float(value) for value in stated] == [float(picks[place]) for place in order]
 
 
 def test_readme_is_short_and_its_first_command_is_near_the_top() -> None:
