@@ -80,7 +80,7 @@ def test_retrieval_of_development_sentences_decides_what_is_reported(tmp_path):
         ["teacher", "retrieval_development"],
         ["od", "retrieval_development"],
     ]
-    words = "retrieval of translations (development sentences)"
+    words = "retrieval of translations"
     assert f"Methods were chosen by {words}. " in table(advised).to_html()
     both = pd.concat([advised.assign(setting="several"), before.recommendation])
     assert f"chosen by {words} (Several) and development scores (English). " in table(both).to_html()

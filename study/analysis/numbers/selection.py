@@ -22,7 +22,7 @@ class Rule:
 DEVELOPMENT, RETRIEVAL, ORACLE = "development", "retrieval_development", "oracle"
 RULES = {
     DEVELOPMENT: Rule("development scores", "best on development data"),
-    RETRIEVAL: Rule("retrieval of translations (development sentences)", "best at retrieval on development data"),
+    RETRIEVAL: Rule("retrieval of translations", "best at retrieval on development data"),
     ORACLE: Rule("test scores (oracle)", "best on test data"),
 }
 
