@@ -27,18 +27,23 @@ RULES = {
 }
 
 
-def in_use(trained: pd.DataFrame) -> str:
+def trained(summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the methods that a rule chooses among: all but the teacher's and the untrained floor's."""
+    return summary[~summary["method"].isin([TEACHER, FLOOR])]
+
+
+def in_use(summary: pd.DataFrame) -> str:
     """The rule that methods are chosen by: retrieval where every trained method has it, else development scores.
 
     Neither sees test data, nor needs labels in another language than that of training. Where a task is tested in
     languages that it was not learnt in, retrieval is the one of less regret (docs/findings.md).
 
     Args:
-        trained: a row per trained method and student, with ``retrieval_development`` where it was measured.
+        summary: a row per method and student, with ``retrieval_development`` where it was measured.
 
     Source: this study's choice.
     """
-    return RETRIEVAL if RETRIEVAL in trained and trained[RETRIEVAL].notna().all() else DEVELOPMENT
+    return RETRIEVAL if RETRIEVAL in summary and trained(summary)[RETRIEVAL].notna().all() else DEVELOPMENT
 
 
 def signals(summary: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +55,7 @@ def signals(summary: pd.DataFrame) -> pd.DataFrame:
     Args:
         summary: :func:`tables.summary`.
     """
-    table = summary[~summary["method"].isin([TEACHER, FLOOR])]
+    table = trained(summary)
     return table.reindex(columns=[*MODEL, DEVELOPMENT, RETRIEVAL]).assign(oracle=table["test"])
 
 
@@ -66,7 +71,7 @@ def selection(summary: pd.DataFrame) -> pd.DataFrame:
     Source: this study's choice.
     """
     seen, kept, rows = signals(summary), summary.set_index(["method", "student"])["retained"], []
-    used = in_use(seen)
+    used = in_use(summary)
     for (setting, student), table in seen.groupby(["setting", "student"], sort=False):
         best = 100 * max(kept[method, student] for method in table["method"])
         for name in RULES:

@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL, RUN, Results
-from study.analysis.numbers.selection import RETRIEVAL, in_use
+from study.analysis.numbers.selection import RETRIEVAL, in_use, trained
 from study.analysis.numbers.statistics import (
     PROFILE,
     by_method,
@@ -72,8 +72,8 @@ def summary(macro: pd.DataFrame, scores: xr.DataArray, teacher: xr.DataArray) ->
         ends.append([float(end) for end in (*estimate(replicates(of_model)).interval(), *kept)])
     table[["test_low", "test_high", "retained_low", "retained_high"]] = ends
     table = table[[*MODEL, *measured, *(f"test{end}" for end in ENDS), *(f"retained{end}" for end in ENDS)]]
-    trained = table[~table["method"].isin([TEACHER, FLOOR])]
-    return table.assign(selected=table.index.isin(trained.groupby("student")[in_use(trained)].idxmax()))
+    best = trained(table).groupby("student")[in_use(table)].idxmax()
+    return table.assign(selected=table.index.isin(best))
 
 
 def sampling_error(results: Results) -> pd.DataFrame:
@@ -265,8 +265,8 @@ def headline(
     ``rule``: the one of :func:`selection.in_use`. Per student: method, development and test macro, retained_percent
     with its interval, latency_ms and speed_up at the smallest batch size and number of threads, left out where nothing
     is timed, and margin_over_none and margin_over_mlm (difference of test macros in points of 0-100, with interval,
-    paired by task and seeds), left out where the grid lacks that baseline. Undefined intervals are
-    None. What intervals cover: :func:`summary`.
+    paired by task and seeds), left out where the grid lacks that baseline. Undefined intervals are None.
+    What intervals cover: :func:`summary`.
 
     Args:
         summary: the table of :func:`summary`. scores: :func:`statistics.score_array`. latency: :func:`timed`.
@@ -287,7 +287,7 @@ def headline(
     return {
         "profile": comparison.profile,
         "setting": comparison.setting,
-        "rule": in_use(summary[~summary["method"].isin([TEACHER, FLOOR])]),
+        "rule": in_use(summary),
         "teacher": {"development": _rounded(teacher["development"], 4), "test": _rounded(teacher["test"], 4)},
         "students": students,
     }
@@ -305,9 +305,9 @@ def sentences(analysis: Analysis, named: Callable[[str], str] = str) -> str:
         named: what methods are called.
     """
     lines = []
-    trained = analysis.summary[~analysis.summary["method"].isin([TEACHER, FLOOR])]
+    chosen_among = trained(analysis.summary)
     for student, best in analysis.headline["students"].items():
-        kept = 100 * trained.loc[trained["student"] == student, "retained"]
+        kept = 100 * chosen_among.loc[chosen_among["student"] == student, "retained"]
         line = (
             f"* {student}: {named(best['method'])}, chosen on development data, keeps {best['retained_percent']} % of"
             f" the teacher's score; methods lie between {kept.min():.1f} and {kept.max():.1f} %."
