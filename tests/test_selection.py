@@ -6,13 +6,13 @@ import json
 
 import pandas as pd
 import pytest
+from constructed_results import add_languages, change, make_study, several_languages, write_grid
 
 from study.analysis import presentation
 from study.analysis.advice import cards, table
 from study.analysis.numbers.selection import selection
 from study.analysis.numbers.tables import write_comparison
 from study.files import StudyError
-from tests.constructed_results import add_languages, change, make_study, several_languages, write_grid
 
 pytestmark = pytest.mark.fast
 
