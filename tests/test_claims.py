@@ -145,8 +145,10 @@ def test_one_distillation_seed_judges_nothing(finetunings, reason):
     ],
 )
 def test_tables_name_the_seeds_that_their_intervals_cover(seeds, finetunings, said):
-    shown = presentation.verdicts(Analysis(constructed(seeds=seeds, finetunings=finetunings)))
-    assert shown.caption.endswith(f"intervals over {said}.")
+    analysis = Analysis(constructed(seeds=seeds, finetunings=finetunings))
+    assert presentation.verdicts(analysis).caption.endswith(f"intervals over {said}.")
+    assert set(analysis.verdicts["covers"]) == set(analysis.aggregates["covers"]) == {said}
+    assert (analysis.verdicts["verdict"] != "undecided").any() == (seeds > 1)
 
 
 @pytest.mark.parametrize(

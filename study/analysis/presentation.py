@@ -24,7 +24,7 @@ from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
 from study.analysis.numbers.results import BASELINE, FLOOR, PACKAGES, RUN, TEACHER
 from study.analysis.numbers.selection import RULES
-from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, covered
+from study.analysis.numbers.statistics import DISTILLATION_SEEDS, TOLD_APART, covered
 from study.analysis.numbers.tables import MEAN
 from study.analysis.numbers.text import NOTHING, interval, number, p_value, percent, rate, with_interval
 from study.sections import BASE_BUDGET
@@ -158,7 +158,7 @@ def headline(analyses: Sequence[Analysis]) -> Styler | None:
                 "macro test score": number(100 * best["test"], 1),
                 "its teacher's": number(100 * analysis.headline["teacher"]["test"], 1),
             }
-    seeds = " and ".join(dict.fromkeys(_seeds(analysis) for analysis in analyses))
+    seeds = " and ".join(dict.fromkeys(covered(analysis.scores) for analysis in analyses))
     large = {"td.row0:not(.col0)": "font-size: 1.7em; font-weight: 650; white-space: nowrap"}
     return _columns(columns, "headline", f"Intervals: 95 %, over {seeds}.", marked=large)
 
@@ -195,15 +195,9 @@ def verdicts(analysis: Analysis) -> Styler | None:
             }
         )
     students = ", ".join(analysis.comparison.students)
-    caption = f"Students {students}; intervals over {_seeds(analysis)}."
+    caption = f"Students {students}; intervals over {covered(analysis.scores)}."
     wide = ["claim", "verdict", "decisive contrast"]
     return styled(rows, "verdicts", caption, setting=analysis.setting, words=[""], wide=wide)
-
-
-def _seeds(analysis: Analysis) -> str:
-    """The seeds whose chance intervals cover, in words; the fine-tuning seed is none of them where there is one."""
-    said, once = covered(analysis.scores), analysis.scores.sizes["finetuning_seed"] == 1
-    return "distillation seeds, one fine-tuning of each" if once and said == BOTH_SEEDS else said
 
 
 def scores(analysis: Analysis, deviations: bool = False) -> Styler | None:
@@ -227,7 +221,7 @@ def scores(analysis: Analysis, deviations: bool = False) -> Styler | None:
         )
     marked = {f"td.row{place}": MARKED for place in np.flatnonzero(table["selected"])}
     looks: dict[str, Any] = {"words": MODEL, "marked": marked, "groups": "student"}
-    return styled(rows, "scores", f"Intervals over {_seeds(analysis)}.", setting=analysis.setting, **looks)
+    return styled(rows, "scores", f"Intervals over {covered(analysis.scores)}.", setting=analysis.setting, **looks)
 
 
 def tasks(analysis: Analysis) -> Styler | None:
@@ -339,7 +333,7 @@ def rates_that_matter(analyses: Sequence[Analysis]) -> Styler | None:
             | {"at a learning rate of": f"{row.learning_rate:g}", "instead of": f"{row.reference_learning_rate:g}"}
             | {"points (interval)": with_interval((row.effect, row.low, row.high), 1, "+")}
             for row in table.itertuples()
-            if row.covers == BOTH_SEEDS and row.p_holm <= TOLD_APART
+            if row.covers in DISTILLATION_SEEDS and row.p_holm <= TOLD_APART
         ]
     caption = "Methods whose place is a matter of their learning rate as much as of what they transfer."
     return styled(rows, "rates", caption, words=["setting", "method"])
@@ -356,7 +350,7 @@ def _matrix(analysis: Analysis, what: str, table: pd.DataFrame, name: str) -> St
     """The best method first; pairs told apart are marked."""
     mirrored = table.assign(first=table["second"], second=table["first"], effect=-table["effect"])
     both = pd.concat([table, mirrored]).set_index(["first", "second"])
-    told = (both["p_holm"] <= TOLD_APART) & (both["covers"] == BOTH_SEEDS)
+    told = (both["p_holm"] <= TOLD_APART) & both["covers"].isin(DISTILLATION_SEEDS)
     order = list(both["effect"].groupby("first", sort=False).mean().sort_values(ascending=False, kind="stable").index)
     rows = [
         {"row less column": label(first)}
@@ -370,7 +364,7 @@ def _matrix(analysis: Analysis, what: str, table: pd.DataFrame, name: str) -> St
         if told.get((first, other), False)
     }
     family = f"Holm over the {len(table)} pairs of this table, 5 %"
-    caption = f"{what}; over {_seeds(analysis)}. Marked: told apart ({family})."
+    caption = f"{what}; over {covered(analysis.scores)}. Marked: told apart ({family})."
     return styled(rows, name, caption, words=["row less column"], marked=marked, cards=False)
 
 

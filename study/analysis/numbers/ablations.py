@@ -15,7 +15,16 @@ import pandas as pd
 import xarray as xr
 
 from study.analysis.numbers.results import Results
-from study.analysis.numbers.statistics import BOTH_SEEDS, TOLD_APART, by_method, covered, holm, models, pool, two_sided
+from study.analysis.numbers.statistics import (
+    DISTILLATION_SEEDS,
+    TOLD_APART,
+    by_method,
+    covered,
+    holm,
+    models,
+    pool,
+    two_sided,
+)
 from study.analysis.numbers.tables import write_tables
 from study.analysis.numbers.text import interval, number, rate
 from study.descriptions import Comparison
@@ -117,7 +126,7 @@ def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] =
     rows = table[table["variant"].isin(variants)]
     if rows.empty:
         return "**Found.** No variant was run beside its reference in this profile (`grid` of params.yaml)."
-    if not (rows["covers"] == BOTH_SEEDS).all():
+    if not rows["covers"].isin(DISTILLATION_SEEDS).all():
         lead = "One distillation seed tells nothing apart; as numbers alone, against the reference:"
     else:
         shown = rows[rows["p_holm"] <= TOLD_APART]
@@ -126,7 +135,7 @@ def sentences(table: pd.DataFrame, *variants: str, named: Callable[[str], str] =
     for row in rows.itertuples():
         line = f"* {named(row.method)} less {named(row.reference)}: {number(row.effect, 1, '+')} points"
         line += interval(row.low, row.high, 1, "+")
-        line += " **told apart**" * (row.p_holm <= TOLD_APART and row.covers == BOTH_SEEDS)
+        line += " **told apart**" * (row.p_holm <= TOLD_APART and row.covers in DISTILLATION_SEEDS)
         rates = (row.learning_rate, row.reference_learning_rate)
         if rates[0] != rates[1] and not np.isnan(rates).any():
             line += f"; learning rates {rate(rates[0])} and {rate(rates[1])}"

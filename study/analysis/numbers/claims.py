@@ -33,7 +33,7 @@ from scipy import stats
 
 from study.analysis.numbers.results import FLOOR, Results
 from study.analysis.numbers.statistics import (
-    BOTH_SEEDS,
+    DISTILLATION_SEEDS,
     Pooled,
     covered,
     difference,
@@ -257,7 +257,7 @@ def _claim_rows(scores: dict[str, xr.DataArray], claim: Claim, pools: dict[bool,
         rows.append(row | {"missing": ", ".join(missing)})
     table = pd.DataFrame(rows)
     table["p_outside"] = holm(table["p_outside"])
-    judged = table["covers"] == BOTH_SEEDS
+    judged = table["covers"].isin(DISTILLATION_SEEDS)
     shown = [judged & (table["p_outside"] <= ALPHA), judged & (table["p_inside"] <= ALPHA)]
     return table.assign(shown=np.select(shown, [CONTRADICTED, SUPPORTED], UNDECIDED))
 
@@ -324,7 +324,7 @@ def _judge(rows: pd.DataFrame) -> tuple[str, str]:
         return UNDECIDED, f"not run: {', '.join(missing)}"
     if rows["low"].isna().any():
         return UNDECIDED, "one distillation seed and one fine-tuning seed: no interval"
-    if not (rows["covers"] == BOTH_SEEDS).all():
+    if not rows["covers"].isin(DISTILLATION_SEEDS).all():
         return UNDECIDED, "one distillation seed: the interval covers fine-tuning seeds only"
     if (rows["shown"] == CONTRADICTED).any():
         return CONTRADICTED, ""

@@ -11,7 +11,7 @@ import xarray as xr
 
 from study.analysis.numbers.budgets import GROUPS, Budgets, of_group
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL
-from study.analysis.numbers.statistics import AXES, BOTH_SEEDS, TOLD_APART, complete_array, covered, of_method
+from study.analysis.numbers.statistics import AXES, DISTILLATION_SEEDS, TOLD_APART, complete_array, covered, of_method
 from study.analysis.numbers.tables import differences, summary
 from study.analysis.numbers.tables import headline as headline_of
 from study.descriptions import TEACHER
@@ -66,7 +66,7 @@ def recommendation(
     shared = {"setting": headline["setting"], "rule": headline["rule"]} | place
     faster: dict[str, float] = {}
     for student, best in sorted(headline["students"].items(), key=lambda item: item[1].get("latency_ms", 0)):
-        against = _against(best, faster, covered(scores) == BOTH_SEEDS)
+        against = _against(best, faster, covered(scores) in DISTILLATION_SEEDS)
         if latency is not None:
             faster[student] = best["test"]
         row = shared | {"budget_ms": best.get("latency_ms"), "speed_up": best.get("speed_up")}
@@ -159,7 +159,7 @@ def _beside(best: str, table: pd.DataFrame) -> tuple[list[str], list[str]]:
     pairs = table[((table["first"] == best) | (table["second"] == best)) & (table["first"] != FLOOR)]
     pairs = pairs[pairs["second"] != FLOOR]
     own = pairs["first"] == best
-    told = (pairs["p_holm"] <= TOLD_APART) & (pairs["covers"] == BOTH_SEEDS)
+    told = (pairs["p_holm"] <= TOLD_APART) & pairs["covers"].isin(DISTILLATION_SEEDS)
     others = pairs["second"].where(own, pairs["first"])
     ahead = pairs["effect"].where(~own, -pairs["effect"])
     return others[~told].tolist(), others[told & (ahead > 0)].tolist()
