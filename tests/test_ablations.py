@@ -8,6 +8,7 @@ import pytest
 from constructed_results import SPLITS, latency_result, make_study, results_of_scores, run_result, write
 
 from study import StudyError
+from study.analysis.figures.style import varied
 from study.analysis.numbers.ablations import rate_variants, sentences, write_effects
 from study.analysis.numbers.analysis import Analysis
 
@@ -68,6 +69,20 @@ def test_methods_of_equal_compute_are_also_compared_with_what_they_equal():
     memberships = {"long": member("mlm", "equal-compute", equal_compute="od")}
     table = Analysis(results_of_scores(scores, {}, memberships)).effects.set_index("reference")
     assert table["effect"].to_dict() == pytest.approx({"mlm": 5, "od": 15}) and set(table["method"]) == {"long"}
+
+
+def test_a_variant_of_a_variant_is_compared_with_it_alone():
+    scores = {name: np.full((1, 2, 2, 1), level) for name, level in (("hs", 0.7), ("poor", 0.5), ("poor-top", 0.55))}
+    memberships = {
+        "poor-top": member("hs", "mapping-of-poor", initialisation="random", mapping="top"),
+        "poor": member("hs", "random", initialisation="random"),
+    }
+    analysis = Analysis(results_of_scores(scores, {}, memberships))
+    table = analysis.effects.set_index(["method", "reference"])
+    assert table["effect"].to_dict() == pytest.approx({("poor-top", "poor"): 5, ("poor", "hs"): -20})
+    assert varied(analysis.comparison, "poor-top", "poor") == "mapping: top"
+    assert varied(analysis.comparison, "poor", "hs") == "start: random"
+    assert varied(analysis.comparison, "poor-top") == "hs, start: random, mapping: top"
 
 
 def test_without_ablations_the_mappings_of_the_grid_are_compared():

@@ -18,7 +18,7 @@ import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
-from study.analysis.figures.style import METRICS, in_words, label, short, titled, variant_words
+from study.analysis.figures.style import METRICS, in_words, label, short, titled, varied
 from study.analysis.numbers.ablations import rate_variants, sentences
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.published import PUBLISHED
@@ -387,8 +387,9 @@ def effects(analysis: Analysis) -> Styler | Markdown | None:
     table = analysis.effects
     if table.empty:
         return Markdown(sentences(table))
+    named = partial(varied, analysis.comparison)
     rows = [
-        {"method": varied(analysis, row.method), "less": label(row.reference), "macro": number(row.macro, 1)}
+        {"method": named(row.method), "less": named(row.reference), "macro": number(row.macro, 1)}
         | {"points (interval)": with_interval((row.effect, row.low, row.high), 1, "+")}
         | {"p, Holm": p_value(row.p_holm), "models": row.runs}
         | {"learning rates": _rates(row.learning_rate, row.reference_learning_rate)}
@@ -396,12 +397,6 @@ def effects(analysis: Analysis) -> Styler | Markdown | None:
     ]
     caption = f"Intervals over {' or '.join(table['covers'].unique())}. Where there are two learning rates, the second"
     return styled(rows, "effects", f"{caption} is the reference's.", wide=["method", "less"], groups=table["variant"])
-
-
-def varied(analysis: Analysis, method: str) -> str:
-    """A method or variant in words: what it extends and what it changes."""
-    member = analysis.comparison.memberships.get(method)
-    return f"{short(member.extends)}, {variant_words(member.changes)}" if member else label(method)
 
 
 def _rates(own: float, reference: float) -> str:
@@ -414,7 +409,7 @@ def _rates(own: float, reference: float) -> str:
 def found(analysis: Analysis, *variants: str) -> Markdown | None:
     """What the effects of some axes show, in sentences; None where no variant of theirs was run."""
     ran = analysis.effects["variant"].isin(variants).any()
-    said = partial(sentences, analysis.effects, *variants, named=partial(varied, analysis))
+    said = partial(sentences, analysis.effects, *variants, named=partial(varied, analysis.comparison))
     return Markdown(said()) if ran else None
 
 

@@ -13,13 +13,11 @@ from study.analysis.figures.style import (
     draw_interval,
     drawn,
     handle,
-    label,
     method_legend,
     panels,
-    short,
     student_styles,
     styles,
-    variant_words,
+    varied,
 )
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.statistics import DISTILLATION_SEEDS
@@ -71,8 +69,8 @@ def ablation(analysis: Analysis, *variants: str) -> Figure | None:
             axes.plot(row.effect, height, "D", color=GREY, markersize=7, zorder=4, markerfacecolor=face)
         axes.set(xlabel="", xlim=within, ylim=(len(rows) - 0.5, -0.5))
         axes.set_title("")
-        axes.set_title(f"from {label(reference)}", loc="left")
-        axes.set_yticks(range(len(rows)), [_words(analysis, method, reference) for method in rows["method"]])
+        axes.set_title(f"from {varied(analysis.comparison, reference)}", loc="left")
+        axes.set_yticks(range(len(rows)), [varied(analysis.comparison, method, reference) for method in rows["method"]])
         axes.tick_params(length=0)
         axes.tick_params(axis="y", pad=8)  # beside arrows at the edge
         axes.spines["bottom"].set_visible(reference == list(groups)[-1])
@@ -81,14 +79,6 @@ def ablation(analysis: Analysis, *variants: str) -> Figure | None:
     handles = [handle(student, color, marker) for student, (color, marker) in students.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
-
-
-def _words(analysis: Analysis, method: str, reference: str) -> str:
-    member = analysis.comparison.memberships.get(method)
-    if not member:
-        return label(method)
-    changed = variant_words(member.changes)
-    return changed if member.extends == reference else f"{short(member.extends)}, {changed}"
 
 
 @drawn

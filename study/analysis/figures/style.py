@@ -155,6 +155,17 @@ def variant_words(changes: dict[str, Any]) -> str:
     return ", ".join(_change(key, value) for key, value in changes.items())
 
 
+def varied(comparison: Comparison, method: str, reference: str = "") -> str:
+    """A method or variant in words: what it extends and what it changes; of a reference, what sets it apart alone."""
+    members = comparison.memberships
+    if method not in members:
+        return label(method)
+    own, other = members[method], members.get(reference)
+    same = other.changes if other and other.extends == own.extends else {}
+    changed = variant_words({key: value for key, value in own.changes.items() if same.get(key) != value})
+    return changed if same or reference == own.extends else f"{short(own.extends)}, {changed}"
+
+
 def _change(key: str, value: Any) -> str:
     if key == "teacher_layer_from_top":
         return "teacher's last layer" + (f" but {value}" if value else "")

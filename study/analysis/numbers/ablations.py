@@ -7,7 +7,7 @@ the grid that differ in their layer mapping alone are compared beside the varian
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from study.analysis.numbers.statistics import (
 from study.analysis.numbers.tables import write_tables
 from study.analysis.numbers.text import interval, number, rate
 from study.descriptions import Comparison
+from study.methods import Membership
 
 if TYPE_CHECKING:
     from study.analysis.numbers.analysis import Analysis
@@ -70,16 +71,28 @@ def other_mappings(results: Results) -> list[str]:
 def pairs(results: Results) -> dict[str, list[tuple[str, str]]]:
     """Reference and method of every comparison, by variant, in the order of the grid.
 
-    A method of equal compute is compared with what it extends, and with the method whose operations its steps cost.
+    A variant is compared with what it extends or, if a single other variant of that changes all but one of its keys in
+    the same way, with that one. A method of equal compute is also compared with that whose operations its steps cost.
     """
     members = results.comparison.memberships.items()
-    named = [(own.variant, own.extends, method) for method, own in members]
+    named = [(own.variant, _reference(own, results.comparison.memberships), method) for method, own in members]
     equalled = [(own.variant, str(own.changes.get(EQUAL_COMPUTE)), method) for method, own in members]
     named += [own for own in equalled if own[1] in results.comparison.methods]
     by_variant: dict[str, list[tuple[str, str]]] = {}
     for variant, reference, method in [*((MAPPING, MAPPED, other) for other in other_mappings(results)), *named]:
         by_variant.setdefault(variant, []).append((reference, method))
     return by_variant
+
+
+def _reference(own: Membership, members: Mapping[str, Membership]) -> str:
+    closest = [
+        name
+        for name, other in members.items()
+        if other.extends == own.extends
+        and len(other.changes) == len(own.changes) - 1
+        and all(own.changes.get(key) == value for key, value in other.changes.items())
+    ]
+    return closest[0] if len(closest) == 1 else own.extends
 
 
 def effects(results: Results, scores: xr.DataArray) -> pd.DataFrame:
