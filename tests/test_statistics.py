@@ -98,6 +98,7 @@ def test_bootstrap_intervals_of_the_interquartile_mean_cover(students, seeds, fi
     found = np.array([statistics.interquartile_mean(own, generator, resamples=200) for own in scores])
     truth = found[:, 0].mean()
     assert 0.90 < ((found[:, 1] <= truth) & (truth <= found[:, 2])).mean() < 0.98
+    assert ((found[:, 1] <= found[:, 0]) & (found[:, 0] <= found[:, 2])).all()
 
 
 def test_one_stratum_gives_the_paired_t_test():

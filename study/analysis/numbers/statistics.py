@@ -322,9 +322,9 @@ def interquartile_mean(
     """Mean of the middle half of all run x task scores, with its stratified 95 % bootstrap interval.
 
     Resampled are whole distillation seeds, all students and tasks together, where there are several; fine-tuning seeds
-    within each task where there is one. Deviations of n replicates from the mean of their K strata are widened by
-    sqrt(n / (n - 1)) t / z, with the 97.5 % quantiles of Student's distribution with K (n - 1) degrees of freedom and
-    of the normal one: a plain percentile interval of so few seeds is far too narrow.
+    within each task where there is one. The ends' distances from the mean are widened by sqrt(n / (n - 1)) t / z for n
+    replicates in each of K strata, with the 97.5 % quantiles of Student's distribution with K (n - 1) degrees of
+    freedom and of the normal one: a plain percentile interval of so few seeds is far too narrow.
 
     Args:
         scores: those of one method, AXES.
@@ -345,11 +345,10 @@ def interquartile_mean(
     strata = (1, 1) if several else (1, tasks)  # students share their seeds
     freedom = np.prod(strata) * (count - 1)
     widening = np.sqrt(count / (count - 1)) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
-    center = runs.mean(axis=-1, keepdims=True)
-    widened = center + widening * (runs - center)
     drawn = generator.integers(count, size=(resamples, *strata, count))
-    drawn = np.take_along_axis(widened[None], np.broadcast_to(drawn, (resamples, *runs.shape)), axis=-1)
-    low, high = np.quantile(stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1), [0.025, 0.975])
+    drawn = np.take_along_axis(runs[None], np.broadcast_to(drawn, (resamples, *runs.shape)), axis=-1)
+    ends = np.quantile(stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1), [0.025, 0.975])
+    low, high = value + widening * (ends - value)
     return value, float(low), float(high)
 
 
