@@ -370,7 +370,7 @@ def test_one_seed_or_no_gain_is_not_recommended_by_score():
     budgets = constructed()
     budgets.scores.loc[budgets.scores["method"].isin(METHODS), "score"] -= 0.4
     rows = by_score(budgets).query("student == 'L3-H192'")
-    assert not rows["recommended"].any() and set(rows["because"]) == {"not shown to beat no training"}
+    assert not rows["recommended"].any() and set(rows["because"]) == {"not shown above the untrained student"}
 
 
 def test_the_verdict_to_read_is_named_once():

@@ -156,7 +156,10 @@ def test_choices_change_the_ranking_and_a_click_leads_to_command_and_path(tmp_pa
     )
     assert [row["model"] for row in fast["rows"]] == ["od_L3-H192", "mlm_L3-H192"]
     assert [row["model"] for row in alone["rows"]] == ["mlm_L3-H192", "od_L3-H192"]  # OD is bad at sts-b
-    assert "make plan &amp;&amp; dvc repro distill@english_mlm_L3-H192_1</code>" in clicked["detail"]
+    assert (
+        "make plan &amp;&amp; . .venv/bin/activate &amp;&amp; dvc repro distill@english_mlm_L3-H192_1</code>"
+        in clicked["detail"]
+    )
     assert ">runs/english/students/mlm_L3-H192_1<" in clicked["detail"] and "<polyline" in clicked["detail"]
     assert 'data-task="sts-b" data-language="en"' in clicked["detail"]
     assert "model=mlm_L3-H192" in clicked["hash"]

@@ -73,7 +73,7 @@ def test_what_is_not_above_the_untrained_floor_is_never_recommended(tmp_path):
     scores = SCORES | {("none", "L3-H384"): 0.72}
     table = recommended(tmp_path, {("od", "L3-H384"): 0.9}, scores=scores).set_index("student")
     assert table.loc["L3-H384", "method"] == "od" and not table.loc["L3-H384", "recommended"]
-    assert "not shown to beat no training" in table.loc["L3-H384", "because"]
+    assert "not shown above the untrained student" in table.loc["L3-H384", "because"]
     assert table.loc["L3-H384", "floor"] == pytest.approx(90, abs=0.3)
 
 
@@ -111,7 +111,7 @@ def test_what_test_data_show_better_than_the_choice_is_named(tmp_path):
     assert found["better"].drop("L6-H192").eq("").all()
     folder = made.layout.analysis("comparison")
     write_comparison(analysis, folder)
-    shown = advice.table(advice.recommendations(made.plan)).data.set_index("distilled by")
+    shown = advice.table(advice.recommendations(made.plan)).data.set_index("trained by")
     said = shown.filter(like="MLM", axis=0)["recommended"]
     assert [words.partition("shown better on test data: ")[2] for words in said] == ["OD", ""]
     file = folder / "recommendation.csv"
@@ -119,7 +119,8 @@ def test_what_test_data_show_better_than_the_choice_is_named(tmp_path):
     assert advice.recommendations(made.plan)["better"].eq("").all()
 
 
-def test_another_profile_with_budgets_speaks_of_the_largest_with_several_seeds_and_of_all_tasks(tmp_path):
+def test_another_profile_is_told_of_as_its_own_page_tells(tmp_path):
+    """By its comparison where it has one, as its card does, or else by its budgets."""
     made = study(tmp_path)
     write_comparison(made.analyse(), made.layout.analysis("comparison"))
     reports = tmp_path / "profiles" / "more" / "reports"
@@ -127,6 +128,9 @@ def test_another_profile_with_budgets_speaks_of_the_largest_with_several_seeds_a
     shutil.copytree(tmp_path / "reports" / "comparison", reports / "budgets")
     file = reports / "budgets" / "english" / "recommendation.csv"
     pd.read_csv(file).assign(tokens=2_000_000, tasks="topic,masked-word").to_csv(file, index=False)
+    row = advice.others(made.plan).data.iloc[0]
+    assert (row["tokens"], row["tasks"]) == ("0.2 M", ", ".join(made.comparison.tasks))
+    shutil.rmtree(reports / "comparison")
     row = advice.others(made.plan).data.iloc[0]
     assert (row["tokens"], row["tasks"]) == ("2 M", "topic, masked-word")
 

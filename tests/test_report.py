@@ -230,7 +230,7 @@ def test_budgets_alone_make_a_report(tmp_path, monkeypatch):
     assert "the highest of 1 methods on test data; one distilled model, 95 % interval" in text
     assert "What does speed cost?" not in text
     answer = "Which student should I ship? English No recommendation because: one distillation seed What this answer"
-    assert answer in text.replace("not shown to beat no training; ", "")
+    assert answer in text.replace("not shown above the untrained student; ", "")
     assert "English: L3-H192 after 2 M tokens; the score is the mean of" in text
     assert "Speed was not measured beside these scores: scores alone decide." in text
     assert run_words("mlm_L3-H192_1_long", plan) == "MLM: no teacher, L3-H192, 2 M tokens"

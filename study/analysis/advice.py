@@ -114,7 +114,7 @@ def table(advice: pd.DataFrame) -> Styler | None:
         rows.append(
             {"setting": titled(row["setting"]), "tasks": TASKS[row["group"]]}
             | {"take": row["student"] if row["recommended"] else f"({row['student']})"}
-            | {"distilled by": label(row["method"]), "not told apart from": _alike(row)}
+            | {"trained by": label(row["method"]), "not told apart from": _alike(row)}
             | {"score kept (interval)": kept, "floor": number(row["floor"], 1)}
             | (speed if timed else {})
             | {"recommended": why}
@@ -127,7 +127,7 @@ def table(advice: pd.DataFrame) -> Styler | None:
     if bettered:
         caption += " What is shown better on test data would have been chosen in hindsight."
     looks: dict[str, Any] = {"words": ["setting", "tasks", "take"], "groups": "setting"}
-    looks["wide"] = ["tasks", "distilled by", "not told apart from", "recommended"]
+    looks["wide"] = ["tasks", "trained by", "not told apart from", "recommended"]
     return styled(rows, "recommendation", caption, **looks)
 
 
@@ -200,11 +200,8 @@ def _most(gap: pd.DataFrame | None, kind: str) -> str:
 
 
 def _recommending(folder: Path) -> list[Path]:
-    """The folders of the analyses of a profile's settings that recommend; where there are budgets, theirs.
-
-    They speak of the largest budget with several seeds and of all tasks, as the gap beside them does.
-    """
-    made = (sorted((folder / "reports" / name).glob("*")) for name in ANALYSES[::-1])
+    """The folders of the analysis of a profile's settings that its own page recommends by."""
+    made = (sorted((folder / "reports" / name).glob("*")) for name in ANALYSES)
     return next((found for found in made if found), [])
 
 

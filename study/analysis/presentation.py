@@ -181,7 +181,7 @@ def verdicts(analysis: Analysis) -> Styler | None:
     rows = []
     for row in analysis.verdicts.to_dict("records"):
         doubtful = len(row["not_above_floor"].split(", ")) if row["not_above_floor"] else 0
-        doubt = f" ({doubtful} of its methods not shown to beat no training)" if doubtful else ""
+        doubt = f" ({doubtful} of its methods not shown above the untrained student)" if doubtful else ""
         reason = f": {in_words(row['reason'], short)}" if row["reason"] else ""
         contrast = f"{in_words(row['contrast'], short)}, claimed to be {CLAIMED[row['test']].format(row['margin'])}"
         rows.append(

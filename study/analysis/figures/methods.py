@@ -39,6 +39,14 @@ def distributions(
     return figure
 
 
+def at_temperature(
+    teacher: Any, student: Any, words: Sequence[str], names: Callable[[list[int]], list[str]], temperature: float
+) -> Figure:
+    """:func:`distributions` of logits, (positions, vocabulary), divided by a temperature."""
+    of_teacher, of_student = ((own / temperature).softmax(dim=-1) for own in (teacher, student))
+    return distributions(of_teacher, of_student, words, names)
+
+
 @drawn
 def mappings(of: dict[str, dict[int, tuple[int, ...]]], teacher_layers: int, student_layers: int) -> Figure:
     """An arrow from every teacher layer to the student layer that learns from it, a panel per mapping."""
@@ -91,6 +99,17 @@ def relations(of: dict[str, tuple[Any, Any]], tokens: Sequence[str]) -> Figure:
             axes.set_title(f"{model}: {name}")
     figure.colorbar(image, ax=grid, shrink=0.6, label="share of the relation")
     return figure
+
+
+def with_heads(teacher: dict[str, Any], student: dict[str, Any], tokens: Sequence[str], relation_heads: int) -> Figure:
+    """:func:`relations`, means over relation heads, of queries, keys and values, each (1, T, width)."""
+    of = {}
+    for name in ("query", "key", "value"):
+        sliced = (
+            own[name][0].detach().unflatten(-1, (relation_heads, -1)).transpose(0, 1) for own in (teacher, student)
+        )
+        of[name] = tuple((x @ x.mT / x.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=0) for x in sliced)
+    return relations(of, tokens)
 
 
 def draw_relation(axes: Axes, matrix: Any, tokens: Sequence[str], highest: float | None = None) -> AxesImage:

@@ -138,7 +138,7 @@ def _against(best: dict[str, Any], faster: dict[str, float], several_seeds: bool
     """Why a student is not recommended; empty if it is."""
     reasons = [f"{student} is faster and scores as high" for student, test in faster.items() if test >= best["test"]]
     if f"margin_over_{FLOOR}" in best and not (best[f"margin_over_{FLOOR}_low"] or 0) > 0:
-        reasons.append("not shown to beat no training")
+        reasons.append("not shown above the untrained student")
     if not several_seeds:
         reasons.append("one distillation seed")
     return "; ".join(reasons)
