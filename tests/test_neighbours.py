@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -255,6 +256,28 @@ def test_everything_side_by_side_by_hand(tmp_path):
     page = re.sub(r"\s+", " ", re.sub("<.*?>", " ", page))
     assert "MLM, L3-H192 80.5 (79.3 – 81.7) teacher, all tasks 3.0" in page
     assert "static-256 not run not measured" in page and "not measured score 50.0, arm start 40.0 3.0" in page
+
+
+def test_methods_whose_students_read_fewer_tokens_say_so(tmp_path):
+    made = make_study(tmp_path, ["none", "mlm", "od"], ["L3-H192"], seeds=[1, 2, 3])
+    write_grid(made, {})
+    plan = resolve(root=params_with(tmp_path, {}, {}))
+    write_plan(plan)
+    layout = plan.layout("english")
+    for seed in (1, 2, 3):
+        file = layout.result(f"od_L3-H192_{seed}")
+        record = json.loads(file.read_text())
+        record["distillation"]["tokens"] = 31_000_000
+        write_file(file, json.dumps(record))
+    rows = overview([], layout).assign(latency=3.0)
+    assert rows.set_index("row")["tokens"].filter(like="L3").to_dict() == {
+        "none, L3-H192": "",
+        "mlm, L3-H192": "0.41 M",
+        "od, L3-H192": "",
+    }
+    texts = [one.get_text() for one in figures.overview_figure(rows).axes[0].texts]
+    assert any(text.startswith("MLM (0.41 M tokens)  ") for text in texts)
+    assert "MLM, L3-H192, 0.41 M tokens" in figures.overview_table(rows, "english").to_html()
 
 
 def test_the_page_tells_standing_arms_and_verdicts_and_other_pages_stay_as_they_are(tmp_path, monkeypatch):

@@ -20,8 +20,8 @@ from study.records_beside import NeighbourResult
 CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is at the first arm."
 KEPT = (
     "What is kept against latency, of one text at a time on one thread; means over seeds. Methods: share of the"
-    " teacher's mean over all tasks; systems: of their own reference on their own task. What has no latency or no share"
-    " stands in the table alone."
+    " teacher's mean over all tasks, at the most tokens that it has several seeds of, named where others read more;"
+    " systems: of their own reference on their own task. What has no latency or no share stands in the table alone."
 )
 #: Words of an axis -> kinds of rows of :func:`overview.overview` on it.
 SCALES = (
@@ -133,10 +133,11 @@ def overview_table(rows: pd.DataFrame, setting: str) -> Styler | None:
     """Everything side by side; a cell without a number says why."""
     table = []
     for row in rows.itertuples():
+        after = f", {row.tokens} tokens" if row.tokens else ""
         kept = "" if pd.isna(row.kept) else with_interval((row.kept, row.low, row.high), 1)
         missing = row.of if row.of in (NOT_RUN, NOT_MEASURED) else NOT_MEASURED
         table.append(
-            {"what": in_words(row.row, short), "kept (%)": kept or missing}
+            {"what": in_words(row.row, short) + after, "kept (%)": kept or missing}
             | {"of": row.of if row.of != missing or kept else ""}
             | {"latency (ms)": NOT_MEASURED if pd.isna(row.latency) else number(row.latency, 1)}
             | {"reads of the teacher": row.teacher, "labels": row.labels, "task": row.task}
@@ -171,7 +172,8 @@ def overview_figure(rows: pd.DataFrame) -> Figure | None:
             least = -float("inf")
             for row in group.itertuples():  # labels of one latency stand above each other
                 least = max(row.kept, least + step)
-                text = f"{in_words(row.row.partition(',')[0], short)}  {number(row.kept, 1)}"
+                after = f" ({row.tokens} tokens)" if row.tokens else ""
+                text = f"{in_words(row.row.partition(',')[0], short)}{after}  {number(row.kept, 1)}"
                 text += f" of {row.of}" * (row.kind == "system")
                 line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}
                 axes.plot(column, row.kept, marker, color=color)

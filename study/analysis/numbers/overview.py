@@ -10,6 +10,7 @@ import pandas as pd
 
 from study.analysis.numbers.budgets import score_rows, standing
 from study.analysis.numbers.neighbours import called, over_seeds
+from study.analysis.numbers.text import millions
 from study.descriptions import TEACHER, Comparison, model_name, open_description
 from study.files import Layout, StudyError
 from study.records import ResultFile, RunResult, read_record
@@ -49,8 +50,9 @@ SYSTEMS = {
 def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
     """One row for the teacher, each method at its best-founded budget, rows that are asked for, and each system.
 
-    Columns: row; kind (``teacher``, ``method``, ``system``); teacher, labels, task: what it needs; cost; kept, with its
-    95 % interval over seeds, low to high, in percent; of: of what; latency in ms. NaN where nothing was measured.
+    Columns: row; kind (``teacher``, ``method``, ``system``); teacher, labels, task: what it needs; tokens (in words,
+    that students of a method read where others read more); cost; kept, with its 95 % interval over seeds, low to high,
+    in percent; of: of what; latency in ms. NaN where nothing was measured.
 
     A method keeps the share of the teacher's mean over all tasks of the setting, at its budget to read first. A system
     keeps the share of its own reference's first measure, where both are scores; NaN where that is 0. Latency is that of
@@ -65,6 +67,7 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
     known = _scores(teacher, comparison)[0] if teacher else float("nan")
     rows: list[dict[str, Any]] = [_row("teacher", "teacher", ("all of it", "none", "none"), latency.get(TEACHER))]
     rows[0] |= {"kept": 100.0, "of": "itself"} if teacher else {}
+    most = max(map(_tokens, runs.values()), default=0)
     for (method, student), own in runs.items():
         trained = own[0].distillation
         needs = READ.get(trained.objective if trained else None, trained.objective if trained else START)
@@ -72,6 +75,7 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
         row = _row(f"{method}, {student}", "method", (needs, "none", "none"), latency.get(student))
         rows.append(row | over_seeds([100 * score / known for score in _scores(own, comparison)]).named("kept"))
         rows[-1] |= {"of": "teacher, all tasks", "cost": _cost(own)}
+        rows[-1]["tokens"] = millions(_tokens(own)) if 0 < _tokens(own) < most else ""
     there = {method for method, _ in runs}
     rows += [
         _row(name, "method", (needs, "none", "none"), None) | {"of": NOT_RUN}
@@ -85,7 +89,12 @@ def _row(name: str, kind: str, needs: tuple[str, str, str], latency: float | Non
     nothing = dict.fromkeys(("kept", "low", "high"), float("nan"))
     own = dict(zip(("teacher", "labels", "task"), needs, strict=True))
     measured = float("nan") if latency is None else latency
-    return {"row": name, "kind": kind} | own | {"cost": "", "latency": measured, "of": NOT_MEASURED} | nothing
+    return (
+        {"row": name, "kind": kind}
+        | own
+        | {"tokens": "", "cost": "", "latency": measured, "of": NOT_MEASURED}
+        | nothing
+    )
 
 
 def _latency(layout: Layout) -> dict[str, float]:
