@@ -98,6 +98,24 @@ def test_the_page_on_findings_states_how_well_rules_rank_methods() -> None:
     assert [float(value) for value in stated] == [float(picks[place]) for place in order]
 
 
+def test_the_page_on_findings_states_what_starts_and_mappings_change() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text()
+    effects = {r["method"]: r for r in rows(OVERNIGHT.parent / "ablations" / "multilingual" / "effects.csv")}
+    start = page.partition("* **The start is worth")[2].partition("\n* **")[0]
+    stated = re.findall(r"(\d+\.\d)\s+(?:points\s+)?\((-?\d+\.\d) to (\d+\.\d)", start)
+    made = ("hs-uniform+last-random", "mha-minilmv2-random", "hs-uniform+last-teacher-embeddings")
+    assert [list(map(float, row)) for row in stated] == [
+        [pytest.approx(-float(effects[name][end]), abs=0.051) for end in ("effect", "high", "low")] for name in made
+    ]
+    mapped = page.partition("* **From another start")[2].partition("\n* **")[0]
+    stated = dict(re.findall(r"`([a-z-]+)` (-\d\.\d)", mapped))
+    assert len(stated) == 4
+    for mapping, effect in stated.items():
+        row = effects[f"hs-uniform+last-mapping-from-embeddings-{mapping}"]
+        assert row["reference"] == "hs-uniform+last-teacher-embeddings" and float(row["p_holm"]) > 0.05
+        assert float(effect) == pytest.approx(float(row["effect"]), abs=0.051), mapping
+
+
 def test_the_page_on_findings_states_where_retrieval_chooses_worse() -> None:
     page = (ROOT / "docs" / "findings.md").read_text().partition("In `laptop`, one seed, two")[2].partition("* **")[0]
     every: dict[str, list[float]] = {"development": [], "retrieval_development": []}
