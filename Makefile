@@ -165,8 +165,8 @@ audit: environment  ## known vulnerabilities of the pinned packages, as a report
 	@[ -x $(VENV)/audit/bin/pip-audit ] || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	@python tests/faults/audit.py $(VENV)/audit/bin/pip-audit
 
-lab: plan  ## open the notebooks, whose first parameters name profiles laptop, evidence and smoke
-	@for profile in evidence smoke; do python -m study plan $$profile || exit 1; done
+lab: environment  ## open the notebooks, whose first parameters name profiles laptop, evidence and smoke
+	@for profile in laptop evidence smoke; do python -m study plan $$profile || exit 1; done
 	TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 clean:  ## remove scratch files and interrupted runs (never results, caches or sources)

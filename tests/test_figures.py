@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from constructed_results import HEAD, add_languages, make_study, results_of_scores, several_languages, write_grid
 from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation
@@ -288,3 +289,18 @@ def test_a_method_named_after_another_is_called_so():
     assert style.label("hs-uniform+last-mapping-reverse") == "HS: uniform+last, mapping reverse"
     assert style.label("hs-uniform+last") == style.STYLES["hs-uniform+last"].label and style.label("mine") == "mine"
     assert style.style_of("od-mine", 0).label == "OD, mine"
+
+
+def test_controls_of_the_notebook_on_methods_draw_by_hand() -> None:
+    logits, vectors = torch.randn(2, 1, 30), {name: torch.randn(1, 5, 12) for name in ("query", "key", "value")}
+
+    def names(tokens: list[int]) -> list[str]:
+        return [str(token) for token in tokens]
+
+    bars = of_methods.at_temperature(*logits, ["word"], names, temperature=2.0).axes[0].patches
+    known = (logits[0, 0] / 2).softmax(dim=-1).sort(descending=True).values[:8]
+    assert [bar.get_width() for bar in bars[:8]] == pytest.approx(known.tolist())
+    drawn = of_methods.with_heads(vectors, vectors, list("abcde"), relation_heads=3).axes[0].images[0].get_array()
+    slices = [vectors["query"][0][:, start : start + 4] for start in (0, 4, 8)]
+    by_hand = sum((own @ own.T / 2).softmax(dim=-1) for own in slices) / 3
+    np.testing.assert_allclose(drawn, by_hand, rtol=1e-5)

@@ -98,6 +98,45 @@ def test_the_page_on_findings_states_how_well_rules_rank_methods() -> None:
     assert [float(value) for value in stated] == [float(picks[place]) for place in order]
 
 
+def test_the_page_on_findings_states_what_starts_and_mappings_change() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text()
+    effects = {r["method"]: r for r in rows(OVERNIGHT.parent / "ablations" / "multilingual" / "effects.csv")}
+    start = page.partition("* **The start is worth")[2].partition("\n* **")[0]
+    stated = re.findall(r"(\d+\.\d)\s+(?:points\s+)?\((-?\d+\.\d) to (\d+\.\d)", start)
+    made = ("hs-uniform+last-random", "mha-minilmv2-random", "hs-uniform+last-teacher-embeddings")
+    assert [list(map(float, row)) for row in stated] == [
+        [pytest.approx(-float(effects[name][end]), abs=0.051) for end in ("effect", "high", "low")] for name in made
+    ]
+    mapped = page.partition("* **From another start")[2].partition("\n* **")[0]
+    stated = dict(re.findall(r"`([a-z-]+)` (-\d\.\d)", mapped))
+    assert len(stated) == 4
+    for mapping, effect in stated.items():
+        row = effects[f"hs-uniform+last-mapping-from-embeddings-{mapping}"]
+        assert row["reference"] == "hs-uniform+last-teacher-embeddings" and float(row["p_holm"]) > 0.05
+        assert float(effect) == pytest.approx(float(row["effect"]), abs=0.051), mapping
+
+
+def test_the_page_on_findings_states_where_retrieval_chooses_worse() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text().partition("In `laptop`, one seed,")[2].partition("* **")[0]
+    every: dict[str, list[float]] = {"development": [], "retrieval_development": []}
+    for folder in (ROOT / "reports" / "comparison", OVERNIGHT):
+        for row in rows(folder / "multilingual" / "selection.csv"):
+            every.get(row["rule"], []).append(float(row["regret"]))
+    laptop = [r for r in rows(ROOT / "reports" / "comparison" / "multilingual" / "selection.csv") if r["rule"] in every]
+    ranked = {(r["student"], r["rule"]): float(r["rank_correlation"]) for r in laptop}
+    order = [(s, rule) for s in ("L6-H384", "L4-H192") for rule in ("retrieval_development", "development")]
+    assert [float(value) for value in re.findall(r"\b0\.\d\d\b", page)] == [ranked[place] for place in order]
+    regrets = {(r["student"], r["rule"]): float(r["regret"]) for r in laptop}
+    stated = [float(value) for value in re.findall(r"\b\d\.\d\b", re.sub(r"\(.*?\)", "", page, flags=re.DOTALL))]
+    means = [sum(every[rule]) / len(every[rule]) for rule in ("retrieval_development", "development")]
+    assert regrets["L6-H384", "development"] == 0 and len(laptop) == len(every["development"]) == 4
+    picked = {r["rule"]: r["method"] for r in laptop if r["student"] == "L6-H384"}
+    assert picked == {"development": "hs-uniform+last", "retrieval_development": "hs-last"}
+    assert stated == [regrets[place] for place in (order[0], *order[2:])] + [
+        pytest.approx(mean, abs=0.06) for mean in means
+    ]
+
+
 def test_readme_is_short_and_its_first_command_is_near_the_top() -> None:
     lines = README.splitlines()
     assert len(lines) <= 110 and len(README.split()) <= 1000

@@ -181,7 +181,7 @@ def others(plan: Plan) -> Styler | None:
                 )
     caption = (
         "Takes: with the score kept in percent of the profile's own teacher, over its own tasks; gap: between untrained"
-        " student and teacher on tasks of that kind. Teachers, tasks and tokens differ: compare within a row."
+        " student and teacher on all tasks of that kind. Teachers, tasks and tokens differ: compare within a row."
     )
     looks: dict[str, Any] = {"words": ["profile", "setting", "student"], "groups": "profile"}
     looks["wide"] = ["takes", *GAPS.values(), "tasks"]

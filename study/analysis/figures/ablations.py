@@ -20,7 +20,7 @@ from study.analysis.figures.style import (
     varied,
 )
 from study.analysis.numbers.analysis import Analysis
-from study.analysis.numbers.statistics import DISTILLATION_SEEDS
+from study.analysis.numbers.statistics import DISTILLATION_SEEDS, TOLD_APART
 
 VARIANTS = (
     "What each variant changes of the macro test score of the method named above its panel, paired by student and"
@@ -65,7 +65,7 @@ def ablation(analysis: Analysis, *variants: str) -> Figure | None:
                 own = singles[row.Index].xs(student, level="student")
                 axes.plot(own, [height] * len(own), marker, color=color, markersize=3.5, alpha=0.6, linestyle="")
             draw_interval(axes, height, row.low, row.high, within, GREY)
-            face = GREY if row.p_holm <= 0.05 and row.covers in DISTILLATION_SEEDS else "white"
+            face = GREY if row.p_holm <= TOLD_APART and row.covers in DISTILLATION_SEEDS else "white"
             axes.plot(row.effect, height, "D", color=GREY, markersize=7, zorder=4, markerfacecolor=face)
         axes.set(xlabel="", xlim=within, ylim=(len(rows) - 0.5, -0.5))
         axes.set_title("")

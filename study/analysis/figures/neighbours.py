@@ -20,7 +20,7 @@ from study.records_beside import NeighbourResult
 CAPTION = "Mean over seeds and 95 % interval of each arm; the dotted line is at the first arm."
 KEPT = (
     "What is kept against latency, of one text at a time on one thread; means over seeds. Methods: share of the"
-    " teacher's mean over all tasks, at the most tokens that it has several seeds of, named where others read more;"
+    " teacher's mean over all tasks, at its largest budget with several seeds; tokens are named where others read more;"
     " systems: of their own reference on their own task. What has no latency or no share stands in the table alone."
 )
 #: Words of an axis -> kinds of rows of :func:`overview.overview` on it.

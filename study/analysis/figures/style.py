@@ -162,7 +162,7 @@ def varied(comparison: Comparison, method: str, reference: str = "") -> str:
         return label(method)
     own, other = members[method], members.get(reference)
     same = other.changes if other and other.extends == own.extends else {}
-    changed = variant_words({key: value for key, value in own.changes.items() if same.get(key) != value})
+    changed = variant_words({key: value for key, value in own.changes.items() if key not in same or same[key] != value})
     return changed if same or reference == own.extends else f"{short(own.extends)}, {changed}"
 
 

@@ -90,7 +90,7 @@ def _reference(own: Membership, members: Mapping[str, Membership]) -> str:
         for name, other in members.items()
         if other.extends == own.extends
         and len(other.changes) == len(own.changes) - 1
-        and all(own.changes.get(key) == value for key, value in other.changes.items())
+        and all(key in own.changes and own.changes[key] == value for key, value in other.changes.items())
     ]
     return closest[0] if len(closest) == 1 else own.extends
 

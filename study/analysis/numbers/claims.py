@@ -270,7 +270,7 @@ def verdicts(scores: dict[str, xr.DataArray], table: pd.DataFrame, claims: tuple
     test, margin, effect, low, high, p_inside, p_outside (of that contrast, as in :func:`contrasts`), p (what the
     verdict rests on: p_outside if contradicted, else p_inside), runs (distilled models behind the claim), finetunings,
     covers, not_above_floor (methods of the claim not shown to score above the untrained floor on the students that they
-    were run on, joined by commas: a ranking of what does not beat no training is worth little), figure (that shows it).
+    were run on, joined by commas: a ranking below the floor is worth little), figure (that shows it).
 
     low and high agree with the verdict: of a supported claim they are the 95 % interval, which lies inside the region,
     as that of every other contrast does; else they are simultaneous over the k contrasts of the claim (Bonferroni,

@@ -51,8 +51,8 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
     """One row for the teacher, each method at its best-founded budget, rows that are asked for, and each system.
 
     Columns: row; kind (``teacher``, ``method``, ``system``); teacher, labels, task: what it needs; tokens (in words,
-    that students of a method read where others read more); cost; kept, with its 95 % interval over seeds, low to high,
-    in percent; of: of what; latency in ms. NaN where nothing was measured.
+    that students of a method read, where that is not the most); cost; kept, with its 95 % interval over seeds, low to
+    high, in percent; of: of what; latency in ms. NaN where nothing was measured.
 
     A method keeps the share of the teacher's mean over all tasks of the setting, at its budget to read first. A system
     keeps the share of its own reference's first measure, where both are scores; NaN where that is 0. Latency is that of
@@ -67,7 +67,7 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
     known = _scores(teacher, comparison)[0] if teacher else float("nan")
     rows: list[dict[str, Any]] = [_row("teacher", "teacher", ("all of it", "none", "none"), latency.get(TEACHER))]
     rows[0] |= {"kept": 100.0, "of": "itself"} if teacher else {}
-    most = max(map(_tokens, runs.values()), default=0)
+    most = millions(max(map(_tokens, runs.values()), default=0))
     for (method, student), own in runs.items():
         trained = own[0].distillation
         needs = READ.get(trained.objective if trained else None, trained.objective if trained else START)
@@ -75,7 +75,8 @@ def overview(results: list[NeighbourResult], layout: Layout) -> pd.DataFrame:
         row = _row(f"{method}, {student}", "method", (needs, "none", "none"), latency.get(student))
         rows.append(row | over_seeds([100 * score / known for score in _scores(own, comparison)]).named("kept"))
         rows[-1] |= {"of": "teacher, all tasks", "cost": _cost(own)}
-        rows[-1]["tokens"] = millions(_tokens(own)) if 0 < _tokens(own) < most else ""
+        read = millions(_tokens(own))
+        rows[-1]["tokens"] = read if trained and read != most else ""
     there = {method for method, _ in runs}
     rows += [
         _row(name, "method", (needs, "none", "none"), None) | {"of": NOT_RUN}

@@ -36,7 +36,7 @@ def in_use(summary: pd.DataFrame) -> str:
     """The rule that methods are chosen by: retrieval where every trained method has it, else development scores.
 
     Neither sees test data, nor needs labels in another language than that of training. Where a task is tested in
-    languages that it was not learnt in, retrieval is the one of less regret (docs/findings.md).
+    languages that it was not learnt in, retrieval has less regret in the mean (docs/findings.md).
 
     Args:
         summary: a row per method and student, with ``retrieval_development`` where it was measured.

@@ -349,7 +349,7 @@ def interquartile_mean(
     drawn = np.take_along_axis(runs[None], np.broadcast_to(drawn, (resamples, *runs.shape)), axis=-1)
     ends = np.quantile(stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1), [0.025, 0.975])
     low, high = value + widening * (ends - value)
-    return value, float(low), float(high)
+    return value, min(float(low), value), max(float(high), value)
 
 
 def _runs(scores: xr.DataArray) -> np.ndarray:
