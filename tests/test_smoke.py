@@ -24,7 +24,7 @@ def test_the_notebook_of_methods_needs_nothing_but_the_pinned_wheels(tmp_path):
     arguments = ["run", "notebooks/05_methods.ipynb", "--executed", str(executed)]
     outcome = command(tmp_path, sys.executable, "-m", "study", *arguments, seconds=600)
     assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
-    assert executed.read_text().count('"image/png"') == 6
+    assert executed.read_text().count('"image/png"') == 6 + 2  # and those of its controls
     assert command(tmp_path, "git", "status", "--porcelain").stdout == ""
 
 
