@@ -22,6 +22,7 @@ from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.claims import HS
 from study.analysis.numbers.results import load_tuning
 from study.descriptions import Comparison
+from study.evaluation.representations import relations as related
 from study.files import Layout
 
 NAMES = [name for name in figures.CAPTIONS if name != "per_language"]
@@ -300,7 +301,9 @@ def test_controls_of_the_notebook_on_methods_draw_by_hand() -> None:
     bars = of_methods.at_temperature(*logits, ["word"], names, temperature=2.0).axes[0].patches
     known = (logits[0, 0] / 2).softmax(dim=-1).sort(descending=True).values[:8]
     assert [bar.get_width() for bar in bars[:8]] == pytest.approx(known.tolist())
-    drawn = of_methods.with_heads(vectors, vectors, list("abcde"), relation_heads=3).axes[0].images[0].get_array()
+    drawn = (
+        of_methods.with_heads(related, vectors, vectors, list("abcde"), relation_heads=3).axes[0].images[0].get_array()
+    )
     slices = [vectors["query"][0][:, start : start + 4] for start in (0, 4, 8)]
     by_hand = sum((own @ own.T / 2).softmax(dim=-1) for own in slices) / 3
     np.testing.assert_allclose(drawn, by_hand, rtol=1e-5)

@@ -101,14 +101,25 @@ def relations(of: dict[str, tuple[Any, Any]], tokens: Sequence[str]) -> Figure:
     return figure
 
 
-def with_heads(teacher: dict[str, Any], student: dict[str, Any], tokens: Sequence[str], relation_heads: int) -> Figure:
-    """:func:`relations`, means over relation heads, of queries, keys and values, each (1, T, width)."""
-    of = {}
-    for name in ("query", "key", "value"):
-        sliced = (
-            own[name][0].detach().unflatten(-1, (relation_heads, -1)).transpose(0, 1) for own in (teacher, student)
+def with_heads(
+    related: Callable[[Any, int], Any],
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+    tokens: Sequence[str],
+    relation_heads: int,
+) -> Figure:
+    """:func:`relations` of queries, keys and values, each (1, T, width): means over the relation heads of ``related``.
+
+    Args:
+        related: :func:`study.evaluation.representations.relations`.
+    """
+    of = {
+        name: (
+            related(own, relation_heads)[0].mean(dim=0),
+            related(student[name].detach(), relation_heads)[0].mean(dim=0),
         )
-        of[name] = tuple((x @ x.mT / x.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=0) for x in sliced)
+        for name, own in teacher.items()
+    }
     return relations(of, tokens)
 
 

@@ -101,7 +101,8 @@ def covered(scores: xr.DataArray) -> str:
     """The seeds whose chance an interval of these scores covers: FINETUNING_SEEDS or one of DISTILLATION_SEEDS."""
     if scores.sizes["distillation_seed"] == 1:
         return FINETUNING_SEEDS
-    return DISTILLATION_SEEDS[scores.sizes["finetuning_seed"] == 1]
+    several, one = DISTILLATION_SEEDS
+    return several if scores.sizes["finetuning_seed"] > 1 else one
 
 
 def models(scores: xr.DataArray) -> int:
@@ -349,7 +350,7 @@ def interquartile_mean(
     drawn = np.take_along_axis(runs[None], np.broadcast_to(drawn, (resamples, *runs.shape)), axis=-1)
     ends = np.quantile(stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1), [0.025, 0.975])
     low, high = value + widening * (ends - value)
-    return value, min(float(low), value), max(float(high), value)
+    return value, float(low), float(high)
 
 
 def _runs(scores: xr.DataArray) -> np.ndarray:
