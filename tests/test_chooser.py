@@ -26,6 +26,8 @@ from ruamel.yaml import YAML
 
 from study import resolve
 from study.analysis.chooser import budgets_data, write_chooser
+from study.analysis.figures.style import label
+from study.analysis.numbers.analysis import analyse
 from study.analysis.numbers.budgets import all_closed, load_budgets, table
 from study.analysis.numbers.statistics import difference, estimate, of_method, replicates
 from study.descriptions import Comparison
@@ -91,7 +93,9 @@ const seen = STEPS.map(step => {
     else { control.value = value; control.dispatchEvent(new Event("change")); }
   }
   const rows = [...document.querySelectorAll(".row")].map(row => ({ ...row.dataset, text: row.textContent }));
-  return { rows, detail: byId("detail").innerHTML, controls: byId("controls").innerHTML, hash: location.hash };
+  const lines = [...document.querySelectorAll("#numbers tr")];
+  const numbers = lines.map(line => [...line.cells].map(cell => cell.textContent));
+  return { rows, numbers, detail: byId("detail").innerHTML, controls: byId("controls").innerHTML, hash: location.hash };
 });
 const said = document.createElement("pre");
 said.id = "seen";
@@ -150,9 +154,9 @@ def test_choices_change_the_ranking_and_a_click_leads_to_command_and_path(tmp_pa
     fast, alone, clicked, nothing = driven(
         path,
         {chosen("rule"): "all", chosen("budget"): "5"},  # of 10 and 5 ms
-        {chosen(f"weight.{task}"): "0" for task in METRICS if task != "sts-b"},
+        {chosen(f"task.{task}"): "0" for task in METRICS if task != "sts-b"},
         {'[data-model="mlm_L3-H192"]': "click"},
-        {chosen("rule"): "all", chosen("weight.sts-b"): "0"},
+        {chosen("rule"): "all", chosen("task.sts-b"): "0"},
     )
     assert [row["model"] for row in fast["rows"]] == ["od_L3-H192", "mlm_L3-H192"]
     assert [row["model"] for row in alone["rows"]] == ["mlm_L3-H192", "od_L3-H192"]  # OD is bad at sts-b
@@ -227,6 +231,76 @@ def test_a_start_that_is_not_trained_is_ranked_and_has_no_curve(tmp_path):
     pruned = replace(budgets, training=budgets.training.query("method != 'od'"))
     curves = {model["method"]: model["curve"] for model in budgets_data(pruned, layout)["models"] if "signals" in model}
     assert curves["od"] == [] and curves["mlm"]
+
+
+def test_every_number_is_in_a_table_that_a_click_sorts(tmp_path):
+    analysis, path = page(tmp_path, (1, 2, 3))
+    head = '#numbers [data-column="{}"]'.format
+    first, rising, falling, lone = driven(
+        path,
+        {chosen("budget"): "5"},  # rules and times that choose leave the table as it is
+        {head("STS-B"): "click"},
+        {head("STS-B"): "click"},
+        {chosen(f"task.{task}"): "0" for task in METRICS if task != "sts-b"},
+    )
+    columns, *lines = first["numbers"]
+    assert columns == ["method", "student", "kept", "low", "high", "floor", "regret"] + [
+        {"sts-b": "STS-B", "boolq": "BoolQ", "privacy-qa": "privacy questions"}.get(task, task) for task in METRICS
+    ]
+    table = analysis.per_task.set_index(["method", "student"])
+    assert {tuple(line[:2]) for line in lines} == {(label(m), s) for m in ("mlm", "od") for s in STUDENTS}
+    for method, student in ((m, s) for m in ("mlm", "od") for s in STUDENTS):
+        (line,) = [line for line in lines if line[:2] == [label(method), student]]
+        known = table.loc[(method, student)]
+        for value, column in zip(line[2:5], ("retained", "retained_low", "retained_high"), strict=True):
+            assert float(value) == pytest.approx(100 * known[column], abs=0.0501)
+        for value, task in zip(line[7:], METRICS, strict=True):
+            assert float(value) == pytest.approx(100 * known[task], abs=0.0501)
+    assert [line[2] for line in lines] == sorted((line[2] for line in lines), key=float, reverse=True)
+    place = columns.index("STS-B")
+    scores = [[float(line[place]) for line in seen["numbers"][1:]] for seen in (rising, falling)]
+    assert scores[0] == sorted(scores[0]) and scores[1] == scores[0][::-1] and len({*scores[0]}) > 1
+    assert lone["numbers"][0][7:] == ["STS-B"]
+
+
+def test_languages_count_by_their_weights(tmp_path):
+    """The table's score of a task is the mean over languages, each as often as its weight says."""
+    made = make_study(tmp_path, ["none", "mlm"], ("L3-H192",))
+    written = write_grid(made, {("none", "L3-H192"): 0.4, ("mlm", "L3-H192"): 0.5})
+    add_languages(written, found={"none": 0.9, "mlm": 0.5})
+    path = write_chooser(made.plan, [several_languages(made).analyse()], tmp_path / "explore.html", {"": {}})
+    data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text())[1])
+    (mlm,) = [model for model in data["settings"][0]["models"] if model["method"] == "mlm"]
+    task, scores = next((task, own) for task, own in mlm["scores"].items() if len(own) > 1)
+    means = {language: sum(map(sum, own)) / sum(map(len, own)) for language, own in scores.items()}
+    first, second, *others = means
+    assert means[first] != means[second]
+    weights = {chosen(f"language.{first}"): "3"} | {chosen(f"language.{name}"): "0" for name in others}
+    head, line = driven(path, weights)[0]["numbers"]
+    named = dict(zip(head, line, strict=True))
+    assert float(named[data["tasks"][task]]) == pytest.approx(25 * (3 * means[first] + means[second]), abs=0.0501)
+
+
+def test_time_in_every_runtime_stands_beside_a_student_that_was_timed(tmp_path):
+    _, path = page(tmp_path, (1,))
+    every = {chosen("rule"): "all"}
+    assert "on one thread" not in driven(path, every | {'[data-model="mlm_L3-H192"]': "click"})[0]["detail"]
+    made = resolve(root=tmp_path)
+    timings = made.layout("english").analysis("runtimes") / "timings.csv"
+    timings.parent.mkdir(parents=True)
+    timings.write_text(
+        "model,runtime,input,batch_size,threads,p50\n"
+        "teacher,eager,texts,1,1,9\nL3-H192,eager,texts,1,1,3\nL3-H192,eager,texts,8,1,20\nL3-H192,eager,128,1,1,4\n"
+        "teacher,onnx-int8,texts,1,1,2.5\nL3-H192,onnx-int8,texts,1,1,1.25\nL3-H192,compiled,texts,1,1,2\n"
+    )
+    (comparison,) = made.of(Comparison)
+    analysis = analyse(comparison, made.layout("english"))
+    path = write_chooser(made, [analysis], path, {"": {"index.html": "report"}})
+    clicked, other = driven(
+        path, every | {'[data-model="mlm_L3-H192"]': "click"}, {'[data-model="mlm_L3-H384"]': "click"}
+    )
+    assert "on one thread: PyTorch 3.0 (teacher 9.0); ONNX Runtime, int8 1.3 (teacher 2.5).<" in clicked["detail"]
+    assert "on one thread" not in other["detail"]
 
 
 def test_the_page_is_small_loads_nothing_and_is_the_same_from_the_same_results(tmp_path):

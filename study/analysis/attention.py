@@ -6,7 +6,7 @@ from pathlib import Path
 
 from study.analysis.figures import methods as figures
 from study.analysis.figures.style import save
-from study.analysis.pages import Navigation, link, result_file, run_words, write_page
+from study.analysis.pages import Navigation, link, page_title, result_file, run_words, write_page
 from study.descriptions import TEACHER
 from study.plan import Plan
 from study.records import read_record
@@ -41,6 +41,6 @@ def write_attention(plan: Plan, html: Path, nav: Navigation) -> None:
     picture = save(figures.relations(shown, first.tokens), html, f"attention_{maps.setting}")
     read = [sentence.model_dump() for sentence in maps.sentences]
     data = {"words": words, "teacher": TEACHER, "students": students, "kinds": KINDS, "sentences": read}
-    facts = {"title": f"What does a student look at? profile {plan.profile}", "heads": maps.relation_heads}
+    facts = {"title": page_title("Attention", "What does a student look at?", plan), "heads": maps.relation_heads}
     facts |= {"last": words[last], "picture": picture.name, "result": link(path, html)}
     write_page(html / PAGE, PAGE, plan, nav, data, **facts)

@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.analysis.figures.style import label
+from study.analysis.figures.style import label, task_words
 from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import Budgets
 from study.analysis.numbers.results import FLOOR, MODEL, TEACHER
 from study.analysis.numbers.selection import DEVELOPMENT, ORACLE, RULES, signals
 from study.analysis.numbers.statistics import LEVEL
 from study.analysis.numbers.text import millions
-from study.analysis.pages import Navigation, link, write_page
+from study.analysis.pages import Navigation, link, page_title, write_page
+from study.analysis.runtimes import LABELS, served
 from study.descriptions import model_name
 from study.files import Layout
 from study.plan import Plan
@@ -33,8 +34,9 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
 
     ``scores`` of a model: task -> language -> a list per distillation seed of test scores (0-1) per fine-tuning seed.
     ``signals``: what rules of :mod:`selection` go by, of trained methods alone. ``curve``: million tokens and held-out
-    loss as a share of that before training, means over distillation seeds. ``rule``: the one in use. ``fixed``:
-    intervals leave out the teacher's chance, of which one fine-tuning tells nothing.
+    loss as a share of that before training, means over distillation seeds. ``served``: runtime -> milliseconds of one
+    text for student and teacher. ``rule``: the one in use. ``fixed``: intervals leave out the teacher's chance, of
+    which one fine-tuning tells nothing.
     """
     results = analysis.results
     rows = results.scores[results.scores["main"]]
@@ -47,7 +49,7 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
             known = seen.loc[(method, student), list(RULES)].dropna()
             model["signals"] = {rule: round(float(value), 6) for rule, value in known.items()}
         if method != TEACHER:
-            model |= _place(layout, model_name(method, student, table["distillation_seed"].iloc[0]))
+            model |= _place(layout, model_name(method, student, table["distillation_seed"].iloc[0]), student)
             model["curve"] = _curve(results.curves.query("method == @method and student == @student"))
         models.append(model)
     shared = {"setting": analysis.setting, "floor": FLOOR, "teacher": TEACHER, "models": models}
@@ -56,8 +58,9 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
 
 
 def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
-    """As :func:`page_data`, of a setting that was run at several budgets of tokens; nothing of it is timed.
+    """As :func:`page_data`, of a setting that was run at several budgets of tokens.
 
+    Its students have no ``milliseconds``: they are timed as served alone.
     ``budgets``: name -> words, in rising order; ``budget``: the one to read first.
     Trained models have a ``budget``. Intervals leave out the teacher's chance, as those of the gap do.
     """
@@ -75,7 +78,7 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
             of_task = rows.groupby("task")[["development", "score"]].mean()  # a probe may lack development data
             known = {RULE_OF[name]: round(value, 6) for name, value in of_task.mean().dropna().items()}
             model |= {"budget": budget, "signals": known}
-            model |= _place(layout, model_name(method, student, rows["seed"].iloc[0], budget))
+            model |= _place(layout, model_name(method, student, rows["seed"].iloc[0], budget), student)
             points = [point for curve in trained.get((method, student, budget), ()) for point in curve]
             model["curve"] = _curve(pd.DataFrame(points, columns=["tokens", "loss"]))
             seen.add(budget)
@@ -85,9 +88,10 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
     return shared | {"budgets": words, "budget": budgets.first, "fixed": True}
 
 
-def _place(layout: Layout, model: str) -> dict[str, str]:
+def _place(layout: Layout, model: str, student: str) -> dict[str, Any]:
     path = layout.student(model).relative_to(layout.folder).as_posix()
-    return {"path": path, "stage": f"distill@{layout.setting}_{model}"}
+    times = {LABELS[runtime]: list(pair) for runtime, pair in served(layout, student).items()}
+    return {"path": path, "stage": f"distill@{layout.setting}_{model}", "served": times}
 
 
 def _model(method: str, student: str, rows: pd.DataFrame, **timed: float) -> dict[str, Any]:
@@ -128,12 +132,15 @@ def write_chooser(plan: Plan, analyses: Sequence[Analysis | Budgets], path: Path
         else:
             settings.append(page_data(own, layout))
             pictures.append(layout.analysis("comparison") / "quality_latency.png")
+    tasks = {task for own in settings for model in own["models"] for task in model["scores"]}
     data = {
         "profile": plan.profile,
         "settings": settings,
+        "tasks": {task: task_words(task) for task in sorted(tasks)},
         "rules": {name: {"words": rule.words} for name, rule in RULES.items()},
         "quantiles": [round(float(value), 5) for value in quantiles],
     }
-    title, beside = f"Choose a student: profile {plan.profile}", [link(picture, path.parent) for picture in pictures]
+    beside = [link(picture, path.parent) for picture in pictures]
+    title = page_title("Choose a student", "Which student for what you need?", plan)
     write_page(path, "chooser.html", plan, nav, data, title=title, pictures=beside)
     return path

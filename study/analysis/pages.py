@@ -42,6 +42,11 @@ def write_page(path: Path, template: str, plan: Plan, nav: Navigation, data: Any
     write_file(path, TEMPLATES.get_template(template).render(values) + "\n")
 
 
+def page_title(about: str, heading: str, plan: Plan) -> str:
+    """What a browser's tab says of a page: its name in the navigation first."""
+    return f"{about} · {heading} · profile {plan.profile}"
+
+
 def frame_anew(page: str, template: str, **values: Any) -> str:
     """The text of a page that was written before, in the style and under the navigation of its template today.
 

@@ -25,6 +25,7 @@ from study.analysis.pages import (
     Navigation,
     as_html,
     link,
+    page_title,
     read_notebook,
     result_file,
     take_heading,
@@ -119,7 +120,7 @@ def write_report(plan: Plan) -> Path:
         same = plan.analyses(page.setting) if page.setting else {}
         content = linked(content, links | {own: f"{name}_{page.setting}.html" for name, own in same.items()})
         about = ", ".join(titled(part) for part in (page.title, page.setting) if part)
-        title = f"{about} · {heading} · profile {plan.profile}"
+        title = page_title(about, heading, plan)
         files = {heading: named([link(file, html) for file in files]) for heading, files in page.files.items()}
         made_by = link(plan.root / "notebooks" / f"{page.notebook}.ipynb", html)
         looks = {"style": STYLE, "notebook": made_by, "files": files}

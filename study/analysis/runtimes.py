@@ -6,6 +6,8 @@ import pandas as pd
 from pydantic import Field
 
 from study.analysis.numbers.results import FLOOR
+from study.descriptions import TEACHER
+from study.files import Layout
 from study.records import Record, ResultFile
 
 #: Runtime -> the precision that it computes in, which decides the quality.
@@ -83,6 +85,22 @@ def timings(result: RuntimesResult) -> pd.DataFrame:
     teacher = rows.query("model == 'teacher' and runtime == 'eager'").set_index(place)["p50"]
     rows["speed_up"] = rows.join(teacher.rename("teacher"), on=place)["teacher"] / rows["p50"]
     return rows
+
+
+def served(layout: Layout, student: str) -> dict[str, tuple[float, float]]:
+    """Runtime -> milliseconds (median) of one text on one thread, as served, for a student's shape and for its teacher.
+
+    From the table of timings beside the report; empty where the setting's students were not timed.
+    """
+    path = layout.analysis("runtimes") / "timings.csv"
+    if not path.is_file():
+        return {}
+    timed = pd.read_csv(path, dtype={"input": str}).query("input == @TEXTS and batch_size == 1 and threads == 1")
+    wide = timed.pivot(index="runtime", columns="model", values="p50").reindex([*LABELS])
+    if not {student, TEACHER} <= set(wide):
+        return {}
+    known = wide[[student, TEACHER]].dropna()
+    return {str(runtime): (float(own), float(teacher)) for runtime, own, teacher in known.itertuples()}
 
 
 def choices(result: RuntimesResult) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from study.analysis.pages import Navigation, link, result_file, run_words, write_page
+from study.analysis.pages import Navigation, link, page_title, result_file, run_words, write_page
 from study.plan import Plan
 from study.records import read_record
 from study.records_beside import Translations
@@ -31,7 +31,8 @@ def write_translations(plan: Plan, html: Path, nav: Navigation) -> None:
         {"from": first, "to": second, "shares": [f"{100 * own[place, other]:.0f} %" for own in shares]}
         for (place, first), (other, second) in itertools.permutations(enumerate(read.sentences), 2)
     ]
-    title, count = f"Which sentence means the same? profile {plan.profile}", len(next(iter(read.sentences.values())))
+    title = page_title("Translations", "Which sentence means the same?", plan)
+    count = len(next(iter(read.sentences.values())))
     data = {"words": words, "sentences": read.sentences, "models": read.models}
     facts = {"count": count, "result": link(path, html)}
     write_page(html / PAGE, PAGE, plan, nav, data, title=title, words=words, found=found, **facts)

@@ -73,6 +73,7 @@ SPARE = [("#0e7a56", "P"), ("#a3447c", "h"), ("#557a00", "d"), ("#6a51a3", "8"),
 STUDENT_STYLES = [("#0072b2", "o"), ("#9a6700", "s"), ("#005c44", "^"), ("#a3447c", "D"), ("#4d4d4d", "v")]
 #: What methods and layers are called where there is little room.
 SHORT = {"none": "untrained", "mlm": "MLM", "od": "OD"}
+TASKS = {"sts-b": "STS-B", "boolq": "BoolQ", "privacy-qa": "privacy questions"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "spearman": "Spearman's ρ", "entity_f1": "entity F1"}
 MACRO = "macro test score (0–100)"
 GREY, PALE = "#4d4d4d", "#b0b0b0"  # PALE: of lines that carry no value
@@ -132,6 +133,11 @@ def short(method: str) -> str:
 def titled(setting: str) -> str:
     """A setting's name as it begins a line; its other letters stay as they are."""
     return setting[:1].upper() + setting[1:]
+
+
+def task_words(task: str) -> str:
+    """A task's name as readers see it; what sets those of several languages apart stands beside them anyway."""
+    return TASKS.get(task) or task.removesuffix("-multilingual").replace("-", " ")
 
 
 def in_words(text: str, named: Callable[[str], str] = label) -> str:
