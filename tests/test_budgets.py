@@ -14,7 +14,8 @@ from scipy import stats
 
 from study import StudyError, resolve
 from study.analysis import budgets as readable
-from study.analysis.answers import strip
+from study.analysis.answers import selection, strip
+from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.budgets import gap_closed as draw
 from study.analysis.figures.style import STYLES, label
 from study.analysis.numbers.budget_tables import budget_tables, write_budgets
@@ -30,7 +31,7 @@ from study.analysis.numbers.budgets import (
     verdicts,
 )
 from study.analysis.numbers.claims import CLAIMS, judged_on
-from study.analysis.numbers.recommendation import by_score
+from study.analysis.numbers.recommendation import by_score, choices
 from study.analysis.numbers.sensitivity import sensitivity
 from study.analysis.numbers.statistics import AXES, cochran, estimate, pool
 from study.descriptions import BudgetCells, Comparison
@@ -264,6 +265,7 @@ def test_tables_and_figure_are_written(tmp_path):
         "gap.csv",
         "recommendation.csv",
         "references.csv",
+        "selection.csv",
         "sensitivity.csv",
         "trends.csv",
         "verdicts.csv",
@@ -362,6 +364,24 @@ def test_students_are_recommended_by_score_where_nothing_is_timed():
     assert row["margin_low"] < 36 < row["margin_high"] and row["retained_low"] < row["retained"] < row["retained_high"]
     assert np.isnan(row["budget_ms"]) and np.isnan(row["speed_up"]) and row["alike"] == ""
     assert rows.query("group == 'context'")["tasks"].iloc[0] == "bigram-shift,masked-word"
+
+
+def test_what_rules_pick_is_told_by_group_of_tasks():
+    """The development rule's picks are those recommended; the oracle has no regret, and nobody's is below its."""
+    budgets = constructed()
+    picks, rows = choices(budgets), by_score(budgets).query("student != 'teacher'")
+    assert set(picks["rule"]) == {"development", "oracle"} and set(picks["group"]) == set(rows["group"])
+    own = picks[picks["rule"] == "development"].set_index(["group", "student"])
+    for row in rows.itertuples():
+        assert own.loc[(row.group, row.student), "method"] == row.method
+        assert own.loc[(row.group, row.student), "retained"] == pytest.approx(row.retained, abs=0.051)
+        assert own.loc[(row.group, row.student), "floor"] == pytest.approx(row.floor, abs=1e-3)
+    assert (
+        picks["in_use"].eq(picks["rule"] == "development").all() and (picks["tokens"] == rows["tokens"].iloc[0]).all()
+    )
+    assert picks.query("rule == 'oracle'")["regret"].eq(0).all() and picks["regret"].ge(0).all()
+    shown = selection([picks]).data
+    assert list(shown["tasks"].unique()) == [GROUP_WORDS[group] for group in picks["group"].unique()]
 
 
 def test_one_seed_or_no_gain_is_not_recommended_by_score():

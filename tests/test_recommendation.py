@@ -143,19 +143,45 @@ def test_readers_see_floor_interval_tasks_tokens_and_what_is_not_told_apart(tmp_
     pd.testing.assert_frame_equal(
         advised, analysis.recommendation.round(4), check_dtype=False, check_exact=False, atol=1e-4
     )
-    text = advice.cards(advised).data
+    text = advice.cards(made.plan, advised).data
     for words in ("English: L6-H192", "98.7 %", "untrained: 62.", "95 % interval 9", "2.2 times the teacher's speed"):
         assert words in text, words
     assert "not told apart from MLM" not in text.partition("L3-H192")[0] and "English: L3-H384" not in text
     said = advice.conditions(made.plan, advised).data
     tasks = ", ".join(made.comparison.tasks)
-    assert f"L3-H384 or L6-H192 or L3-H192 after 0.2 M tokens; the score is the mean of {tasks}, in English." in said
+    assert f"L3-H384 or L6-H192 or L3-H192 after 0.2 M tokens; the score is the mean of {tasks}, in English; " in said
+    assert "; teacher: all-minilm-l6-v2, trained whole as a language model.</li>" in said
+    assert text.count("<p class=soft>teacher: all-minilm-l6-v2, trained whole as a language model</p>") == 2
     assert "Other profiles" not in said and advice.others(made.plan) is None
     *kept, last = made.comparison.tasks
     said = advice.conditions(made.plan, advised.assign(tasks=",".join(kept))).data
     assert f"not in it: {last}, which is scored without fine-tuning" in said
     said = advice.conditions(made.plan, advised.assign(tasks=kept[0])).data
     assert f"not in it: {', '.join([*kept[1:], last])}, which are scored without fine-tuning" in said
+
+
+def test_what_was_not_timed_beside_scores_tells_its_speed_as_served(tmp_path):
+    made = study(tmp_path, {("od", "L6-H192"): 0.70})
+    write_comparison(made.analyse(), made.layout.analysis("comparison"))
+    advised = advice.recommendations(made.plan).assign(speed_up=float("nan"))
+    assert "speed: not measured beside these scores" in advice.cards(made.plan, advised).data
+    timings = made.layout.analysis("runtimes") / "timings.csv"
+    timings.parent.mkdir(parents=True)
+    row = "{},{},texts,1,1,{}\n".format
+    times = [("teacher", "eager", 9), ("teacher", "onnx-int8", 3), ("L3-H192", "eager", 3), ("L3-H192", "onnx-int8", 1)]
+    timings.write_text("model,runtime,input,batch_size,threads,p50\n" + "".join(row(*own) for own in times))
+    said = advice.cards(made.plan, advised).data
+    assert "times as fast as its teacher in PyTorch, as served: 3.0 in PyTorch; 9.0 in ONNX Runtime, int8" in said
+    assert said.count("as served") == 1  # of L6-H192 there are no timings
+
+
+def test_a_teacher_below_the_untrained_student_is_told(tmp_path):
+    made = study(tmp_path)
+    write_comparison(made.analyse(), made.layout.analysis("comparison"))
+    advised = advice.recommendations(made.plan)
+    words = "; the teacher itself is below the untrained student"
+    assert not any(words in said for said in advice.table(advised).data["recommended"])
+    assert all(said.endswith(words) for said in advice.table(advised.assign(floor=101.7)).data["recommended"])
 
 
 def test_other_profiles_are_named_with_what_they_recommend(tmp_path):

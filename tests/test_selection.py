@@ -84,7 +84,8 @@ def test_retrieval_of_development_sentences_decides_what_is_reported(tmp_path):
     assert f"Methods were chosen by {words}. " in table(advised).to_html()
     both = pd.concat([advised.assign(setting="several"), before.recommendation])
     assert f"chosen by {words} (Several) and development scores (English). " in table(both).to_html()
-    assert "of 2 methods the best at retrieval on development data" in cards(advised.assign(recommended=True)).data
+    said = cards(made.plan, advised.assign(recommended=True)).data
+    assert "of 2 methods the best at retrieval on development data" in said
     assert "best at retrieval on development data" in presentation.headline([own]).to_html()
     learnt = [task for task in made.comparison.tasks if task != "retrieval"]
     assert [name for name in presentation.scores(own).data if name in (*learnt, "retrieval")] == learnt

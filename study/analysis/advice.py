@@ -14,12 +14,14 @@ from pandas.io.formats.style import Styler
 from study.analysis.answers import answers, card
 from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.style import label, short, titled
+from study.analysis.materials import teacher_words
 from study.analysis.numbers.recommendation import FINE_TUNED, read_recommendations
 from study.analysis.numbers.results import TEACHER
 from study.analysis.numbers.selection import DEVELOPMENT, RULES, Rule
 from study.analysis.numbers.text import NOTHING, interval, millions, number, percent, with_interval
 from study.analysis.pages import INDEX_PAGE, link, other_profiles
 from study.analysis.presentation import styled
+from study.analysis.runtimes import LABELS, served
 from study.descriptions import Comparison
 from study.files import profile_of
 from study.plan import Plan
@@ -48,30 +50,41 @@ def _settings(advice: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield titled(str(setting)), own[(own["group"] == own["group"].iloc[0]) & (own["student"] != TEACHER)]
 
 
-def cards(advice: pd.DataFrame) -> HTML | None:
+def cards(plan: Plan, advice: pd.DataFrame) -> HTML | None:
     """A card for every recommended student, or one that says why a setting has none."""
     shown = []
     for setting, students in _settings(advice):
+        teacher = f"teacher: {teacher_words(plan, students['setting'].iloc[0])}"
         for row in students[students["recommended"]].to_dict("records"):
             floor = f"; untrained: {percent(row['floor'])}" if pd.notna(row["floor"]) else ""
             margin = with_interval((row["margin"], row["margin_low"], row["margin_high"]), 1, "+")
-            times, milliseconds = number(row["speed_up"], 1), number(row["budget_ms"], 1)
             lines = [
                 f"of the teacher's score kept by {label(row['method'])}",
                 f"95 % interval {_between(row)}{floor}",
                 f"over the untrained: {margin} points" if floor else "",
-                f"{times} times the teacher's speed: {milliseconds} ms a sequence",
+                _speed(plan, row),
                 f"of {row['methods']} methods the {_rule(row).best}, after {millions(row['tokens'])} tokens",
                 f"not told apart from {_alike(row)}" if row["alike"] else "",
                 row["because"],
+                teacher,
             ]
-            if pd.isna(row["speed_up"]):
-                lines[3] = f"speed: {NOT_TIMED}"
             shown.append(card(f"{setting}: {row['student']}", percent(row["retained"]), *filter(None, lines)))
         if not students["recommended"].any():
             reasons = dict.fromkeys(reason for text in students["because"] for reason in text.split("; ") if reason)
-            shown.append(card(setting, "No recommendation", f"because: {'; '.join(reasons)}"))
+            shown.append(card(setting, "No recommendation", f"because: {'; '.join(reasons)}", teacher))
     return answers(shown)
+
+
+def _speed(plan: Plan, row: dict[str, Any]) -> str:
+    """How fast a student is, by the comparison it comes from, or else as served."""
+    if pd.notna(row["speed_up"]):
+        return f"{number(row['speed_up'], 1)} times the teacher's speed: {number(row['budget_ms'], 1)} ms a sequence"
+    times = served(plan.layout(row["setting"]), row["student"])
+    if "eager" not in times:
+        return f"speed: {NOT_TIMED}"
+    teacher, fast = times["eager"][1], "onnx-int8"
+    named = [f"{number(teacher / times[name][0], 1)} in {LABELS[name]}" for name in ("eager", fast) if name in times]
+    return f"times as fast as its teacher in {LABELS['eager']}, as served: {'; '.join(named)}"
 
 
 def _rule(row: dict[str, Any]) -> Rule:
@@ -109,6 +122,7 @@ def table(advice: pd.DataFrame) -> Styler | None:
         why = f"{'yes, but' if row['recommended'] else 'no:'} {row['because']}" if row["because"] else "yes"
         better = ", ".join(map(short, filter(None, row["better"].split(","))))
         why += f"; shown better on test data: {better}" if better else ""
+        why += "; the teacher itself is below the untrained student" if row["floor"] > 100 else ""
         kept = with_interval((row["retained"], row["retained_low"], row["retained_high"]), 1)
         speed = {"ms a sequence": number(row["budget_ms"], 1), "times as fast": number(row["speed_up"], 1)}
         rows.append(
@@ -144,7 +158,8 @@ def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
         beside = f"; not in it: {', '.join(left_out)}, which {are} scored without fine-tuning" if left_out else ""
         mean = f"the score is the mean of {', '.join(tasks)}, in {spoken}{beside}"
         names = " or ".join(students["student"])
-        said.append(f"<b>{setting}</b>: {names} after {millions(row['tokens'])} tokens; {html.escape(mean)}.")
+        facts = f"{mean}; teacher: {teacher_words(plan, row['setting'])}"
+        said.append(f"<b>{setting}</b>: {names} after {millions(row['tokens'])} tokens; {html.escape(facts)}.")
     if not said:
         return None
     others = [_profile(folder, plan) for folder in other_profiles(plan) if _page(folder).is_file()]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pandas as pd
 from IPython.display import HTML, Image
 from pandas.io.formats.style import Styler
 
+from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.style import label, titled
-from study.analysis.numbers.analysis import Analysis
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.selection import RULES
@@ -77,11 +77,16 @@ def _verdict(cell: dict[str, Any] | None) -> str:
     return cell["verdict"] if pd.isna(cell["effect"]) else f"{cell['verdict']} {number(cell['effect'], 1, '+')}"
 
 
-def selection(analyses: Sequence[Analysis]) -> Styler | None:
-    """What each rule picks for each student, what that keeps beside the floor, and the regret."""
+def selection(tables: Iterable[pd.DataFrame]) -> Styler | None:
+    """What each rule picks for each student, what that keeps beside the floor, and the regret.
+
+    Args:
+        tables: :func:`numbers.selection.selection`, or :func:`numbers.recommendation.choices`, of every setting.
+    """
     rows = [
-        {
-            "student": f"{titled(analysis.setting)}, {row['student']}",
+        {"student": f"{titled(row['setting'])}, {row['student']}"}
+        | ({"tasks": GROUP_WORDS[row["group"]]} if "group" in row else {})
+        | {
             "methods chosen by": RULES[row["rule"]].words + ": in use here" * row["in_use"],
             "picks": label(row["method"]),
             "teacher's score kept": percent(row["retained"]),
@@ -89,7 +94,8 @@ def selection(analyses: Sequence[Analysis]) -> Styler | None:
             "regret": number(row["regret"], 1),
             "rank correlation with test": number(row["rank_correlation"], 2),
         }
-        for analysis in analyses
-        for row in analysis.selection.to_dict("records")
+        for table in tables
+        for row in table.to_dict("records")
     ]
-    return styled(rows, "selection", words=["student", "picks"], wide=["methods chosen by"], groups="student")
+    groups = [f"{row['student']} {row.get('tasks', '')}" for row in rows]
+    return styled(rows, "selection", words=["student", "tasks", "picks"], wide=["methods chosen by"], groups=groups)

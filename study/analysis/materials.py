@@ -60,8 +60,7 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
         return facts | {"from": place, "languages": languages, "licence": licence}
 
     teacher = chosen.teacher.name
-    name, place = teacher.rstrip("/").rpartition("/")[2], None if teacher in EMBEDDED_SIZES else teacher
-    yield row(f"teacher, {_trained(plan, setting)}", name, place, "")
+    yield row(f"teacher, {_trained(plan, setting)}", _base(teacher), None if teacher in EMBEDDED_SIZES else teacher, "")
     for text in chosen.texts:
         own = text if isinstance(text, OwnText) else None
         yield row("text", own.label if own else str(text), own, language_of(text))
@@ -70,6 +69,15 @@ def _rows(plan: Plan, setting: str) -> Iterator[dict[str, Any]]:
         languages = task.languages if task else TASK_LANGUAGES.get(name, ("en",))
         tested = params.task_budget(name).languages
         yield row("task", name, task, ", ".join(language for language in languages if language in tested))
+
+
+def teacher_words(plan: Plan, setting: str) -> str:
+    """A setting's teacher: its name, and what was trained of it before it taught."""
+    return f"{_base(plan.params.settings[setting].teacher.name)}, {_trained(plan, setting)}"
+
+
+def _base(teacher: str) -> str:
+    return teacher.rstrip("/").rpartition("/")[2]
 
 
 def _trained(plan: Plan, setting: str) -> str:

@@ -7,18 +7,20 @@ from pathlib import Path
 import pandas as pd
 
 from study.analysis.numbers.budgets import Budgets, all_closed, gains, references, table, verdicts
-from study.analysis.numbers.recommendation import by_score
+from study.analysis.numbers.recommendation import by_score, choices
 from study.analysis.numbers.sensitivity import sensitivity
 from study.analysis.numbers.tables import write_tables
 from study.analysis.numbers.trends import trends
 from study.files import StudyError
 
 #: Their names.
-TABLES = ("gap", "gains", "references", "verdicts", "contrasts", "sensitivity", "trends", "recommendation")
+TABLES = ("gap", "gains", "references", "verdicts", "contrasts", "sensitivity", "trends", "recommendation", "selection")
 
 
 def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
-    """Name of TABLES -> table: what the functions of these names give; ``gap`` is :func:`budgets.table`.
+    """Name of TABLES -> table: what the functions of these names give.
+
+    ``gap`` is :func:`budgets.table`, ``selection`` :func:`recommendation.choices`.
 
     Raises:
         StudyError: scores are incomplete.
@@ -28,6 +30,7 @@ def budget_tables(budgets: Budgets) -> dict[str, pd.DataFrame]:
     judged, compared = verdicts(budgets, closed, gap)
     tables = {"gap": gap, "gains": gains(budgets), "references": references(budgets)}
     tables |= {"verdicts": judged, "contrasts": compared, "recommendation": by_score(budgets)}
+    tables["selection"] = choices(budgets)
     return tables | {"sensitivity": sensitivity(budgets, closed, judged), "trends": trends(closed, budgets.tokens)}
 
 

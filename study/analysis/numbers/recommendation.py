@@ -11,6 +11,7 @@ import xarray as xr
 
 from study.analysis.numbers.budgets import GROUPS, Budgets, of_group
 from study.analysis.numbers.results import BASELINE, FLOOR, MODEL
+from study.analysis.numbers.selection import selection
 from study.analysis.numbers.statistics import AXES, DISTILLATION_SEEDS, TOLD_APART, complete_array, covered, of_method
 from study.analysis.numbers.tables import differences, summary
 from study.analysis.numbers.tables import headline as headline_of
@@ -95,12 +96,34 @@ def by_score(budgets: Budgets) -> pd.DataFrame:
     Raises:
         StudyError: a method lacks a task or seed that another has.
     """
-    groups = [group for group in GROUPS[::-1] if group in {*budgets.scores["group"], "all"}]
-    return pd.concat([_of_group(budgets, budgets.first, group) for group in groups], ignore_index=True)
+    found = []
+    for group in _groups(budgets):
+        summed, scores, place = _of_group(budgets, group)
+        headline = headline_of(budgets.comparison, summed, scores)
+        found.append(recommendation(headline, scores, differences(scores), place))
+    return pd.concat(found, ignore_index=True)
 
 
-def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:
-    rows, setting = of_group(budgets, group), budgets.comparison.setting
+def choices(budgets: Budgets) -> pd.DataFrame:
+    """:func:`selection.selection` by every group of tasks at the budget to read first; ``group`` and ``tokens`` too.
+
+    Raises:
+        StudyError: as :func:`by_score`.
+    """
+    found = []
+    for group in _groups(budgets):
+        summed, _, place = _of_group(budgets, group)
+        found.append(selection(summed).assign(group=group, tokens=place["tokens"]))
+    return pd.concat(found, ignore_index=True)
+
+
+def _groups(budgets: Budgets) -> list[str]:
+    return [group for group in GROUPS[::-1] if group in {*budgets.scores["group"], "all"}]
+
+
+def _of_group(budgets: Budgets, group: str) -> tuple[pd.DataFrame, xr.DataArray, dict[str, Any]]:
+    """Summary, scores and place of a group's tasks at the budget to read first."""
+    rows, setting, budget = of_group(budgets, group), budgets.comparison.setting, budgets.first
     seeds = rows.loc[(rows["budget"] == budget) & ~rows["method"].isin([TEACHER, FLOOR]), "seed"].unique()
     kept = (rows["budget"] == budget) | (rows["method"] == FLOOR)
     own = rows[kept & (rows["method"] != TEACHER) & rows["seed"].isin(seeds)]
@@ -116,8 +139,7 @@ def _of_group(budgets: Budgets, budget: str, group: str) -> pd.DataFrame:
     languages = dict.fromkeys(name for scored in own["languages"] for name in scored)
     place: dict[str, Any] = {"group": group, "tasks": ",".join(own["task"].unique())}
     place |= {"languages": ",".join(languages), "tokens": budgets.tokens[budget]}
-    headline = headline_of(budgets.comparison, summary(macro, scores, teacher), scores)
-    return recommendation(headline, scores, differences(scores), place)
+    return summary(macro, scores, teacher), scores, place
 
 
 def read_recommendations(folders: Sequence[Path]) -> pd.DataFrame:
