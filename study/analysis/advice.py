@@ -31,6 +31,11 @@ TASKS = GROUP_WORDS | {FINE_TUNED: "fine-tuned tasks"}
 GAPS = {kind: f"closes most of the gap on {TASKS[kind]}" for kind in ("context", "sentence")}
 #: Analyses that recommend: the first that a profile has does.
 ANALYSES = ("comparison", "budgets")
+TERMS = """\
+<p><i>Recommended</i>: shown above the untrained student (that difference alone, uncorrected), and no faster student
+scores as high; in brackets: not recommended. <i>Not told apart</i>, here and on all pages: the difference of two
+methods, paired by task and seeds on the same student, has a p-value above 5 %, Holm-corrected over all pairs of
+methods, or there is one distillation seed.</p>"""
 NOT_TIMED = "not measured beside these scores"
 
 
@@ -83,8 +88,8 @@ def _speed(plan: Plan, row: dict[str, Any]) -> str:
     if "eager" not in times:
         return f"speed: {NOT_TIMED}"
     teacher, fast = times["eager"][1], "onnx-int8"
-    named = [f"{number(teacher / times[name][0], 1)} in {LABELS[name]}" for name in ("eager", fast) if name in times]
-    return f"times as fast as its teacher in {LABELS['eager']}, as served: {'; '.join(named)}"
+    faster = f", {number(teacher / times[fast][0], 1)} in {LABELS[fast]}" if fast in times else ""
+    return f"as served {number(teacher / times['eager'][0], 1)} times its teacher's speed in {LABELS['eager']}{faster}"
 
 
 def _rule(row: dict[str, Any]) -> Rule:
@@ -167,9 +172,10 @@ def conditions(plan: Plan, advice: pd.DataFrame) -> HTML | None:
     timed = {c.setting: plan.layout(c.setting).analysis("runtimes") / "timings.csv" for c in plan.of(Comparison)}
     links = [_linked(file, titled(own), plan) for own, file in timed.items() if file.is_file()]
     elsewhere += f" Speed by runtime: {', '.join(links)}." if links else ""
-    lead = f"What this answer of profile {html.escape(plan.profile)} holds for: tokens, tasks, languages"
+    lead = f"What this answer of profile {html.escape(plan.profile)} holds for, and its terms"
     listed = "".join(f"<li>{sentence}</li>\n" for sentence in said)
-    return HTML(f"<details><summary>{lead}</summary>\n<ul>\n{listed}</ul></details>\n<p>{elsewhere.strip()}</p>")
+    told = f"<ul>\n{listed}</ul>\n{TERMS}"
+    return HTML(f"<details><summary>{lead}</summary>\n{told}</details>\n<p>{elsewhere.strip()}</p>")
 
 
 def others(plan: Plan) -> Styler | None:

@@ -74,7 +74,8 @@ def strip(tables: dict[str, pd.DataFrame], caption: str, name: str = "strip", se
 def _verdict(cell: dict[str, Any] | None) -> str:
     if not cell:
         return NOTHING
-    return cell["verdict"] if pd.isna(cell["effect"]) else f"{cell['verdict']} {number(cell['effect'], 1, '+')}"
+    known = cell["verdict"] != NOT_TESTABLE and pd.notna(cell["effect"])
+    return f"{cell['verdict']} {number(cell['effect'], 1, '+')}" if known else cell["verdict"]
 
 
 def selection(tables: Iterable[pd.DataFrame]) -> Styler | None:
