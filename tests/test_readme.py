@@ -12,6 +12,7 @@ from study.analysis.numbers.text import MINUS, number
 
 ROOT = Path(__file__).parents[1]
 OVERNIGHT = ROOT / "profiles" / "overnight" / "reports" / "comparison"
+ABLATED = OVERNIGHT.parent / "ablations" / "multilingual" / "effects.csv"
 EVIDENCE = ROOT / "profiles" / "evidence" / "reports"
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,13 +104,28 @@ def test_the_page_on_findings_states_how_well_rules_rank_methods() -> None:
 
 def test_the_page_on_findings_states_what_starts_and_mappings_change() -> None:
     page = (ROOT / "docs" / "findings.md").read_text()
-    effects = {r["method"]: r for r in rows(OVERNIGHT.parent / "ablations" / "multilingual" / "effects.csv")}
+    effects = {r["method"]: r for r in rows(ABLATED)}
     start = page.partition("* **The start is worth")[2].partition("\n* **")[0]
     stated = re.findall(r"(\d+\.\d)\s+(?:points\s+)?\((-?\d+\.\d) to (\d+\.\d)", start)
     made = ("hs-uniform+last-random", "mha-minilmv2-random", "hs-uniform+last-teacher-embeddings")
     assert [list(map(float, row)) for row in stated] == [
         [pytest.approx(-float(effects[name][end]), abs=0.051) for end in ("effect", "high", "low")] for name in made
     ]
+    rest = page.partition("* **The rest is not told from chance**")[2].partition("\n\n")[0]
+    variants = [f"mha-minilmv2-heads-{heads}" for heads in (6, 24, 48)]
+    variants += [f"{method}-{what}" for what in ("plain", "equal-compute")
+                 for method in ("hs-uniform+last", "mha-minilmv2", "mha-direct")]  # fmt: skip
+    ahead, low, high = (float(value) for value in re.findall(r"then ([\d.]+), ([\d.]+) to ([\d.]+), above OD", rest)[0])
+    own = {(r["method"], r["reference"]): r for r in rows(ABLATED)}
+    above = own["hs-uniform+last-equal-compute", "od"]
+    for value, key in ((ahead, "effect"), (low, "low"), (high, "high")):
+        assert value == pytest.approx(float(above[key]), abs=0.051)
+    stated = [float(value) for value in re.findall(r"(?:HS|MiniLMv2|DirectMiniLM|\d+:) ([+-]?\d\.\d)", rest)]
+    told = [
+        next(r for (method, reference), r in own.items() if method == name and reference != "od") for name in variants
+    ]
+    assert stated == [pytest.approx(float(row["effect"]), abs=0.051) for row in told]
+    assert all(float(row["p_holm"]) > 0.05 for row in told)
     mapped = page.partition("* **From another start")[2].partition("\n* **")[0]
     stated = dict(re.findall(r"`([a-z-]+)` (-\d\.\d)", mapped))
     assert len(stated) == 4
