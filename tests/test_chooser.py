@@ -25,7 +25,7 @@ from constructed_results import (
 from ruamel.yaml import YAML
 
 from study import resolve
-from study.analysis.chooser import budgets_data, write_chooser
+from study.analysis.chooser import _task_names, budgets_data, write_chooser
 from study.analysis.figures.style import label
 from study.analysis.numbers.analysis import analyse
 from study.analysis.numbers.budgets import all_closed, load_budgets, table
@@ -269,8 +269,8 @@ def test_languages_count_by_their_weights(tmp_path):
     written = write_grid(made, {("none", "L3-H192"): 0.4, ("mlm", "L3-H192"): 0.5})
     add_languages(written, found={"none": 0.9, "mlm": 0.5})
     path = write_chooser(made.plan, [several_languages(made).analyse()], tmp_path / "explore.html", {"": {}})
-    data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text())[1])
-    (mlm,) = [model for model in data["settings"][0]["models"] if model["method"] == "mlm"]
+    (data,) = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text())[1])["settings"]
+    (mlm,) = [model for model in data["models"] if model["method"] == "mlm"]
     task, scores = next((task, own) for task, own in mlm["scores"].items() if len(own) > 1)
     means = {language: sum(map(sum, own)) / sum(map(len, own)) for language, own in scores.items()}
     first, second, *others = means
@@ -279,6 +279,15 @@ def test_languages_count_by_their_weights(tmp_path):
     head, line = driven(path, weights)[0]["numbers"]
     named = dict(zip(head, line, strict=True))
     assert float(named[data["tasks"][task]]) == pytest.approx(25 * (3 * means[first] + means[second]), abs=0.0501)
+
+
+def test_tasks_that_would_be_called_the_same_keep_their_names():
+    scored = {"topic-multilingual": {}, "topic": {}, "bigram-shift-multilingual": {}}
+    assert _task_names([{"scores": scored}]) == {
+        "topic-multilingual": "topic-multilingual",
+        "topic": "topic",
+        "bigram-shift-multilingual": "bigram shift",
+    }
 
 
 def test_time_in_every_runtime_stands_beside_a_student_that_was_timed(tmp_path):

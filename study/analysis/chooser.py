@@ -52,8 +52,7 @@ def page_data(analysis: Analysis, layout: Layout) -> dict[str, Any]:
             model |= _place(layout, model_name(method, student, table["distillation_seed"].iloc[0]), student)
             model["curve"] = _curve(results.curves.query("method == @method and student == @student"))
         models.append(model)
-    shared = {"setting": analysis.setting, "floor": FLOOR, "teacher": TEACHER, "models": models}
-    shared |= {"rule": analysis.headline["rule"]}
+    shared = _shared(analysis.setting, models) | {"rule": analysis.headline["rule"]}
     return shared | {"fixed": len(analysis.comparison.finetuning_seeds) == 1}
 
 
@@ -84,8 +83,18 @@ def budgets_data(budgets: Budgets, layout: Layout) -> dict[str, Any]:
             seen.add(budget)
         models.append(model)
     words = {name: f"{millions(tokens)} tokens" for name, tokens in budgets.tokens.items() if name in seen}
-    shared = {"setting": layout.setting, "floor": FLOOR, "teacher": TEACHER, "models": models, "rule": DEVELOPMENT}
+    shared = _shared(layout.setting, models) | {"rule": DEVELOPMENT}
     return shared | {"budgets": words, "budget": budgets.first, "fixed": True}
+
+
+def _shared(setting: str, models: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"setting": setting, "tasks": _task_names(models), "floor": FLOOR, "teacher": TEACHER, "models": models}
+
+
+def _task_names(models: list[dict[str, Any]]) -> dict[str, str]:
+    """Task -> its name as readers see it; as params.yaml has it where two would be called the same."""
+    words = {task: task_words(task) for model in models for task in model["scores"]}
+    return {task: said if [*words.values()].count(said) == 1 else task for task, said in words.items()}
 
 
 def _place(layout: Layout, model: str, student: str) -> dict[str, Any]:
@@ -132,11 +141,9 @@ def write_chooser(plan: Plan, analyses: Sequence[Analysis | Budgets], path: Path
         else:
             settings.append(page_data(own, layout))
             pictures.append(layout.analysis("comparison") / "quality_latency.png")
-    tasks = {task for own in settings for model in own["models"] for task in model["scores"]}
     data = {
         "profile": plan.profile,
         "settings": settings,
-        "tasks": {task: task_words(task) for task in sorted(tasks)},
         "rules": {name: {"words": rule.words} for name, rule in RULES.items()},
         "quantiles": [round(float(value), 5) for value in quantiles],
     }
