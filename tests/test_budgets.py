@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from study.analysis.answers import selection, strip
 from study.analysis.figures.budgets import GROUP_WORDS
 from study.analysis.figures.budgets import gap_closed as draw
 from study.analysis.figures.style import STYLES, label
-from study.analysis.numbers.budget_tables import budget_tables, write_budgets
+from study.analysis.numbers.budget_tables import budget_tables, read_budgets, write_budgets
 from study.analysis.numbers.budgets import (
     NOT_TESTABLE,
     Budgets,
@@ -382,6 +383,15 @@ def test_what_rules_pick_is_told_by_group_of_tasks():
     assert picks.query("rule == 'oracle'")["regret"].eq(0).all() and picks["regret"].ge(0).all()
     shown = selection([picks]).data
     assert list(shown["tasks"].unique()) == [GROUP_WORDS[group] for group in picks["group"].unique()]
+
+
+def test_committed_reports_of_budgets_have_every_table():
+    folders = sorted(Path(__file__).parents[1].glob("profiles/*/reports/budgets/*"))
+    assert folders
+    for folder in folders:
+        assert not any(rows.empty for name, rows in read_budgets(folder).items() if name in ("gap", "selection")), (
+            folder
+        )
 
 
 def test_one_seed_or_no_gain_is_not_recommended_by_score():

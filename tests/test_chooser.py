@@ -95,7 +95,9 @@ const seen = STEPS.map(step => {
   const rows = [...document.querySelectorAll(".row")].map(row => ({ ...row.dataset, text: row.textContent }));
   const lines = [...document.querySelectorAll("#numbers tr")];
   const numbers = lines.map(line => [...line.cells].map(cell => cell.textContent));
-  return { rows, numbers, detail: byId("detail").innerHTML, controls: byId("controls").innerHTML, hash: location.hash };
+  const silent = byId("silent").textContent;
+  const detail = byId("detail").innerHTML;
+  return { rows, numbers, silent, detail, controls: byId("controls").innerHTML, hash: location.hash };
 });
 const said = document.createElement("pre");
 said.id = "seen";
@@ -288,6 +290,39 @@ def test_tasks_that_would_be_called_the_same_keep_their_names():
         "topic": "topic",
         "bigram-shift-multilingual": "bigram shift",
     }
+
+
+def test_what_an_address_asks_for_in_vain_falls_back(tmp_path):
+    """Weights that are no numbers count nothing, too large ones as much as the largest; sorting is by what is kept."""
+    budgets, _, plan = several_budgets(tmp_path)
+    path = write_chooser(plan, [budgets], tmp_path / "explore.html", {"": {"index.html": "report"}})
+    tasks = list(json.loads(re.search(r'id="data">(.*?)</script>', path.read_text())[1])["settings"][0]["tasks"])
+
+    def asked(**wanted: str) -> dict:
+        address = f"new URLSearchParams({json.dumps(wanted)})"
+        page = path.read_text().replace("new URLSearchParams(location.hash.slice(1))", address)
+        (path.parent / "asked.html").write_text(page)
+        return driven(path.parent / "asked.html", {"body": "click"})[0]
+
+    plain = asked()
+    large = {f"task.{task}": "Infinity" for task in tasks}
+    for wanted in ({"tokens": "zzz"}, {"sort": "unknown"}, {"rule": "none"}, large):
+        seen = asked(**wanted)
+        assert seen["numbers"] == plain["numbers"] and len(seen["rows"]) == len(plain["rows"]) > 1
+    assert asked(**{f"task.{task}": "-3" for task in tasks})["rows"] == []
+
+
+def test_a_task_in_no_language_of_weight_is_named(tmp_path):
+    made = make_study(tmp_path, ["none", "mlm"], ("L3-H192",))
+    add_languages(write_grid(made, {("none", "L3-H192"): 0.4, ("mlm", "L3-H192"): 0.5}))
+    path = write_chooser(made.plan, [several_languages(made).analyse()], tmp_path / "explore.html", {"": {}})
+    every, without = driven(path, {"body": "click"}, {chosen("language.en"): "0"})
+    (data,) = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text())[1])["settings"]
+    (teacher,) = [model for model in data["models"] if model["method"] == "teacher"]
+    english = [data["tasks"][task] for task, scores in teacher["scores"].items() if set(scores) == {"en"}]
+    assert english and every["silent"] == ""
+    assert without["silent"] == f"Not counted: {', '.join(english)}, in no language of weight."
+    assert not {*english} & {*without["numbers"][0]}
 
 
 def test_time_in_every_runtime_stands_beside_a_student_that_was_timed(tmp_path):

@@ -171,7 +171,7 @@ def test_what_was_not_timed_beside_scores_tells_its_speed_as_served(tmp_path):
     times = [("teacher", "eager", 9), ("teacher", "onnx-int8", 3), ("L3-H192", "eager", 3), ("L3-H192", "onnx-int8", 1)]
     timings.write_text("model,runtime,input,batch_size,threads,p50\n" + "".join(row(*own) for own in times))
     said = advice.cards(made.plan, advised).data
-    assert "as served 3.0 times its teacher's speed in PyTorch, 9.0 in ONNX Runtime, int8" in said
+    assert "as fast as the teacher in PyTorch: 3.0 in PyTorch, 9.0 in ONNX Runtime, int8" in said
     assert said.count("as served") == 1  # of L6-H192 there are no timings
 
 

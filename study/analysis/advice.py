@@ -89,7 +89,8 @@ def _speed(plan: Plan, row: dict[str, Any]) -> str:
         return f"speed: {NOT_TIMED}"
     teacher, fast = times["eager"][1], "onnx-int8"
     faster = f", {number(teacher / times[fast][0], 1)} in {LABELS[fast]}" if fast in times else ""
-    return f"as served {number(teacher / times['eager'][0], 1)} times its teacher's speed in {LABELS['eager']}{faster}"
+    own = f"{number(teacher / times['eager'][0], 1)} in {LABELS['eager']}{faster}"
+    return f"one text as served, times as fast as the teacher in {LABELS['eager']}: {own}"
 
 
 def _rule(row: dict[str, Any]) -> Rule:

@@ -16,7 +16,7 @@ from study.analysis.figures.style import label, titled
 from study.analysis.numbers.budgets import NOT_TESTABLE
 from study.analysis.numbers.claims import CONTRADICTED, SUPPORTED, UNDECIDED
 from study.analysis.numbers.selection import RULES
-from study.analysis.numbers.text import NOTHING, number, percent
+from study.analysis.numbers.text import NOTHING, millions, number, percent
 from study.analysis.presentation import styled
 from study.descriptions import Comparison
 from study.plan import Plan
@@ -27,6 +27,10 @@ VERDICT_LOOKS = {
     UNDECIDED: "background-color: #f0f1f2; color: #4d4d4d",
     NOT_TESTABLE: "color: #4d4d4d; font-style: italic",
 }
+
+
+#: What the teacher keeps of its score, in percent.
+FULL = 100
 
 
 def card(head: str, big: str, *lines: str) -> str:
@@ -86,7 +90,7 @@ def selection(tables: Iterable[pd.DataFrame]) -> Styler | None:
     """
     rows = [
         {"student": f"{titled(row['setting'])}, {row['student']}"}
-        | ({"tasks": GROUP_WORDS[row["group"]]} if "group" in row else {})
+        | ({"tasks": GROUP_WORDS[row["group"]], "tokens": millions(row["tokens"])} if "group" in row else {})
         | {
             "methods chosen by": RULES[row["rule"]].words + ": in use here" * row["in_use"],
             "picks": label(row["method"]),
@@ -97,6 +101,8 @@ def selection(tables: Iterable[pd.DataFrame]) -> Styler | None:
         }
         for table in tables
         for row in table.to_dict("records")
+        if "group" not in row or not row["floor"] > FULL  # else there is no gap to choose for
     ]
     groups = [f"{row['student']} {row.get('tasks', '')}" for row in rows]
-    return styled(rows, "selection", words=["student", "tasks", "picks"], wide=["methods chosen by"], groups=groups)
+    words = ["student", "tasks", "tokens", "picks"]
+    return styled(rows, "selection", words=words, wide=["methods chosen by"], groups=groups)
