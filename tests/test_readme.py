@@ -111,6 +111,26 @@ def test_the_page_on_findings_states_what_starts_and_mappings_change() -> None:
     assert [list(map(float, row)) for row in stated] == [
         [pytest.approx(-float(effects[name][end]), abs=0.051) for end in ("effect", "high", "low")] for name in made
     ]
+    tied = page.partition("* **Which layers are tied")[2].partition("English `uniform-consecutive`")[0]
+    stated = re.findall(r"`?([a-z+-]+)`? (-?\d\.\d)\b", tied)
+    assert len(stated) == 7
+    for mapping, effect in stated:
+        method = (
+            f"hs-uniform+last-mapping-{mapping}" if mapping in ("all-to-one", "random", "reverse") else f"hs-{mapping}"
+        )
+        assert float(effect) == pytest.approx(float(effects[method]["effect"]), abs=0.051), mapping
+        assert float(effects[method]["p_holm"]) > 0.05
+    layers = page.partition("* **The teacher layer of MHA**")[2].partition("\n* **")[0]
+    named = ("mha-minilmv2-from-top-5", "mha-minilmv2-from-top-2", "mha-direct-from-top-4", "mha-direct-from-top-0")
+    stated = [float(value) for value in re.findall(r"\(([+-]\d\.\d)[ )]", layers)]
+    assert stated == [pytest.approx(float(effects[name]["effect"]), abs=0.051) for name in named]
+    for method in ("mha-minilmv2", "mha-direct"):
+        tried = {name: float(row["effect"]) for name, row in effects.items() if name.startswith(f"{method}-from-top")}
+        assert len(tried) == 5 and min(tried, key=tried.get) in named and max(tried, key=tried.get) in named
+    positions = page.partition("* **OD wants all positions**")[2].partition("\n* **")[0]
+    gain, low, high = re.findall(r"gains ([\d.]+) points \(([\d.]+) to\s+([\d.]+)\)", positions)[0]
+    for value, end in ((gain, "effect"), (low, "low"), (high, "high")):
+        assert float(value) == pytest.approx(float(effects["od-all-positions"][end]), abs=0.051)
     rest = page.partition("* **The rest is not told from chance**")[2].partition("\n\n")[0]
     variants = [f"mha-minilmv2-heads-{heads}" for heads in (6, 24, 48)]
     variants += [f"{method}-{what}" for what in ("plain", "equal-compute")
