@@ -11,11 +11,12 @@ from xml.etree import ElementTree
 
 import nbformat
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 from constructed_results import make_study
 
-from study.analysis.notebooks import TARGETS, TEXTS, WIDGET, breakable, executed_copies, write_notebooks
+from study.analysis.notebooks import TARGETS, TEXTS, WIDGET, executed_copies, readable, write_notebooks
 from study.files import write_file
 from study.methods import HiddenState
 from study.sections import Encoder
@@ -155,7 +156,25 @@ def test_controls_leave_words_and_no_script(study):
 def test_headings_of_tables_may_be_broken_behind_underscores():
     page = '<th class="a_b">lower_quartile_seconds</th><td>a_b</td><thead>'
     broken = '<th class="a_b">lower_<wbr>quartile_<wbr>seconds</th><td>a_b</td><thead>'
-    assert breakable(page) == broken == breakable(broken)
+    assert readable(page) == broken == readable(broken)
+
+
+def test_tables_of_pandas_have_dashes_and_no_index_that_only_counts():
+    frame = pd.DataFrame({"task": ["topic", "retrieval"], "es": [0.5, np.nan], "said": [None, "nan of all"]})
+    sizes = pd.Series({"loss": np.nan, "parameters": 7}).map("{:,.12g}".format).to_frame("this model")
+    layers = pd.DataFrame({"likeness": [0.9, 0.8]}, index=pd.Index([1, 2], name="layer"))
+    by_year = pd.DataFrame({"count": [1, 2]}, index=[2025, 2024])
+    pages = [own.to_html() for own in (frame, frame[frame["es"].isna()], sizes, layers, by_year)]
+    shown = [
+        [[cell.text or "" for cell in row] for row in ElementTree.fromstring(readable(page)).iter("tr")]
+        for page in pages
+    ]
+    assert shown[0] == [["task", "es", "said"], ["topic", "0.5", "–"], ["retrieval", "–", "nan of all"]]
+    assert shown[1] == [["task", "es", "said"], ["retrieval", "–", "nan of all"]]
+    assert shown[2] == [["", "this model"], ["loss", "–"], ["parameters", "7"]]
+    assert shown[3] == [["", "likeness"], ["layer", ""], ["1", "0.9"], ["2", "0.8"]]
+    assert shown[4] == [["", "count"], ["2025", "1"], ["2024", "2"]]  # these do not count rows
+    assert [readable(readable(page)) for page in pages] == [readable(page) for page in pages]
 
 
 def test_what_tuning_executes_has_a_page(study):

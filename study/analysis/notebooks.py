@@ -12,6 +12,7 @@ import nbformat
 from markupsafe import Markup
 
 from study.analysis.figures.style import small
+from study.analysis.numbers.text import NOTHING
 from study.analysis.pages import (
     Navigation,
     as_html,
@@ -29,6 +30,8 @@ from study.plan import Plan
 from study.sections import ANALYSES
 
 INDEX, STYLE = "index.html", "../html/page.css"
+#: A table as pandas shows it.
+FRAME = re.compile('<table[^>]*class="dataframe".*?</table>', re.S)
 #: Tag of cells that print texts of others, which are not kept in the repository.
 TEXTS = "texts"
 #: Type of outputs that are controls; they need a running kernel and scripts from elsewhere.
@@ -121,9 +124,23 @@ def linked(page: str, links: dict[str, str], but: str = "") -> str:
     return re.sub(rf'href="(?:[^":]*/)?({others})\.(?:html|ipynb)"', lambda own: f'href="{links[own[1]]}"', page)
 
 
-def breakable(page: str) -> str:
-    """A page whose tables' headings may go on in the next line behind an underscore."""
-    return re.sub(r"(<th\b[^>]*>)([^<]*)", lambda own: own[1] + re.sub(r"_(?=\w)", "_<wbr>", own[2]), page)
+def readable(page: str) -> str:
+    """A page whose tables of pandas suit readers.
+
+    Headings may go on in the next line behind an underscore, what is missing is a dash, and an index without a name
+    that only counts rows is left out.
+    """
+    page = re.sub(r"(<th\b[^>]*>)([^<]*)", lambda own: own[1] + re.sub(r"_(?=\w)", "_<wbr>", own[2]), page)
+    return FRAME.sub(lambda table: _tidied(table[0]), page)
+
+
+def _tidied(table: str) -> str:
+    table = re.sub("<td>(NaN|nan|None)</td>", f"<td>{NOTHING}</td>", table)
+    heads = re.findall(r"<tr>\s*<th>([^<]*)</th>", table)
+    counts = heads and all(map(str.isdecimal, heads)) and re.search(r"<thead>\s*<tr[^>]*>\s*<th></th>", table)
+    if not counts or [*map(int, heads)] != sorted({*map(int, heads)}):
+        return table
+    return re.sub(r"(<tr[^>]*>\s*)<th>\d*</th>\s*", r"\1", table)
 
 
 def _all(plan: Plan) -> list[Path]:
@@ -165,7 +182,7 @@ def _command(plan: Plan, name: str) -> str:
 def _write_anew(page: Path, links: dict[str, str], nav: Navigation) -> None:
     """A page that was made elsewhere, in the style, under the navigation and with the links of today."""
     before = page.read_text()
-    text = breakable(linked(before, links, page.stem))
+    text = readable(linked(before, links, page.stem))
     if (text := frame_anew(text, "notebook.html", nav=nav, here=page.name, style=STYLE, notebook="")) != before:
         write_file(page, text)
 
@@ -210,4 +227,4 @@ def _content(page: Path, executed: Path, links: dict[str, str], root: Path, up: 
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = outputs, None
     body = as_html(notebook, notebook.cells, code=True).replace(str(root.resolve()), "…")
-    return title, Markup(breakable(re.sub(r"[ \t]+\n", "\n", body)))
+    return title, Markup(readable(re.sub(r"[ \t]+\n", "\n", body)))
