@@ -385,6 +385,16 @@ def test_what_rules_pick_is_told_by_group_of_tasks():
     assert list(shown["tasks"].unique()) == [GROUP_WORDS[group] for group in picks["group"].unique()]
 
 
+def test_where_the_untrained_student_is_above_the_teacher_there_is_nothing_to_choose():
+    budgets = constructed()
+    scores = budgets.scores.copy()
+    scores.loc[(scores["method"] == "none") & (scores["group"] == "context"), "score"] = 0.99
+    found = choices(replace(budgets, scores=scores))
+    assert set(choices(budgets)["group"]) - set(found["group"]) == {"context"} and list(found.index) == [
+        *range(len(found))
+    ]
+
+
 def test_committed_reports_of_budgets_have_every_table():
     folders = sorted(Path(__file__).parents[1].glob("profiles/*/reports/budgets/*"))
     assert folders

@@ -29,10 +29,6 @@ VERDICT_LOOKS = {
 }
 
 
-#: What the teacher keeps of its score, in percent.
-FULL = 100
-
-
 def card(head: str, big: str, *lines: str) -> str:
     """An answer as HTML: what it is about, the number, what it means."""
     looks = itertools.chain(("soft", "big", "said"), itertools.repeat("soft"))
@@ -101,7 +97,6 @@ def selection(tables: Iterable[pd.DataFrame]) -> Styler | None:
         }
         for table in tables
         for row in table.to_dict("records")
-        if "group" not in row or not row["floor"] > FULL  # else there is no gap to choose for
     ]
     groups = [f"{row['student']} {row.get('tasks', '')}" for row in rows]
     words = ["student", "tasks", "tokens", "picks"]

@@ -107,6 +107,8 @@ def by_score(budgets: Budgets) -> pd.DataFrame:
 def choices(budgets: Budgets) -> pd.DataFrame:
     """:func:`selection.selection` by every group of tasks at the budget to read first; ``group`` and ``tokens`` too.
 
+    Groups on which the untrained student is above the teacher are left out: there is nothing to choose for.
+
     Raises:
         StudyError: as :func:`by_score`.
     """
@@ -114,7 +116,8 @@ def choices(budgets: Budgets) -> pd.DataFrame:
     for group in _groups(budgets):
         summed, _, place = _of_group(budgets, group)
         found.append(selection(summed).assign(group=group, tokens=place["tokens"]))
-    return pd.concat(found, ignore_index=True)
+    table = pd.concat(found, ignore_index=True)
+    return table[~(table["floor"] > 100)].reset_index(drop=True)
 
 
 def _groups(budgets: Budgets) -> list[str]:
